@@ -1,1 +1,35 @@
-//! Placeholder.
+//! The KubeXen API, group `kubexen.io`, version `v1alpha1`.
+//!
+//! Two layers. **User kinds** say what is wanted: [`VirtualMachine`], [`VirtualDisk`], [`Network`],
+//! [`StorageRepository`], [`Host`], [`Pool`]. **Host kinds** say what one dom0 is to run, fully resolved, in the
+//! namespace of that host: [`Domain`], [`Volume`]. The controller turns the first into the second; the agent of
+//! the host makes Xen agree and reports in their status.
+//!
+//! The types are the only source of the CustomResourceDefinitions: `cargo xtask crds` writes them to
+//! `crds/manifests/` and into the chart, and a check fails when the two differ. Validation is CEL inside the
+//! schemas, so that the API server refuses bad input with no component of ours in the write path.
+
+pub mod boot;
+pub mod condition;
+pub mod domain;
+pub mod host;
+pub mod manifest;
+pub mod names;
+pub mod network;
+pub mod pool;
+pub mod quantity;
+pub mod storage_repository;
+pub mod virtual_disk;
+pub mod virtual_machine;
+pub mod volume;
+
+pub use boot::{Boot, BootType, Kernel};
+pub use domain::{Domain, DomainSpec, DomainStatus};
+pub use host::{Host, HostSpec, HostStatus};
+pub use network::{Network, NetworkSpec, NetworkStatus};
+pub use pool::{Pool, PoolSpec, PoolStatus};
+pub use quantity::{ByteQuantity, TimeSpan};
+pub use storage_repository::{StorageRepository, StorageRepositorySpec, StorageRepositoryStatus};
+pub use virtual_disk::{VirtualDisk, VirtualDiskSpec, VirtualDiskStatus};
+pub use virtual_machine::{VirtualMachine, VirtualMachineSpec, VirtualMachineStatus};
+pub use volume::{Volume, VolumeSpec, VolumeStatus};

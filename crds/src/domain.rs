@@ -1,0 +1,218 @@
+//! `Domain` (host kind): one virtual machine, resolved for one host.
+
+use crate::{boot::Boot, condition::conditions_schema, quantity::ByteQuantity, virtual_machine::Lifecycle};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One virtual machine resolved for one host, in that host's namespace. Written by the controller, carried out by
+/// the agent. Deleting it shuts the guest down; the object goes when the domain is gone.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "kubexen.io",
+    version = "v1alpha1",
+    kind = "Domain",
+    plural = "domains",
+    shortname = "xdom",
+    category = "xen",
+    namespaced,
+    status = "DomainStatus",
+    derive = "PartialEq",
+    cel,
+    selectable = ".spec.virtualMachine.namespace",
+    selectable = ".spec.virtualMachine.name",
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Domid", type_ = "integer", json_path = ".status.domid"),
+    printcolumn(name = "Token", type_ = "integer", json_path = ".status.ownerToken"),
+    printcolumn(name = "Restarts", type_ = "integer", json_path = ".status.restarts"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].message",
+        priority = "1"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct DomainSpec {
+    /// The virtual machine that this domain is. Its uid is the domain's UUID in Xen. Cannot be changed.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("`virtualMachine` must not change"))]
+    pub virtual_machine: VirtualMachineReference,
+    /// Whether the domain runs or stands still. Default: Running.
+    #[serde(default)]
+    pub power_state: DomainPowerState,
+    /// Asks for one restart when it differs from `status.restartHandled`: the virtual machine's restart annotation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub restart_requested: Option<String>,
+    /// What the domain is made of. Cannot be changed: another machine is another domain.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("`machine` must not change: delete this Domain and make another"))]
+    pub machine: Machine,
+    /// What happens when the guest stops.
+    #[serde(default)]
+    pub lifecycle: Lifecycle,
+}
+
+/// The virtual machine that a domain is.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualMachineReference {
+    /// Its namespace.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+    /// Its name.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Its uid.
+    #[schemars(length(equal = 36), regex(pattern = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))]
+    pub uid: String,
+}
+
+/// Whether a domain runs or stands still.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum DomainPowerState {
+    /// Runs.
+    #[default]
+    Running,
+    /// In memory; its vCPUs stand still.
+    Paused,
+}
+
+/// What a domain is made of.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Machine {
+    /// Number of virtual CPUs.
+    #[schemars(range(min = 1, max = 128))]
+    pub cpus: i32,
+    /// Memory.
+    pub memory: ByteQuantity,
+    /// How it boots.
+    pub boot: Boot,
+    /// Disks in the guest's order, at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub disks: Vec<DomainDisk>,
+    /// Interfaces in the guest's order, at most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub interfaces: Vec<DomainInterface>,
+}
+
+/// A disk of a domain.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DomainDisk {
+    /// Name of the disk within its machine.
+    #[schemars(length(min = 1, max = 32))]
+    pub name: String,
+    /// Name of the Volume in the same namespace.
+    #[schemars(length(min = 1, max = 253))]
+    pub volume: String,
+    /// Whether the guest may only read.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// An interface of a domain.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DomainInterface {
+    /// Name of the interface within its machine.
+    #[schemars(length(min = 1, max = 32))]
+    pub name: String,
+    /// Name of the uplink in the agent's configuration.
+    #[schemars(length(min = 1, max = 63))]
+    pub uplink: String,
+    /// Hardware address.
+    #[schemars(length(equal = 17), regex(pattern = r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$"))]
+    pub mac: String,
+}
+
+/// What the agent saw of a domain.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(oldSelf.ownerToken) || (has(self.ownerToken) && self.ownerToken >= oldSelf.ownerToken)")
+    .message("`ownerToken` must not go back")
+    .field_path(".ownerToken"))]
+pub struct DomainStatus {
+    /// The `metadata.generation` that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub observed_generation: Option<i64>,
+    /// One word for people; the controller reads it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<DomainPhase>,
+    /// Xen's number for the domain while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 65535))]
+    pub domid: Option<i32>,
+    /// The ownership token under which this host runs the domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub owner_token: Option<i64>,
+    /// The `spec.restartRequested` that was carried out last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub restart_handled: Option<String>,
+    /// How often the guest was started again since this Domain was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub restarts: Option<i32>,
+    /// Crashes in a row, without ten minutes of running between them; decides the back-off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub crashes: Option<i32>,
+    /// How and when the guest stopped by itself last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_stop: Option<Stop>,
+    /// `Ready`: the domain is as the spec wants it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions_schema")]
+    pub conditions: Vec<Condition>,
+}
+
+/// State of a domain in one word.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+pub enum DomainPhase {
+    /// Waits for what it needs: a volume, its ownership, the end of a back-off.
+    Pending,
+    /// Runs.
+    Running,
+    /// In memory; vCPUs stand still.
+    Paused,
+    /// Was asked to shut down.
+    Stopping,
+    /// The guest stopped by itself and its policy leaves it so.
+    Halted,
+    /// The guest crashed and its memory is kept for inspection.
+    Preserved,
+    /// Cannot be started as it is; tried again, ever more rarely.
+    Failed,
+}
+
+/// How and when a guest stopped by itself.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Stop {
+    /// What the guest did.
+    pub reason: StopReason,
+    /// When the agent saw it.
+    pub at: Time,
+}
+
+/// What a guest did when it stopped by itself.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+pub enum StopReason {
+    /// It powered itself off.
+    Poweroff,
+    /// It rebooted.
+    Reboot,
+    /// It crashed, or its watchdog fired.
+    Crash,
+    /// Its domain vanished: the host was rebooted, or somebody else destroyed it.
+    Vanished,
+}

@@ -1,0 +1,176 @@
+//! `Host`: a machine that runs Xen, with the agent in its dom0.
+
+use crate::{condition::conditions_schema, quantity::ByteQuantity};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+/// A Xen host. Creating it gives the host a namespace and its agent an identity there; deleting it takes both away.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "kubexen.io",
+    version = "v1alpha1",
+    kind = "Host",
+    plural = "hosts",
+    shortname = "xhost",
+    category = "xen",
+    status = "HostStatus",
+    derive = "PartialEq",
+    cel,
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Schedulable", type_ = "boolean", json_path = ".spec.schedulable"),
+    printcolumn(name = "CPUs", type_ = "integer", json_path = ".status.cpu.count"),
+    printcolumn(name = "Memory", type_ = "string", json_path = ".status.memory.allocatable"),
+    printcolumn(name = "Xen", type_ = "string", json_path = ".status.xen.version"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Simulated", type_ = "boolean", json_path = ".status.xen.simulated", priority = "1"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message", priority = "1"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && self.metadata.name.size() <= 50")
+        .message("`metadata.name` must be a host name without dots, at most 50 characters long")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct HostSpec {
+    /// Whether new guests may be placed here. Default: true. Guests that are here stay.
+    #[serde(default = "yes")]
+    pub schedulable: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What the host's agent said of it, and the controller's conditions.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HostStatus {
+    /// The `metadata.generation` that the conditions speak of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub observed_generation: Option<i64>,
+    /// Kernel's identity of this boot of dom0; a new one after each boot.
+    #[serde(rename = "bootID", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub boot_id: Option<String>,
+    /// Version of the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub agent_version: Option<String>,
+    /// The hypervisor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xen: Option<Xen>,
+    /// Physical CPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<HostCpu>,
+    /// Physical memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<HostMemory>,
+    /// Storage locations that the agent's configuration names and that can be used, at most 64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub locations: Vec<Location>,
+    /// Uplinks that the agent's configuration names and that are up, at most 64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub uplinks: Vec<Uplink>,
+    /// Names in the host's kernel catalogue, at most 64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 63)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub kernels: Vec<String>,
+    /// Domains that run here and that no Domain object stands for; never touched. The first 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["uuid".into()]))]
+    pub unknown_domains: Vec<UnknownDomain>,
+    /// `Ready`: the agent is alive and reports. Written by the controller.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions_schema")]
+    pub conditions: Vec<Condition>,
+}
+
+/// The hypervisor of a host.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Xen {
+    /// Version, as in `4.17.4`.
+    #[schemars(length(max = 64))]
+    pub version: String,
+    /// What Xen can do: `pv`, `hvm`, `hap` …, at most 32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 32)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub capabilities: Vec<String>,
+    /// Whether this is no Xen but a model of one, for tests and demonstrations.
+    pub simulated: bool,
+}
+
+/// Physical CPUs of a host.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HostCpu {
+    /// Logical CPUs that Xen schedules guests on.
+    #[schemars(range(min = 0, max = 65536))]
+    pub count: i32,
+    /// Sockets.
+    #[schemars(range(min = 0, max = 65536))]
+    pub sockets: i32,
+    /// Cores in each socket.
+    #[schemars(range(min = 0, max = 65536))]
+    pub cores_per_socket: i32,
+    /// Threads in each core.
+    #[schemars(range(min = 0, max = 64))]
+    pub threads_per_core: i32,
+    /// Model name as the CPU gives it.
+    #[schemars(length(max = 128))]
+    pub model: String,
+    /// Feature flags as Linux names them, sorted, at most 512.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 512), inner(length(max = 32)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub features: Vec<String>,
+}
+
+/// Physical memory of a host.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HostMemory {
+    /// All memory of the machine.
+    pub total: ByteQuantity,
+    /// What is there for guests that KubeXen runs, those that run now included: total less Xen, dom0 and domains
+    /// that KubeXen does not know.
+    pub allocatable: ByteQuantity,
+}
+
+/// A storage location of a host.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Location {
+    /// Name in the agent's configuration.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// What disks here may have in sum.
+    pub capacity: ByteQuantity,
+}
+
+/// An uplink of a host.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Uplink {
+    /// Name in the agent's configuration.
+    #[schemars(length(max = 63))]
+    pub name: String,
+}
+
+/// A domain that no Domain object stands for.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UnknownDomain {
+    /// Its UUID.
+    #[schemars(length(max = 36))]
+    pub uuid: String,
+    /// Xen's number for it.
+    #[schemars(range(min = 0, max = 65535))]
+    pub domid: i32,
+}

@@ -1,0 +1,88 @@
+//! `Pool`: policy for all hosts of an installation.
+
+use crate::condition::conditions_schema;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Policy of the pool. There is one, named `default`; without it the defaults below hold.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[kube(
+    group = "kubexen.io",
+    version = "v1alpha1",
+    kind = "Pool",
+    plural = "pools",
+    shortname = "xpool",
+    category = "xen",
+    status = "PoolStatus",
+    derive = "PartialEq",
+    cel,
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Hosts", type_ = "integer", json_path = ".status.hosts"),
+    printcolumn(name = "Ready-Hosts", type_ = "integer", json_path = ".status.readyHosts"),
+    printcolumn(name = "Strategy", type_ = "string", json_path = ".spec.placement.strategy"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.metadata.name == 'default'").message("`metadata.name` must be \"default\": an installation has one pool")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolSpec {
+    /// How hosts are chosen.
+    #[serde(default)]
+    pub placement: PlacementPolicy,
+}
+
+/// How hosts are chosen.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlacementPolicy {
+    /// `Spread` (default): the emptiest host that fits. `Pack`: the fullest one.
+    #[serde(default)]
+    pub strategy: Strategy,
+    /// How many vCPUs of guests one CPU of a host may carry, 1 to 64. Default: 4.
+    #[serde(default = "four")]
+    #[schemars(range(min = 1, max = 64))]
+    pub cpu_overcommit: i32,
+}
+
+impl Default for PlacementPolicy {
+    fn default() -> Self {
+        Self { strategy: Strategy::default(), cpu_overcommit: four() }
+    }
+}
+
+fn four() -> i32 {
+    4
+}
+
+/// Which of the hosts that fit is taken.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum Strategy {
+    /// The emptiest.
+    #[default]
+    Spread,
+    /// The fullest.
+    Pack,
+}
+
+/// What was seen of the pool.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolStatus {
+    /// The `metadata.generation` that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub observed_generation: Option<i64>,
+    /// Number of hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub hosts: Option<i32>,
+    /// Number of hosts that are Ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub ready_hosts: Option<i32>,
+    /// `Ready`: there are hosts, and all of them are Ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions_schema")]
+    pub conditions: Vec<Condition>,
+}

@@ -1,0 +1,338 @@
+//! `VirtualMachine`: a guest that its owner wants.
+
+use crate::{
+    boot::Boot,
+    condition::conditions_schema,
+    quantity::{ByteQuantity, HostSelector, TimeSpan},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A virtual machine: what guest is wanted, on what disks and networks. The controller finds a host for it, the
+/// agent of that host runs it.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "kubexen.io",
+    version = "v1alpha1",
+    kind = "VirtualMachine",
+    plural = "virtualmachines",
+    shortname = "xvm",
+    category = "xen",
+    namespaced,
+    status = "VirtualMachineStatus",
+    derive = "PartialEq",
+    cel,
+    selectable = ".spec.powerState",
+    selectable = ".status.host",
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Host", type_ = "string", json_path = ".status.host"),
+    printcolumn(name = "CPUs", type_ = "integer", json_path = ".spec.cpu.count"),
+    printcolumn(name = "Memory", type_ = "string", json_path = ".spec.memory.size"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason", priority = "1"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message", priority = "1"),
+    validation = Rule::new("self.metadata.name.size() <= 63")
+        .message("`metadata.name` must be at most 63 characters long")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualMachineSpec {
+    /// Whether the guest runs. `Running` (default), `Halted` (shut down, and what it used is free for others) or
+    /// `Paused` (in memory, its vCPUs stand still).
+    #[serde(default)]
+    pub power_state: PowerState,
+    /// Virtual CPUs. Default: one.
+    #[serde(default)]
+    pub cpu: Cpu,
+    /// Memory.
+    pub memory: Memory,
+    /// How the guest boots.
+    pub boot: Boot,
+    /// Disks in the order in which the guest sees them (`xvda`, `xvdb` …), at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub disks: Vec<Disk>,
+    /// Network interfaces in the order in which the guest sees them (`eth0`, `eth1` …), at most 8.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub interfaces: Vec<Interface>,
+    /// Which hosts may run the guest, and which guests it avoids. Default: any host.
+    #[serde(default)]
+    pub placement: Placement,
+    /// What happens when the guest stops.
+    #[serde(default)]
+    pub lifecycle: Lifecycle,
+}
+
+/// Whether a guest runs.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum PowerState {
+    /// Runs.
+    #[default]
+    Running,
+    /// Shut down; uses no memory and no CPU.
+    Halted,
+    /// In memory; its vCPUs stand still.
+    Paused,
+}
+
+/// Virtual CPUs of a guest.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Cpu {
+    /// Number of virtual CPUs, 1 to 128. Default: 1. A change takes effect at the next restart.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 128))]
+    pub count: i32,
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Self { count: one() }
+    }
+}
+
+fn one() -> i32 {
+    1
+}
+
+/// Memory of a guest.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Memory {
+    /// Memory the guest has, at least 16Mi and at most 8Ti. Its host reserves this and a small overhead. A change
+    /// takes effect at the next restart.
+    #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity('16Mi')) >= 0 && quantity(self).compareTo(quantity('8Ti')) <= 0")
+        .message("`size` must be between \"16Mi\" and \"8Ti\""))]
+    pub size: ByteQuantity,
+}
+
+/// A disk of a guest.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Disk {
+    /// Name of the disk within this machine, at most 32 characters.
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Name of a VirtualDisk in the same namespace. A VirtualDisk serves one running guest at a time.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub disk: String,
+    /// Whether the guest may only read the disk. Default: false.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// A network interface of a guest.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Interface {
+    /// Name of the interface within this machine, at most 32 characters.
+    #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Name of the Network that the interface is connected to.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub network: String,
+    /// Hardware address in lower case, as in `00:16:3e:12:34:56`. Default: one that is derived from the machine and
+    /// stays the same; `status.interfaces` shows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(equal = 17), regex(pattern = r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$"))]
+    #[x_kube(validation = Rule::new("self.matches('^.[02468ace]')")
+        .message("`mac` must be a unicast address: its second digit must be even"))]
+    pub mac: Option<String>,
+}
+
+/// Where a guest may run.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Placement {
+    /// Labels that the host must carry. Default: none. A change takes effect at the next start.
+    #[serde(default)]
+    pub host_selector: HostSelector,
+    /// Guests to keep away from. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anti_affinity: Option<AntiAffinity>,
+}
+
+/// Guests of one group avoid each other's hosts.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AntiAffinity {
+    /// Name of the group, at most 63 characters. Machines of one namespace with the same group avoid each other.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub group: String,
+    /// `Required`: rather do not start than share a host. `Preferred` (default): share only where nothing else fits.
+    #[serde(default)]
+    pub mode: AntiAffinityMode,
+}
+
+/// How strict anti-affinity is.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum AntiAffinityMode {
+    /// Never share a host.
+    Required,
+    /// Share a host only where nothing else fits.
+    #[default]
+    Preferred,
+}
+
+/// What happens when a guest stops.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Lifecycle {
+    /// How long a guest that was asked to shut down may take, 0s to 1h; then it is stopped by force. Default: 60s.
+    #[serde(default = "default_shutdown_timeout")]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('1h')").message("`shutdownTimeout` must be at most \"1h\""))]
+    pub shutdown_timeout: TimeSpan,
+    /// When the guest powers itself off: `Halt` (default) leaves it off until it is restarted by annotation or by
+    /// `powerState`; `Restart` starts it again.
+    #[serde(default)]
+    pub on_shutdown: OnShutdown,
+    /// When the guest reboots itself: `Restart` (default) or `Halt`.
+    #[serde(default)]
+    pub on_reboot: OnReboot,
+    /// When the guest crashes: `Restart` (default; a guest that crashes again and again waits longer each time, 5 min at the
+    /// most), `Halt`, or `Preserve` (its memory is kept for inspection; nothing runs).
+    #[serde(default)]
+    pub on_crash: OnCrash,
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Self {
+            shutdown_timeout: default_shutdown_timeout(),
+            on_shutdown: OnShutdown::default(),
+            on_reboot: OnReboot::default(),
+            on_crash: OnCrash::default(),
+        }
+    }
+}
+
+fn default_shutdown_timeout() -> TimeSpan {
+    TimeSpan("60s".to_owned())
+}
+
+/// What follows when a guest powers itself off.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum OnShutdown {
+    /// It stays off.
+    #[default]
+    Halt,
+    /// It is started again.
+    Restart,
+}
+
+/// What follows when a guest reboots itself.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum OnReboot {
+    /// It is started again.
+    #[default]
+    Restart,
+    /// It stays off.
+    Halt,
+}
+
+/// What follows when a guest crashes.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum OnCrash {
+    /// It is started again, after a back-off.
+    #[default]
+    Restart,
+    /// It stays off.
+    Halt,
+    /// Its memory is kept for inspection.
+    Preserve,
+}
+
+/// What was seen of a virtual machine.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(oldSelf.ownerToken) || (has(self.ownerToken) && self.ownerToken >= oldSelf.ownerToken)")
+    .message("`ownerToken` must not go back: a later owner of this machine is known already")
+    .field_path(".ownerToken"))]
+pub struct VirtualMachineStatus {
+    /// The `metadata.generation` that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub observed_generation: Option<i64>,
+    /// One word for people; programs read the conditions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// The host that was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub host: Option<String>,
+    /// The Domain object that stands for this machine on its host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<DomainReference>,
+    /// The last ownership token that was seen: the revision at which the pool's store named the host that runs this
+    /// machine. It never goes back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub owner_token: Option<i64>,
+    /// The interfaces with the hardware addresses they have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub interfaces: Vec<InterfaceStatus>,
+    /// `Ready`: what the spec asks for is so. `Scheduled`: a host was found. `Synchronized`: the guest runs with
+    /// the spec as it stands; False with reason RestartRequired when a change waits for a restart. `Stalled`:
+    /// nothing goes on until somebody changes something.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions_schema")]
+    pub conditions: Vec<Condition>,
+}
+
+/// State of a virtual machine in one word.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+pub enum Phase {
+    /// Waits for something it needs: a disk, a network.
+    Pending,
+    /// Waits for a host that fits.
+    Scheduling,
+    /// A host is starting it.
+    Starting,
+    /// Runs.
+    Running,
+    /// In memory, vCPUs stand still.
+    Paused,
+    /// Is being shut down.
+    Stopping,
+    /// Off.
+    Halted,
+    /// Cannot go on without somebody's help.
+    Failed,
+    /// Its host does not answer; nobody knows.
+    Unknown,
+}
+
+/// Where the Domain of a machine is.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DomainReference {
+    /// Namespace of the host.
+    #[schemars(length(max = 63))]
+    pub namespace: String,
+    /// Name of the Domain.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// Xen's number for the domain while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 65535))]
+    pub domid: Option<i32>,
+}
+
+/// An interface as it is.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InterfaceStatus {
+    /// Name of the interface within its machine.
+    #[schemars(length(max = 32))]
+    pub name: String,
+    /// Its hardware address.
+    #[schemars(length(max = 17))]
+    pub mac: String,
+}

@@ -1,0 +1,104 @@
+//! `Volume` (host kind): one disk on one host.
+
+use crate::{
+    condition::conditions_schema,
+    quantity::ByteQuantity,
+    virtual_disk::{Reclaim, Source},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One disk on one host, in that host's namespace. Written by the controller, carried out by the agent. Deleting
+/// it deletes the data, unless `reclaim` says Retain.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "kubexen.io",
+    version = "v1alpha1",
+    kind = "Volume",
+    plural = "volumes",
+    shortname = "xvol",
+    category = "xen",
+    namespaced,
+    status = "VolumeStatus",
+    derive = "PartialEq",
+    cel,
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Size", type_ = "string", json_path = ".spec.size"),
+    printcolumn(name = "Location", type_ = "string", json_path = ".spec.location"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].message",
+        priority = "1"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeSpec {
+    /// The VirtualDisk that this volume is. Its uid names the data on the host. Cannot be changed.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("`virtualDisk` must not change"))]
+    pub virtual_disk: VirtualDiskReference,
+    /// Name of the storage location in the agent's configuration. Cannot be changed.
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("`location` must not change"))]
+    pub location: String,
+    /// Size; only grows.
+    #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity(oldSelf)) >= 0")
+        .message("`size` must not become smaller: data would be lost"))]
+    pub size: ByteQuantity,
+    /// What it contains at first. Cannot be changed.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("`source` must not change"))]
+    pub source: Source,
+    /// What happens to the data when the volume is deleted.
+    #[serde(default)]
+    pub reclaim: Reclaim,
+}
+
+/// The VirtualDisk that a volume is.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VirtualDiskReference {
+    /// Its namespace.
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: String,
+    /// Its name.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Its uid.
+    #[schemars(length(equal = 36), regex(pattern = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))]
+    pub uid: String,
+}
+
+/// What the agent saw of a volume.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeStatus {
+    /// The `metadata.generation` that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub observed_generation: Option<i64>,
+    /// One word for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<VolumePhase>,
+    /// Size that the volume really has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<ByteQuantity>,
+    /// `Ready`: the volume exists in its full size.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "conditions_schema")]
+    pub conditions: Vec<Condition>,
+}
+
+/// State of a volume in one word.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+pub enum VolumePhase {
+    /// Not made yet.
+    Pending,
+    /// There in its full size.
+    Ready,
+    /// Cannot be made as it is; tried again, ever more rarely.
+    Failed,
+}
