@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The agent of one Xen host.
+
+pub mod hypervisor;

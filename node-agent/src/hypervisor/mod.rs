@@ -1,0 +1,234 @@
+//! The hypervisor boundary: what the agent needs of Xen, in neutral types.
+//!
+//! Three properties hold for every implementation. Every call ends within a time limit. A domain is addressed by its
+//! UUID, never by its number alone, because Xen gives a number to another domain later. One conformance suite
+//! passes on all implementations.
+//!
+//! - [`xen`] speaks to a real Xen: libxl in a worker process, xenctrl for accounting, xenstore for events.
+//! - [`simulated`] is a model of a host for tests, demonstrations and scale; it says so in [`HostFacts::simulated`].
+
+use async_trait::async_trait;
+use kubexen_crds::{BootType, domain::StopReason};
+use serde::{Deserialize, Serialize};
+use std::{fmt, path::PathBuf, time::Duration};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+pub mod simulated;
+#[cfg(feature = "xen")]
+pub mod xen;
+
+/// Xen's number for a domain: unique among those that exist now, used again later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DomId(pub u16);
+
+impl fmt::Display for DomId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a domain is made of, resolved down to paths and device nodes of this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainConfig {
+    /// UUID: the virtual machine's uid.
+    pub uuid: Uuid,
+    /// Ownership token under which the domain is made; kept with the domain, and told by [`DomainInfo::token`].
+    pub token: u64,
+    /// Virtualisation mode.
+    pub boot: BootType,
+    /// Kernel to start, if not from a disk.
+    pub kernel: Option<KernelImage>,
+    /// Number of virtual CPUs.
+    pub vcpus: u32,
+    /// Memory in KiB.
+    pub memory_kib: u64,
+    /// Disks in the guest's order.
+    pub disks: Vec<DiskConfig>,
+    /// Interfaces in the guest's order.
+    pub interfaces: Vec<InterfaceConfig>,
+}
+
+/// A kernel on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelImage {
+    /// The kernel's file; an uncompressed ELF starts fastest.
+    pub kernel: PathBuf,
+    /// The initial RAM disk's file.
+    pub ramdisk: Option<PathBuf>,
+    /// Command line.
+    pub command_line: String,
+}
+
+/// A disk as a block device of dom0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskConfig {
+    /// Device node in dom0; its content is raw.
+    pub device: PathBuf,
+    /// Name that the guest sees: `xvda`, `xvdb` …
+    pub target: String,
+    /// Whether the guest may only read.
+    pub read_only: bool,
+}
+
+/// An interface on a bridge of dom0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceConfig {
+    /// Bridge in dom0.
+    pub bridge: String,
+    /// Hardware address, lower case, colons.
+    pub mac: String,
+}
+
+/// A domain as the hypervisor sees it at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainInfo {
+    /// UUID handle.
+    pub uuid: Uuid,
+    /// Number at this moment.
+    pub domid: DomId,
+    /// What it does.
+    pub state: DomainState,
+    /// Ownership token it was made under; none for domains that others made, and for [`DomainState::HalfBuilt`].
+    pub token: Option<u64>,
+    /// Memory it holds now, in KiB.
+    pub memory_kib: u64,
+    /// Virtual CPUs it has.
+    pub vcpus: u32,
+}
+
+/// What a domain does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DomainState {
+    /// Its building began and did not end: no token stands beside it. Somebody may be building it right now.
+    HalfBuilt,
+    /// Runs, or would if there were something to do.
+    Running,
+    /// Paused by the toolstack.
+    Paused,
+    /// The guest stopped by itself; its memory is still there.
+    Shutdown(StopReason),
+    /// Being taken apart by Xen.
+    Dying,
+}
+
+/// Facts of a host that hold for a boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// Identity of this boot.
+    pub boot_id: String,
+    /// Xen's version, as in `4.17.4`.
+    pub xen_version: String,
+    /// `pv`, `hvm`, `hap` …, sorted.
+    pub capabilities: Vec<String>,
+    /// Whether this is a model and no Xen.
+    pub simulated: bool,
+    /// Logical CPUs.
+    pub cpus: u32,
+    /// Sockets.
+    pub sockets: u32,
+    /// Cores in each socket.
+    pub cores_per_socket: u32,
+    /// Threads in each core.
+    pub threads_per_core: u32,
+    /// CPU model name.
+    pub cpu_model: String,
+    /// CPU feature flags, sorted.
+    pub cpu_features: Vec<String>,
+    /// All memory in KiB.
+    pub memory_total_kib: u64,
+}
+
+/// Why a call to the hypervisor failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HypervisorError {
+    /// No such domain, or its UUID belongs to no domain now.
+    #[error("No domain has the UUID {0}")]
+    NoSuchDomain(Uuid),
+    /// A domain with this UUID is there already.
+    #[error("A domain with the UUID {0} exists already")]
+    AlreadyExists(Uuid),
+    /// Xen has not enough free memory.
+    #[error("Xen has not enough free memory: {0}")]
+    OutOfMemory(String),
+    /// The hypervisor refused; the text is its own.
+    #[error("{call} was refused: {detail}")]
+    Refused {
+        /// The call.
+        call: &'static str,
+        /// What the hypervisor's libraries said, bounded.
+        detail: String,
+    },
+    /// The call did not end in time. What it did is unknown: observe.
+    #[error("{call} did not end within {} s; what it did is not known", limit.as_secs())]
+    TimedOut {
+        /// The call.
+        call: &'static str,
+        /// The time limit.
+        limit: Duration,
+    },
+    /// The hypervisor cannot be reached at all.
+    #[error("The hypervisor cannot be reached: {0}")]
+    Unreachable(String),
+}
+
+impl HypervisorError {
+    /// A label from a fixed set, for metrics and conditions.
+    #[must_use]
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::NoSuchDomain(_) => "NoSuchDomain",
+            Self::AlreadyExists(_) => "AlreadyExists",
+            Self::OutOfMemory(_) => "OutOfMemory",
+            Self::Refused { .. } => "Refused",
+            Self::TimedOut { .. } => "TimedOut",
+            Self::Unreachable(_) => "Unreachable",
+        }
+    }
+}
+
+/// One Xen host.
+#[async_trait]
+pub trait Hypervisor: Send + Sync + fmt::Debug {
+    /// Facts that hold until the next boot.
+    async fn facts(&self) -> Result<HostFacts, HypervisorError>;
+
+    /// Memory that is free at this moment, in KiB.
+    async fn free_memory_kib(&self) -> Result<u64, HypervisorError>;
+
+    /// All domains but dom0, whoever made them, sorted by UUID.
+    async fn domains(&self) -> Result<Vec<DomainInfo>, HypervisorError>;
+
+    /// The domain with this UUID, read from the hypervisor at this moment.
+    async fn find(&self, uuid: Uuid) -> Result<Option<DomainInfo>, HypervisorError>;
+
+    /// Builds a domain and leaves it paused. The token is written last, so a domain that has one is whole.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the UUID is taken. After a refusal nothing of the domain is left. After `TimedOut` a
+    /// half-built domain may be left; it is found by its UUID and removed by [`Hypervisor::destroy`].
+    async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError>;
+
+    /// Lets a paused domain run. Nothing happens to one that runs.
+    async fn unpause(&self, uuid: Uuid) -> Result<(), HypervisorError>;
+
+    /// Stops the vCPUs of a domain. Nothing happens to one that is paused.
+    async fn pause(&self, uuid: Uuid) -> Result<(), HypervisorError>;
+
+    /// Asks the guest to power itself off; it may take its time, or never do it.
+    async fn request_shutdown(&self, uuid: Uuid) -> Result<(), HypervisorError>;
+
+    /// Takes the domain apart by force, whatever it does; afterwards no domain has this UUID, and no device or
+    /// xenstore node of it is left. Succeeds when there is no such domain.
+    async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError>;
+
+    /// The end of what the guest wrote to its console, at most 128 KiB, raw.
+    async fn console(&self, uuid: Uuid) -> Result<Vec<u8>, HypervisorError>;
+
+    /// Changes when a domain may have appeared, stopped or gone. A hint to look, nothing more: changes may be
+    /// folded into one, or be lost when a connection breaks, so look by a timer as well.
+    fn changes(&self) -> watch::Receiver<u64>;
+}
