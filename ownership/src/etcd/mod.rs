@@ -1,0 +1,153 @@
+//! The store in the pool etcd.
+
+mod config;
+mod link;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use async_trait::async_trait;
+use etcd_client::{
+    Compare as EtcdCompare, CompareOp, GetOptions, GetResponse, KeyValue, ResponseHeader, Txn, TxnOp,
+    TxnOpResponse,
+};
+
+pub use self::config::{EtcdConfig, TlsFiles};
+use self::link::{Link, revision};
+use crate::drive::{self, Backend, RequestError};
+use crate::names::{HostBoot, Owner, Token, VmUid};
+use crate::protocol::{Compare, Outcome, ReleaseVerb, StartVerb, Transaction, Write};
+use crate::record::{Entry, Key, OWNERS, vm_of};
+use crate::store::{OwnershipStore, Release, Start, StoreError};
+
+/// How many records one answer holds at most: 1,000 of 150 bytes are far below the 4 MiB that the client accepts.
+const PAGE: i64 = 1_000;
+
+/// The ownership store in etcd 3.4 or later.
+///
+/// It connects at the first call, and again after each failure, to the next endpoint. A call ends within a few times
+/// the request limit: a read is tried once more than there are endpoints; a verb is a read and a transaction and, if
+/// the answer of the transaction is lost, up to five more requests and 1.5 s of pauses between them.
+pub struct EtcdStore {
+    link: Link,
+}
+
+impl EtcdStore {
+    /// A store that is reached as `config` says. Does no I/O.
+    #[must_use]
+    pub fn new(config: EtcdConfig) -> Self {
+        Self { link: Link::new(config) }
+    }
+
+    /// At most [`PAGE`] records from the key `from` on, as of `revision`, or of now if that is 0.
+    async fn page(&self, from: &[u8], revision: i64) -> Result<GetResponse, RequestError> {
+        // `0` is the character after the `/` that ends the prefix.
+        let end = format!("{}0", OWNERS.trim_end_matches('/'));
+        let options = GetOptions::new().with_range(end).with_limit(PAGE).with_revision(revision);
+        self.link.request(|mut kv| async move { kv.get(from, Some(options)).await }).await
+    }
+}
+
+impl fmt::Debug for EtcdStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdStore").field("config", self.link.config()).finish_non_exhaustive()
+    }
+}
+
+impl Backend for EtcdStore {
+    fn read_attempts(&self) -> u32 {
+        u32::try_from(self.link.config().endpoints.len()).unwrap_or(u32::MAX).saturating_add(1)
+    }
+
+    async fn read(&self, key: Key) -> Result<Option<Entry>, RequestError> {
+        let path = key.to_string();
+        let answer = self.link.request(|mut kv| async move { kv.get(path, None).await }).await?;
+        Ok(answer.kvs().first().map(entry))
+    }
+
+    async fn commit(&self, transaction: &Transaction) -> Result<Outcome, RequestError> {
+        let compared: Vec<Key> = transaction.compares.iter().map(Compare::key).collect();
+        let request = etcd_transaction(transaction);
+        let answer = self.link.request(|mut kv| async move { kv.txn(request).await }).await?;
+        if answer.succeeded() {
+            return Ok(Outcome::Committed { revision: revision(answer.header())? });
+        }
+        let found = compared.into_iter().zip(answer.op_responses()).filter_map(|(key, found)| match found {
+            TxnOpResponse::Get(found) => Some((key, entry(found.kvs().first()?))),
+            TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
+        });
+        Ok(Outcome::Refused(found.collect()))
+    }
+}
+
+#[async_trait]
+impl OwnershipStore for EtcdStore {
+    async fn owner(&self, vm: VmUid) -> Result<Option<Owner>, StoreError> {
+        let key = Key::Owner(vm);
+        drive::owner_in(key, drive::read(self, key).await?.as_ref())
+    }
+
+    async fn owners(&self) -> Result<BTreeMap<VmUid, Owner>, StoreError> {
+        let mut records = Vec::new();
+        let mut from = OWNERS.as_bytes().to_vec();
+        let mut revision = 0;
+        loop {
+            let page = drive::retry(self.read_attempts(), || self.page(&from, revision)).await?;
+            if revision == 0 {
+                // The first page is the newest state, read linearizably; the others show that same revision.
+                revision = page.header().map_or(0, ResponseHeader::revision);
+            }
+            for kv in page.kvs() {
+                match vm_of(kv.key()) {
+                    Some(vm) => records.push((vm, entry(kv))),
+                    None => tracing::error!(key = %kv.key().escape_ascii(), "not an ownership record"),
+                }
+            }
+            match page.kvs().last() {
+                Some(last) if page.more() => from = [last.key(), b"\0"].concat(),
+                Some(_) | None => break,
+            }
+        }
+        Ok(drive::readable_owners(records.iter().map(|(vm, entry)| (*vm, entry))))
+    }
+
+    async fn start(&self, vm: VmUid, me: &HostBoot) -> Result<Start, StoreError> {
+        drive::run(self, &StartVerb { vm, me }).await
+    }
+
+    async fn release(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Release, StoreError> {
+        drive::run(self, &ReleaseVerb { vm, me, token }).await
+    }
+}
+
+fn entry(kv: &KeyValue) -> Entry {
+    // A revision is never negative: etcd counts from 1 up.
+    Entry { value: kv.value().to_vec(), mod_revision: u64::try_from(kv.mod_revision()).unwrap_or(0) }
+}
+
+/// `transaction` as etcd has it: if it is refused, the compared keys are read in the same step.
+fn etcd_transaction(transaction: &Transaction) -> Txn {
+    let compares: Vec<EtcdCompare> = transaction.compares.iter().map(etcd_compare).collect();
+    let writes: Vec<TxnOp> = transaction.writes.iter().map(etcd_write).collect();
+    let reads: Vec<TxnOp> =
+        transaction.compares.iter().map(|compare| TxnOp::get(compare.key().to_string(), None)).collect();
+    Txn::new().when(compares).and_then(writes).or_else(reads)
+}
+
+fn etcd_compare(compare: &Compare) -> EtcdCompare {
+    match compare {
+        Compare::Absent(key) => EtcdCompare::create_revision(key.to_string(), CompareOp::Equal, 0),
+        Compare::Unchanged { key, mod_revision } => {
+            // No key has so great a revision, so the comparison fails, as it must.
+            let revision = i64::try_from(*mod_revision).unwrap_or(i64::MAX);
+            EtcdCompare::mod_revision(key.to_string(), CompareOp::Equal, revision)
+        }
+    }
+}
+
+fn etcd_write(write: &Write) -> TxnOp {
+    match write {
+        Write::Put { key, value } => TxnOp::put(key.to_string(), value.as_slice(), None),
+        Write::Delete(key) => TxnOp::delete(key.to_string(), None),
+    }
+}

@@ -1,0 +1,197 @@
+//! The store without etcd: a model of it in memory, with faults to inject, for simulation and tests.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use crate::drive::{self, Backend, RequestError};
+use crate::names::{HostBoot, Owner, Token, VmUid};
+use crate::protocol::{Compare, Outcome, ReleaseVerb, StartVerb, Transaction, Write};
+use crate::record::{Entry, Key};
+use crate::store::{OwnershipStore, Release, Start, StoreError};
+
+/// An ownership store in memory. It executes the transactions that [`EtcdStore`](crate::EtcdStore) sends to etcd, and
+/// counts revisions as etcd does: one counter for all keys, raised by each transaction that changes something.
+///
+/// A clone is another client of the same store. Each request yields to the executor once before it is executed, so that
+/// concurrent calls interleave as they do over a network; in what order is the executor's choice alone.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryStore {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    entries: BTreeMap<Key, Entry>,
+    revision: u64,
+    faults: Faults,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        // An empty etcd is at revision 1 as well.
+        Self { entries: BTreeMap::new(), revision: 1, faults: Faults::default() }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Faults {
+    outage: bool,
+    lost_requests: u32,
+    lost_answers: u32,
+    outage_after_write: bool,
+}
+
+/// A fault that was injected.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error("outage injected")]
+    Outage,
+    #[error("request lost by injection")]
+    RequestLost,
+    #[error("answer lost by injection")]
+    AnswerLost,
+}
+
+impl MemoryStore {
+    /// An empty store without faults.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Begins or ends an outage: during it no request is executed, and none is answered.
+    pub fn set_outage(&self, outage: bool) {
+        self.lock().faults.outage = outage;
+    }
+
+    /// Executes each of the next `writes` transactions, and loses its answer.
+    pub fn lose_answers(&self, writes: u32) {
+        self.lock().faults.lost_answers = writes;
+    }
+
+    /// Loses each of the next `writes` transactions before it is executed. To the client it looks as a lost answer does.
+    pub fn lose_requests(&self, writes: u32) {
+        self.lock().faults.lost_requests = writes;
+    }
+
+    /// Executes the next transaction, loses its answer, and begins an outage with that.
+    pub fn begin_outage_after_next_write(&self) {
+        self.lock().faults.outage_after_write = true;
+    }
+
+    /// Writes `value` as the record of `vm` behind the protocol's back, as a faulty or hostile client could.
+    pub fn overwrite(&self, vm: VmUid, value: &[u8]) {
+        self.lock().execute(&Transaction {
+            compares: Vec::new(),
+            writes: vec![Write::Put { key: Key::Owner(vm), value: value.to_vec() }],
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No section under this lock can panic half-way through a change, so a poisoned state is a whole one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn holds(&self, compare: &Compare) -> bool {
+        let entry = self.entries.get(&compare.key());
+        match compare {
+            Compare::Absent(_) => entry.is_none(),
+            Compare::Unchanged { key: _, mod_revision } => {
+                entry.is_some_and(|entry| entry.mod_revision == *mod_revision)
+            }
+        }
+    }
+
+    fn execute(&mut self, transaction: &Transaction) -> Outcome {
+        if !transaction.compares.iter().all(|compare| self.holds(compare)) {
+            let compared = transaction.compares.iter().map(Compare::key);
+            let found = compared.filter_map(|key| Some((key, self.entries.get(&key)?.clone())));
+            return Outcome::Refused(found.collect());
+        }
+        let mod_revision = self.revision + 1;
+        for write in &transaction.writes {
+            match write {
+                Write::Put { key, value } => {
+                    self.entries.insert(*key, Entry { value: value.clone(), mod_revision });
+                    self.revision = mod_revision;
+                }
+                Write::Delete(key) => {
+                    if self.entries.remove(key).is_some() {
+                        self.revision = mod_revision;
+                    }
+                }
+            }
+        }
+        Outcome::Committed { revision: self.revision }
+    }
+
+    fn reachable(&self) -> Result<(), Fault> {
+        if self.faults.outage { Err(Fault::Outage) } else { Ok(()) }
+    }
+}
+
+/// Takes one from `count`, if there is one.
+fn take(count: &mut u32) -> bool {
+    let some = *count > 0;
+    *count = count.saturating_sub(1);
+    some
+}
+
+impl Backend for MemoryStore {
+    fn read_attempts(&self) -> u32 {
+        1
+    }
+
+    async fn read(&self, key: Key) -> Result<Option<Entry>, RequestError> {
+        tokio::task::yield_now().await;
+        let state = self.lock();
+        state.reachable().map_err(|fault| RequestError::NoAnswer(fault.into()))?;
+        Ok(state.entries.get(&key).cloned())
+    }
+
+    async fn commit(&self, transaction: &Transaction) -> Result<Outcome, RequestError> {
+        tokio::task::yield_now().await;
+        let mut state = self.lock();
+        state.reachable().map_err(|fault| RequestError::NoAnswer(fault.into()))?;
+        if take(&mut state.faults.lost_requests) {
+            return Err(RequestError::NoAnswer(Fault::RequestLost.into()));
+        }
+        let outcome = state.execute(transaction);
+        let answer_lost = take(&mut state.faults.lost_answers);
+        if std::mem::take(&mut state.faults.outage_after_write) {
+            state.faults.outage = true;
+            return Err(RequestError::NoAnswer(Fault::Outage.into()));
+        }
+        if answer_lost { Err(RequestError::NoAnswer(Fault::AnswerLost.into())) } else { Ok(outcome) }
+    }
+}
+
+#[async_trait]
+impl OwnershipStore for MemoryStore {
+    async fn owner(&self, vm: VmUid) -> Result<Option<Owner>, StoreError> {
+        let key = Key::Owner(vm);
+        drive::owner_in(key, drive::read(self, key).await?.as_ref())
+    }
+
+    async fn owners(&self) -> Result<BTreeMap<VmUid, Owner>, StoreError> {
+        tokio::task::yield_now().await;
+        let state = self.lock();
+        state.reachable().map_err(|fault| StoreError::Unavailable { source: fault.into() })?;
+        let records = state.entries.iter().map(|(key, entry)| match key {
+            Key::Owner(vm) => (*vm, entry),
+        });
+        Ok(drive::readable_owners(records))
+    }
+
+    async fn start(&self, vm: VmUid, me: &HostBoot) -> Result<Start, StoreError> {
+        drive::run(self, &StartVerb { vm, me }).await
+    }
+
+    async fn release(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Release, StoreError> {
+        drive::run(self, &ReleaseVerb { vm, me, token }).await
+    }
+}

@@ -1,0 +1,142 @@
+//! Where ownership stands in the pool etcd, and how its values are written.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::{BootId, HostBoot, HostName, Owner, Phase, Token, VmUid};
+
+/// The folder of all owner keys.
+pub(crate) const OWNERS: &str = "/kubexen/owners/";
+
+/// A key of the pool etcd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// `/kubexen/owners/<vm-uid>`: who may run this virtual machine. Persistent, never attached to a lease.
+    Owner(VmUid),
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Owner(vm) => write!(f, "{OWNERS}{vm}"),
+        }
+    }
+}
+
+/// The virtual machine that an owner key speaks of; nothing for any other key.
+pub(crate) fn vm_of(key: &[u8]) -> Option<VmUid> {
+    let vm: VmUid = std::str::from_utf8(key).ok()?.strip_prefix(OWNERS)?.parse().ok()?;
+    // A UUID can be spelt in several ways, and only one of them is the key that `owner` would read.
+    (Key::Owner(vm).to_string().as_bytes() == key).then_some(vm)
+}
+
+/// What a key holds, with the revisions that transactions compare.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The value as stored.
+    pub value: Vec<u8>,
+    /// The store's revision at the last write of the key; greater than 0.
+    pub mod_revision: u64,
+}
+
+/// The only version of the value that there is so far.
+const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OwnerValue {
+    version: u32,
+    host: HostName,
+    boot_id: BootId,
+    phase: Phase,
+}
+
+/// Read before the rest, so that a value of a later version is called that and not merely malformed.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+/// The value that makes `owner` the owner.
+pub(crate) fn encode(owner: &HostBoot, phase: Phase) -> Vec<u8> {
+    let value =
+        OwnerValue { version: VERSION, host: owner.host.clone(), boot_id: owner.boot_id.clone(), phase };
+    serde_json::to_vec(&value).expect("strings, a number and a unit variant always have a JSON form")
+}
+
+/// The owner that `entry` names, or the reason why it cannot be read.
+pub(crate) fn decode(entry: &Entry) -> Result<Owner, String> {
+    let Versioned { version } = serde_json::from_slice(&entry.value).map_err(|e| e.to_string())?;
+    if version != VERSION {
+        return Err(format!("its value has version {version}, and this program knows version {VERSION}"));
+    }
+    let OwnerValue { version: _, host, boot_id, phase } =
+        serde_json::from_slice(&entry.value).map_err(|e| e.to_string())?;
+    Ok(Owner { host, boot_id, phase, token: Token(entry.mod_revision) })
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn entry(value: &str) -> Entry {
+        Entry { value: value.into(), mod_revision: 7 }
+    }
+
+    #[test]
+    fn the_layout_of_key_and_value_is_the_one_that_other_versions_read() {
+        let me = HostBoot { host: HostName::new("xen-1").unwrap(), boot_id: BootId::new("boot-1").unwrap() };
+        let value = encode(&me, Phase::Running);
+        let text = r#"{"version":1,"host":"xen-1","bootId":"boot-1","phase":"Running"}"#;
+        assert_eq!(String::from_utf8(value).unwrap(), text);
+        let owner = decode(&entry(text)).unwrap();
+        assert_eq!((owner.host, owner.boot_id, owner.token), (me.host, me.boot_id, Token(7)));
+
+        let vm = VmUid(Uuid::from_u128(5));
+        let key = Key::Owner(vm).to_string();
+        assert_eq!(key, "/kubexen/owners/00000000-0000-0000-0000-000000000005");
+        assert_eq!(vm_of(key.as_bytes()), Some(vm));
+    }
+
+    #[test]
+    fn a_key_in_another_spelling_is_not_an_owner_key() {
+        for key in [
+            "/kubexen/owners/00000000000000000000000000000005",
+            "/kubexen/owners/{00000000-0000-0000-0000-000000000005}",
+            "/kubexen/owners/00000000-0000-0000-0000-000000000005/x",
+            "/kubexen/hosts/00000000-0000-0000-0000-000000000005",
+        ] {
+            assert_eq!(vm_of(key.as_bytes()), None, "{key}");
+        }
+        assert_eq!(vm_of(b"/kubexen/owners/\xff"), None);
+    }
+
+    #[test]
+    fn a_value_of_a_later_version_says_so() {
+        let reason = decode(&entry(r#"{"version":2,"owner":["xen-1"]}"#)).unwrap_err();
+        assert!(reason.contains("version 2"), "{reason}");
+    }
+
+    #[test]
+    fn a_field_added_by_a_later_release_of_the_same_version_is_no_obstacle() {
+        let value = r#"{"version":1,"host":"xen-1","bootId":"b","phase":"Running","note":1}"#;
+        assert!(decode(&entry(value)).is_ok());
+    }
+
+    #[test]
+    fn nothing_malformed_is_taken_for_an_owner() {
+        for value in [
+            "",
+            "null",
+            "{}",
+            r#"{"version":1}"#,
+            r#"{"version":1,"host":"XEN","bootId":"b","phase":"Running"}"#,
+            r#"{"version":1,"host":"xen-1","bootId":"b","phase":"Dancing"}"#,
+        ] {
+            assert!(decode(&entry(value)).is_err(), "{value}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The seam: what the controller and the agents ask of ownership, whichever store answers.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use async_trait::async_trait;
+
+use crate::names::{HostBoot, Owner, Token, VmUid};
+use crate::record::Key;
+
+/// The answer to [`OwnershipStore::start`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The host owns the virtual machine from this call on.
+    ///
+    /// Also when it was the owner at an earlier boot: that it rebooted proves the domain of that boot dead.
+    Acquired(Token),
+    /// The host owned it already, at this boot: a domain of it may exist.
+    AlreadyMine(Token),
+    /// Another host owns it.
+    Refused(Owner),
+}
+
+/// The answer to [`OwnershipStore::release`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// The virtual machine is no longer owned under this token.
+    Released,
+    /// The host did not own it under this token, and nothing changed; with the present owner, if there is one.
+    NotOwner(Option<Owner>),
+}
+
+/// Who may run each virtual machine of the pool.
+///
+/// Every method is linearizable: its answer is true of a moment between the call and the answer, whichever clients
+/// call at the same time. Every method ends within a bound that the store states. Dropping a call before its answer
+/// leaves its effect unknown, as a crash would; asking again settles it, because every verb may be repeated.
+#[async_trait]
+pub trait OwnershipStore: Send + Sync + fmt::Debug {
+    /// The owner of `vm`; nothing when no host may run it.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when there is a record that cannot be read. Else as every method: [`StoreError`].
+    async fn owner(&self, vm: VmUid) -> Result<Option<Owner>, StoreError>;
+
+    /// All owners, as of one moment.
+    ///
+    /// A record that cannot be read is left out and logged, so that it harms no other virtual machine. To learn that
+    /// a virtual machine has no owner, ask [`OwnershipStore::owner`].
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn owners(&self) -> Result<BTreeMap<VmUid, Owner>, StoreError>;
+
+    /// Makes `me` the owner of `vm`, unless another host is.
+    ///
+    /// To be called before the domain is created, and obeyed: after [`Start::Refused`] no domain may be. The call
+    /// repeats a lost write only after a linearizable read has shown it undone. The network may still deliver the
+    /// first copy long after: it then finds the key taken and changes nothing, or, if the owner has released it
+    /// since, names the same owner once more. That is safe, and an owner that finds itself named for a virtual
+    /// machine that it is not to run releases it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when `me` may or may not be the owner now. Else [`StoreError`].
+    async fn start(&self, vm: VmUid, me: &HostBoot) -> Result<Start, StoreError>;
+
+    /// Gives `vm` up, if `me` owns it under `token`, at this boot or an earlier one.
+    ///
+    /// To be called only after the domain is confirmed gone. The token makes a release that is late, or repeated,
+    /// harmless to whoever owns the virtual machine then.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when it may or may not have been given up. Else [`StoreError`].
+    async fn release(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Release, StoreError>;
+}
+
+/// What lies beneath a failure, for logs.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why the store gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The store could not be asked. Nothing changed; try again later.
+    #[error("the ownership store cannot be reached")]
+    Unavailable {
+        /// The failure of the last attempt.
+        #[source]
+        source: Cause,
+    },
+    /// A write was sent, and whether it took effect could not be learnt. Assume neither; ask again later.
+    #[error("whether {verb} took effect for virtual machine {vm} is not known")]
+    Unknown {
+        /// What was asked for.
+        verb: &'static str,
+        /// For which virtual machine.
+        vm: VmUid,
+        /// The failure of the last attempt to learn it.
+        #[source]
+        source: Cause,
+    },
+    /// There is a record, and it cannot be read. It says that somebody may own the virtual machine; nothing is changed.
+    #[error("the record {key} cannot be read: {reason}")]
+    Corrupt {
+        /// Where it stands.
+        key: Key,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The record changed under every attempt. Nothing changed by this call; try again.
+    #[error("{verb} lost the race for virtual machine {vm} too often")]
+    Contended {
+        /// What was asked for.
+        verb: &'static str,
+        /// For which virtual machine.
+        vm: VmUid,
+    },
+    /// The store refused the request for good, by its access rules or as malformed. Nothing changed.
+    #[error("the ownership store refused the request")]
+    Rejected {
+        /// The store's own words.
+        #[source]
+        source: Cause,
+    },
+    /// The connection cannot be made as configured: an endpoint that is no URL, or a certificate that cannot be read.
+    #[error("the connection to the ownership store is not configured correctly")]
+    Configuration {
+        /// What is wrong.
+        #[source]
+        source: Cause,
+    },
+}
+
+impl StoreError {
+    /// A word for the kind of failure, from a fixed set: for labels of metrics and events.
+    #[must_use]
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Unavailable { .. } => "unavailable",
+            Self::Unknown { .. } => "unknown",
+            Self::Corrupt { .. } => "corrupt",
+            Self::Contended { .. } => "contended",
+            Self::Rejected { .. } => "rejected",
+            Self::Configuration { .. } => "configuration",
+        }
+    }
+}
