@@ -18,6 +18,7 @@ pub mod names;
 pub mod network;
 pub mod pool;
 pub mod quantity;
+mod reference;
 pub mod storage_repository;
 pub mod virtual_disk;
 pub mod virtual_machine;
