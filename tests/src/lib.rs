@@ -1,1 +1,6 @@
-//! Placeholder.
+//! KubeXen's test bed: everything that tests, the demo and the benchmarks stand on.
+
+pub mod control_plane;
+pub mod process;
+pub mod programs;
+pub mod scratch;
