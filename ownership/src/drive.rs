@@ -159,3 +159,74 @@ impl Resolving {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::conformance::{host, vm};
+    use crate::protocol::StartVerb;
+    use crate::store::Start;
+
+    type Answer = fn() -> Result<Outcome, RequestError>;
+
+    /// Finds every record absent, and answers transactions as scripted; the last answer is given for ever.
+    struct Scripted(Mutex<VecDeque<Answer>>);
+
+    impl Backend for Scripted {
+        fn read_attempts(&self) -> u32 {
+            1
+        }
+
+        async fn read(&self, _key: Key) -> Result<Option<Entry>, RequestError> {
+            Ok(None)
+        }
+
+        async fn commit(&self, _transaction: &Transaction) -> Result<Outcome, RequestError> {
+            let mut script = self.0.lock().unwrap();
+            let answer = script.pop_front().unwrap();
+            if script.is_empty() {
+                script.push_back(answer);
+            }
+            answer()
+        }
+    }
+
+    async fn start(script: &[Answer]) -> Result<Start, StoreError> {
+        let backend = Scripted(Mutex::new(script.iter().copied().collect()));
+        run(&backend, &StartVerb { vm: vm("a"), me: &host("xen-1", "boot-1") }).await
+    }
+
+    fn refused() -> Result<Outcome, RequestError> {
+        Ok(Outcome::Refused(BTreeMap::new()))
+    }
+
+    fn lost() -> Result<Outcome, RequestError> {
+        Err(RequestError::NoAnswer("lost".into()))
+    }
+
+    fn rejected() -> Result<Outcome, RequestError> {
+        Err(RequestError::Final(StoreError::Rejected { source: "not allowed".into() }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_race_that_is_lost_for_ever_ends() {
+        assert_eq!(start(&[refused]).await.unwrap_err().category(), "contended");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_that_are_lost_for_ever_end_as_unknown() {
+        let began = tokio::time::Instant::now();
+        assert_eq!(start(&[lost]).await.unwrap_err().category(), "unknown");
+        assert_eq!(began.elapsed(), Duration::from_millis(1_500));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rejection_is_final_unless_an_earlier_answer_was_lost() {
+        assert_eq!(start(&[rejected]).await.unwrap_err().category(), "rejected");
+        assert_eq!(start(&[lost, rejected]).await.unwrap_err().category(), "unknown");
+        assert_eq!(start(&[lost, refused]).await.unwrap_err().category(), "unknown");
+    }
+}

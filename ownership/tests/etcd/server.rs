@@ -1,0 +1,157 @@
+//! A real etcd of one member, for one test.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// How long etcd may take to be ready, on a machine that is busy with other tests.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// The certificates with which etcd is to be spoken to.
+pub struct ServerTls {
+    pub ca: PathBuf,
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+/// etcd, killed and its data removed when this is dropped.
+pub struct Etcd {
+    child: Option<Child>,
+    client_port: ReservedPort,
+    peer_port: ReservedPort,
+    tls: Option<ServerTls>,
+    directory: TempDir,
+}
+
+impl Etcd {
+    pub async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    pub async fn start_with(tls: Option<ServerTls>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (client_port, peer_port) = (ReservedPort::new(), ReservedPort::new());
+        let mut etcd = Self { child: None, client_port, peer_port, tls, directory };
+        etcd.run().await;
+        etcd
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.client_port.number)
+    }
+
+    /// The URL for clients.
+    pub fn endpoint(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address())
+    }
+
+    /// Kills it as a crash would.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Starts it again after [`Etcd::kill`], with the same data at the same address.
+    pub async fn restart(&mut self) {
+        self.run().await;
+    }
+
+    /// Stops it where it stands: the connections stay, and nothing answers.
+    pub fn pause(&self) {
+        kill_process(self.pid(), Signal::STOP).unwrap();
+    }
+
+    pub fn resume(&self) {
+        kill_process(self.pid(), Signal::CONT).unwrap();
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(self.child.as_ref().unwrap())
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Starts the process and waits until it answers.
+    async fn run(&mut self) {
+        let child = self.child.insert(self.command().spawn().unwrap());
+        let deadline = Instant::now() + READY_WITHIN;
+        // It listens for clients only once it has a leader.
+        while tokio::net::TcpStream::connect(("127.0.0.1", self.client_port.number)).await.is_err() {
+            if let Some(status) = child.try_wait().unwrap() {
+                self.child = None;
+                panic!("etcd ended with {status}:\n{}", self.log());
+            }
+            assert!(Instant::now() < deadline, "etcd was not ready within {READY_WITHIN:?}:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn command(&self) -> Command {
+        let log = File::options().create(true).append(true).open(self.directory.path().join("log")).unwrap();
+        let client = self.endpoint();
+        let peer = format!("http://127.0.0.1:{}", self.peer_port.number);
+        let mut command = Command::new(binary());
+        command
+            .arg("--data-dir")
+            .arg(self.directory.path().join("data"))
+            .args(["--name", "pool", "--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("pool={peer}"), "--log-level", "warn"])
+            // A kill of the process loses nothing that was written; only a power cut would.
+            .args(["--unsafe-no-fsync", "--socket-reuse-port"])
+            .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        if let Some(tls) = &self.tls {
+            command.arg("--client-cert-auth");
+            command.arg("--trusted-ca-file").arg(&tls.ca);
+            command.arg("--cert-file").arg(&tls.cert).arg("--key-file").arg(&tls.key);
+        }
+        command
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn binary() -> PathBuf {
+    let folder = std::env::var_os("KUBEXEN_TOOLS")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/tools"), PathBuf::from);
+    let binary = folder.join("etcd");
+    assert!(binary.is_file(), "there is no {}: run `cargo xtask tools`", binary.display());
+    binary
+}
+
+/// A free port that nobody else is given while this lives: it is bound, and shared with whoever asks for just this
+/// one. Since nothing listens on the socket here, all connections are etcd's.
+struct ReservedPort {
+    number: u16,
+    _socket: OwnedFd,
+}
+
+impl ReservedPort {
+    fn new() -> Self {
+        let socket =
+            socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        sockopt::set_socket_reuseport(&socket, true).unwrap();
+        bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = SocketAddrV4::try_from(getsockname(&socket).unwrap()).unwrap();
+        Self { number: address.port(), _socket: socket }
+    }
+}
