@@ -1,8 +1,11 @@
 //! `kubexen-testbed`: the test bed's programs for people, normally started through `cargo xtask`.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use kubexen_testbed::control_plane::command::ControlPlaneCommand;
+use kubexen_testbed::lab::command::LabCommand;
 
 /// Runs parts of KubeXen's test bed.
 #[derive(Debug, Parser)]
@@ -15,11 +18,13 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     ControlPlane(ControlPlaneCommand),
+    Lab(LabCommand),
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> Result<ExitCode> {
     match Arguments::parse().verb {
-        Verb::ControlPlane(command) => command.run().await,
+        Verb::ControlPlane(command) => command.run().await.map(|()| ExitCode::SUCCESS),
+        Verb::Lab(command) => command.run().await,
     }
 }

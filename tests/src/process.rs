@@ -289,7 +289,7 @@ pub fn free_port() -> Result<u16> {
 type Order = (Command, mpsc::SyncSender<std::io::Result<Child>>);
 
 /// Forks from the one thread that lives as long as this process; see the module's documentation.
-fn spawn_tied(command: Command) -> std::io::Result<Child> {
+pub(crate) fn spawn_tied(command: Command) -> std::io::Result<Child> {
     static ORDERS: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
         let (orders, inbox) = mpsc::channel::<Order>();
         std::thread::spawn(move || {

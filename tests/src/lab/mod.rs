@@ -1,0 +1,48 @@
+//! The Xen lab: real Xen hosts on a machine without Xen.
+//!
+//! QEMU emulates machines with the virtualisation extensions, Xen boots on them, Debian's kernel is dom0, and dom0 starts
+//! PVH, HVM and PV guests. Hosts are named `xen-1`, `xen-2`, …; between them lies
+//!
+//! - a layer-2 segment: `eth1` in dom0, a port of the bridge `xenbr0`, which has 10.77.0.N/24 (hosts) and 10.88.0.N/24
+//!   (guests' network);
+//! - a LUN that all hosts see: `/dev/lab/lun`.
+//!
+//! Each host has a disk of its own, ext4, at `/srv/kubexen`, which keeps its data when the host is switched off. Services on
+//! this machine's loopback are at 10.0.2.2 in dom0; [`LabHost::forward`] opens the way into dom0.
+//!
+//! The test guest's files are `/guest/vmlinux` (PVH, PV), `/guest/vmlinuz` (HVM) and `/guest/initrd`;
+//! `files/guest-init.sh` says what it does.
+//!
+//! ```text
+//! image ── packages, kernel, modules, libraries, guest, dom0 ──▶ cache ──▶ host boots from it
+//! Lab ── LabHost ── control (commands in dom0) · qmp (power, links, ports) · console.log · agent.log
+//! ```
+
+pub mod archive;
+pub mod cache;
+pub mod command;
+pub mod control;
+mod dom0;
+mod guest;
+mod host;
+pub mod hub;
+pub mod image;
+mod kernel;
+mod libraries;
+mod machine;
+mod modules;
+pub mod packages;
+mod pool;
+pub mod process;
+mod progress;
+mod qmp;
+pub mod state;
+
+pub use control::Output;
+pub use host::{LabHost, Link};
+pub use image::Extra;
+pub use pool::{Lab, LabOptions, default_root};
+pub use state::Lifetime;
+
+#[cfg(test)]
+mod tests;
