@@ -165,12 +165,25 @@ where
     /// Puts in what the server answered to a write of ours, so that the next look sees it. Ignored when the watch
     /// has delivered that version or a later one already: then the object may be gone since.
     pub fn learn(&self, object: K) {
+        self.learn_with(object, |_| {});
+    }
+
+    /// As [`Mirror::learn`], and calls `changed` unless the object was ignored. The watch delivers the same version
+    /// again later, as a change whose before and after have one resource version.
+    pub fn learn_with(&self, object: K, changed: impl FnOnce(&Change<'_, K>)) {
         let key = Key::of(&object);
         let version = version_of(&object);
-        let mut state = self.lock();
-        if version > state.seen && state.objects.get(&key).is_none_or(|known| version_of(&**known) < version) {
-            state.objects.insert(key, Arc::new(without_managed_fields(object)));
-        }
+        let after = Arc::new(without_managed_fields(object));
+        let before = {
+            let mut state = self.lock();
+            let before = state.objects.get(&key).cloned();
+            if version <= state.seen || before.as_ref().is_some_and(|known| version_of(&**known) >= version) {
+                return;
+            }
+            state.objects.insert(key.clone(), Arc::clone(&after));
+            before
+        };
+        changed(&Change { key: &key, before: before.as_ref(), after: Some(&after) });
     }
 
     /// Keeps the mirror true until it is dropped, and calls `changed` for every object that changed.

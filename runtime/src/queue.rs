@@ -42,18 +42,21 @@ struct State<T> {
     failures: BTreeMap<T, u32>,
 }
 
-impl<T> Default for WorkQueue<T> {
+impl<T> Default for State<T> {
     fn default() -> Self {
         Self {
-            state: Mutex::new(State {
-                ready: VecDeque::new(),
-                queued: BTreeSet::new(),
-                working: BTreeSet::new(),
-                delayed: BTreeMap::new(),
-                failures: BTreeMap::new(),
-            }),
-            wake: Notify::new(),
+            ready: VecDeque::new(),
+            queued: BTreeSet::new(),
+            working: BTreeSet::new(),
+            delayed: BTreeMap::new(),
+            failures: BTreeMap::new(),
         }
+    }
+}
+
+impl<T> Default for WorkQueue<T> {
+    fn default() -> Self {
+        Self { state: Mutex::default(), wake: Notify::new() }
     }
 }
 
@@ -86,7 +89,13 @@ impl<T: Ord + Clone + Debug> WorkQueue<T> {
         self.lock().ready.len()
     }
 
-    /// Works the queue off for ever, at most `concurrency` keys at a time. Dropping the future stops all of them.
+    /// Forgets every key, and that keys failed.
+    pub fn clear(&self) {
+        *self.lock() = State::default();
+    }
+
+    /// Works the queue off for ever, at most `concurrency` keys at a time. Dropping the future stops all of them; what
+    /// was being worked is then neither queued nor done, and a queue that is to run again is cleared first.
     pub async fn run<F, W>(&self, concurrency: usize, mut work: F)
     where
         F: FnMut(T) -> W,
