@@ -22,8 +22,19 @@ enum Verb {
 }
 
 #[tokio::main]
-async fn main() -> Result<ExitCode> {
-    match Arguments::parse().verb {
+async fn main() -> ExitCode {
+    match run(Arguments::parse().verb).await {
+        Ok(code) => code,
+        // Not returned from main, which would print a backtrace where the environment asks for them.
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(verb: Verb) -> Result<ExitCode> {
+    match verb {
         Verb::ControlPlane(command) => command.run().await.map(|()| ExitCode::SUCCESS),
         Verb::Lab(command) => command.run().await,
     }

@@ -1,0 +1,68 @@
+//! The workspace's own programs, as suites, the demo and the lab run them.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::repository::{cargo, run, target};
+use crate::{packages, tools};
+
+/// How much the compiler optimises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Quick to build; for tests and the demo.
+    Dev,
+    /// For measurements.
+    Release,
+}
+
+impl Profile {
+    /// The folder below the target folder.
+    pub fn folder(self) -> PathBuf {
+        match self {
+            Self::Dev => target().join("debug"),
+            Self::Release => target().join("release"),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// Builds all programs of the workspace.
+pub fn programs(profile: Profile) -> Result<()> {
+    run(cargo()?.args(["build", "--quiet", "--workspace", "--bins", "--profile", profile.name()]))
+}
+
+/// Builds the node agent with the feature `xen`, installs what that needs, and puts it into `target/xen`.
+///
+/// It has a folder of its own because cargo puts both agents into the same place. To be called before [`programs`], which
+/// puts the agent without that feature there again.
+pub fn xen_agent(profile: Profile) -> Result<()> {
+    packages::ensure(&packages::FOR_XEN).context("the node agent's feature xen needs Debian packages")?;
+    run(cargo()?
+        .args(["build", "--quiet", "-p", "kubexen-node-agent", "--features", "xen", "--bins"])
+        .args(["--profile", profile.name()]))?;
+    let folder = target().join("xen");
+    std::fs::create_dir_all(&folder)?;
+    let program = "kubexen-node-agent";
+    let (built, unfinished) = (profile.folder().join(program), folder.join("unfinished"));
+    std::fs::copy(&built, &unfinished).with_context(|| format!("cannot copy {}", built.display()))?;
+    // Moved into place, because a program that is running cannot be written to.
+    std::fs::rename(&unfinished, folder.join(program))?;
+    Ok(())
+}
+
+/// Builds everything that runs against a real control plane.
+pub fn everything(profile: Profile, xen: bool) -> Result<()> {
+    tools::ensure()?;
+    eprintln!("building KubeXen's programs ...");
+    if xen {
+        xen_agent(profile)?;
+    }
+    programs(profile)
+}

@@ -1,0 +1,205 @@
+//! `cargo xtask test`: all suites, part by part, and one line that sums them up.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::ops::AddAssign;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+
+use crate::repository::cargo;
+use crate::{build, tools};
+
+/// Run the test suites, all parts or those that are named
+///
+/// A part that fails does not stop the later ones. The last line is always `N passed, N failed, N skipped`, over all parts;
+/// the exit status is 0 only when no test failed and at least one ran.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// The parts to run, all of them when none is named
+    parts: Vec<Part>,
+    /// Handed on to the test programs: a part of tests' names, or libtest's options such as --nocapture
+    #[arg(last = true)]
+    filter: Vec<String>,
+}
+
+/// A part of the suites, in the order in which they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+enum Part {
+    /// Tables, properties and conformance of each crate; under a minute when warm
+    Unit,
+    /// What the real API server accepts, refuses, merges and grants
+    Api,
+    /// Simulated hosts on a real control plane, and whole pools under virtual time
+    E2e,
+    /// Real Xen hosts
+    Lab,
+}
+
+impl Part {
+    /// What cargo is asked to test.
+    fn selection(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Self::Unit => &[
+                &["--workspace", "--exclude", "kubexen-testbed"],
+                &["-p", "kubexen-testbed", "--lib", "--bins"],
+            ],
+            Self::Api => &[&["-p", "kubexen-testbed", "--test", "api"]],
+            Self::E2e => &[&["-p", "kubexen-testbed", "--test", "e2e", "--test", "simulation"]],
+            Self::Lab => &[&["-p", "kubexen-testbed", "--test", "lab"]],
+        }
+    }
+
+    /// Builds the programs that the part runs besides the test programs themselves.
+    fn prepare(self) -> Result<()> {
+        match self {
+            Self::Unit | Self::Api => tools::ensure(),
+            Self::E2e => build::everything(build::Profile::Dev, false),
+            Self::Lab => build::everything(build::Profile::Dev, true),
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unit => "unit",
+            Self::Api => "api",
+            Self::E2e => "e2e",
+            Self::Lab => "lab",
+        })
+    }
+}
+
+/// How many tests ended how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
+    }
+}
+
+/// Runs the verb.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let parts = match arguments.parts.as_slice() {
+        [] => Part::value_variants().iter().copied().collect::<BTreeSet<_>>(),
+        named => named.iter().copied().collect(),
+    };
+    let mut total = Counts::default();
+    for part in parts {
+        let started = Instant::now();
+        eprintln!("== {part}");
+        let counts = run_part(part, &arguments.filter);
+        eprintln!("== {part}: {counts}, {} s", started.elapsed().as_secs());
+        total += counts;
+    }
+    println!("{total}");
+    ensure!(total.failed == 0, "tests failed");
+    ensure!(total.passed > 0, "no test ran");
+    Ok(())
+}
+
+/// Runs one part. What keeps its tests from running at all counts as one failure, so that it shows in the sum.
+fn run_part(part: Part, filter: &[String]) -> Counts {
+    let mut counts = Counts::default();
+    let broken = |error: anyhow::Error| {
+        eprintln!("{part}: {error:#}");
+        Counts { failed: 1, ..Counts::default() }
+    };
+    if let Err(error) = part.prepare() {
+        return broken(error);
+    }
+    for selection in part.selection() {
+        counts += run_tests(selection, filter).unwrap_or_else(broken);
+    }
+    counts
+}
+
+/// Runs `cargo test` on a selection, shows its output as it comes, and counts.
+fn run_tests(selection: &[&str], filter: &[String]) -> Result<Counts> {
+    let mut command = cargo()?;
+    command.args(["test", "--no-fail-fast"]).args(selection).arg("--");
+    if std::io::stdout().is_terminal() {
+        // libtest sees a pipe.
+        command.arg("--color=always");
+    }
+    let (status, counts) = count_while_showing(command.args(filter))?;
+    ensure!(
+        status.success() || counts.failed > 0,
+        "cargo test {}: {status} without a failed test: it did not build, or a test program died",
+        selection.join(" ")
+    );
+    Ok(counts)
+}
+
+fn count_while_showing(command: &mut Command) -> Result<(ExitStatus, Counts)> {
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+    let mut counts = Counts::default();
+    if let Some(output) = child.stdout.take() {
+        let mut stdout = std::io::stdout().lock();
+        for line in BufReader::new(output).split(b'\n') {
+            let line = line.context("cannot read the output of cargo test")?;
+            stdout.write_all(&line)?;
+            stdout.write_all(b"\n")?;
+            if let Some(result) = parse_result(&String::from_utf8_lossy(&line)) {
+                counts += result;
+            }
+        }
+    }
+    Ok((child.wait()?, counts))
+}
+
+/// Reads the line that libtest ends with: `test result: ok. 9 passed; 0 failed; 1 ignored; 0 measured; …`.
+fn parse_result(line: &str) -> Option<Counts> {
+    // With colours, escape sequences surround the word before the numbers.
+    let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let number =
+        |what: &str| numbers.split("; ").find_map(|part| part.strip_suffix(what)?.trim().parse().ok());
+    Some(Counts { passed: number(" passed")?, failed: number(" failed")?, skipped: number(" ignored")? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_line_is_counted_with_and_without_colours() {
+        let expected = Counts { passed: 9, failed: 1, skipped: 2 };
+        let plain = "test result: FAILED. 9 passed; 1 failed; 2 ignored; 0 measured; 3 filtered out; finished in 1.61s";
+        assert_eq!(parse_result(plain), Some(expected));
+        assert_eq!(parse_result(&plain.replace("FAILED", "\u{1b}[31mFAILED\u{1b}[m")), Some(expected));
+    }
+
+    #[test]
+    fn other_lines_are_not_counted() {
+        for line in ["", "running 9 tests", "test result", "test test_result: ok ... ok"] {
+            assert_eq!(parse_result(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_test_program_that_dies_counts_as_a_failure_even_without_a_result() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo 'running 1 test'; kill -9 $$"]);
+        let (status, counts) = count_while_showing(&mut command).unwrap();
+        assert!(!status.success());
+        assert_eq!(counts, Counts::default());
+    }
+}
