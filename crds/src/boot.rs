@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
     .field_path(".kernel"))]
 pub struct Boot {
     /// Virtualisation mode. `PVH` (default): hardware-assisted, no emulated devices; the right one for Linux.
-    /// `HVM`: a full PC with emulated devices. `PV`: paravirtualised, for old kernels; cannot be live-migrated.
+    /// `HVM`: a full PC with emulated devices. `PV`: paravirtualised, for kernels that are too old for PVH.
     #[serde(rename = "type", default)]
     pub type_: BootType,
     /// The kernel to start, from the catalogues of the hosts. Needed for PVH and PV. An HVM guest without it boots
@@ -42,9 +42,12 @@ pub enum BootType {
 pub struct Kernel {
     /// Name of an entry in the hosts' kernel catalogue, at most 63 characters. Only hosts that have it can run the
     /// guest.
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     pub name: String,
-    /// Kernel command line, at most 1024 characters. Default: empty.
+    /// Kernel command line, at most 1024 printable ASCII characters. Default: empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 1024), regex(pattern = r"^[ -~]*$"))]
     pub command_line: String,

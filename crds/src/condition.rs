@@ -112,14 +112,15 @@ pub(crate) fn conditions_schema(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-list-map-keys": ["type"],
         "items": {
             "type": "object",
+            "description": "One aspect of the object's state.",
             "required": ["type", "status", "reason", "message", "lastTransitionTime"],
             "properties": {
-                "type": {"type": "string", "maxLength": 63, "description": "What the condition is about, in CamelCase."},
+                "type": {"type": "string", "minLength": 1, "maxLength": 63, "description": "What the condition is about, in CamelCase."},
                 "status": {"type": "string", "enum": ["True", "False", "Unknown"], "description": "Whether it holds."},
                 "reason": {"type": "string", "minLength": 1, "maxLength": 63, "description": "Why, as one CamelCase word from a fixed set; made for programs."},
                 "message": {"type": "string", "maxLength": MESSAGE_LIMIT, "description": "Why, in words, and what to change; made for people."},
-                "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0, "description": "The metadata.generation that the condition speaks of."},
-                "lastTransitionTime": {"type": "string", "format": "date-time", "maxLength": 64, "description": "When status last changed."},
+                "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0, "description": "The `metadata.generation` that the condition speaks of."},
+                "lastTransitionTime": {"type": "string", "format": "date-time", "maxLength": 64, "description": "When `status` last changed."},
             },
         },
     })

@@ -32,14 +32,19 @@ use serde::{Deserialize, Serialize};
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='Ready')].message",
         priority = "1"
-    )
+    ),
+    validation = Rule::new("self.metadata.name == self.spec.virtualMachine.__namespace__ + '.' + self.spec.virtualMachine.name")
+        .message("`metadata.name` must be \"<namespace>.<name>\" of the virtual machine"),
+    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.ownerToken) || (has(self.status) && has(self.status.ownerToken) && self.status.ownerToken >= oldSelf.status.ownerToken)")
+        .message("`status.ownerToken` must not go back: a later owner of this domain is known already")
+        .field_path(".status.ownerToken")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct DomainSpec {
     /// The virtual machine that this domain is. Its uid is the domain's UUID in Xen. Cannot be changed.
     #[x_kube(validation = Rule::new("self == oldSelf").message("`virtualMachine` must not change"))]
     pub virtual_machine: VirtualMachineReference,
-    /// Whether the domain runs or stands still. Default: Running.
+    /// Whether the domain runs: `Running` (default), or `Paused` (in memory, its vCPUs stand still).
     #[serde(default)]
     pub power_state: DomainPowerState,
     /// Asks for one restart when it differs from `status.restartHandled`: the virtual machine's restart annotation.
@@ -49,7 +54,7 @@ pub struct DomainSpec {
     /// What the domain is made of. Cannot be changed: another machine is another domain.
     #[x_kube(validation = Rule::new("self == oldSelf").message("`machine` must not change: delete this Domain and make another"))]
     pub machine: Machine,
-    /// What happens when the guest stops.
+    /// What happens when the guest stops. Default: the defaults of its fields.
     #[serde(default)]
     pub lifecycle: Lifecycle,
 }
@@ -58,13 +63,13 @@ pub struct DomainSpec {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineReference {
-    /// Its namespace.
+    /// Namespace of the VirtualMachine.
     #[schemars(length(min = 1, max = 63))]
     pub namespace: String,
-    /// Its name.
+    /// Name of the VirtualMachine.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-    /// Its uid.
+    /// UID of the VirtualMachine: another machine of the same name has another.
     #[schemars(length(equal = 36), regex(pattern = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))]
     pub uid: String,
 }
@@ -83,21 +88,25 @@ pub enum DomainPowerState {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Machine {
-    /// Number of virtual CPUs.
+    /// Number of virtual CPUs, 1 to 128.
     #[schemars(range(min = 1, max = 128))]
     pub cpus: i32,
-    /// Memory.
+    /// Memory of the guest, in bytes.
     pub memory: ByteQuantity,
     /// How it boots.
     pub boot: Boot,
-    /// Disks in the guest's order, at most 16.
+    /// Disks in the guest's order, at most 16. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
+    #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.volume == one.volume))")
+        .message("`disks` must not name one Volume twice: its content would be damaged"))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub disks: Vec<DomainDisk>,
-    /// Interfaces in the guest's order, at most 8.
+    /// Interfaces in the guest's order, at most 8. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
+    #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.mac == one.mac))")
+        .message("`interfaces` must not have one `mac` twice"))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub interfaces: Vec<DomainInterface>,
 }
@@ -112,7 +121,7 @@ pub struct DomainDisk {
     /// Name of the Volume in the same namespace.
     #[schemars(length(min = 1, max = 253))]
     pub volume: String,
-    /// Whether the guest may only read.
+    /// Whether the guest may only read the disk. Default: false.
     #[serde(default)]
     pub read_only: bool,
 }
@@ -127,7 +136,7 @@ pub struct DomainInterface {
     /// Name of the uplink in the agent's configuration.
     #[schemars(length(min = 1, max = 63))]
     pub uplink: String,
-    /// Hardware address.
+    /// Hardware address in lower case.
     #[schemars(length(equal = 17), regex(pattern = r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$"))]
     pub mac: String,
 }
@@ -135,15 +144,12 @@ pub struct DomainInterface {
 /// What the agent saw of a domain.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(oldSelf.ownerToken) || (has(self.ownerToken) && self.ownerToken >= oldSelf.ownerToken)")
-    .message("`ownerToken` must not go back")
-    .field_path(".ownerToken"))]
 pub struct DomainStatus {
     /// The `metadata.generation` that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub observed_generation: Option<i64>,
-    /// One word for people; the controller reads it too.
+    /// State in one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<DomainPhase>,
     /// Xen's number for the domain while there is one.
@@ -175,7 +181,10 @@ pub struct DomainStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// State of a domain in one word.
+/// State of a domain in one word. `Pending`: waits for what it needs, such as a volume, its ownership, or the end of a
+/// back-off. `Running`. `Paused`: in memory, its vCPUs stand still. `Stopping`: was asked to shut down. `Halted`: the
+/// guest stopped by itself and its policy leaves it so. `Preserved`: the guest crashed and its memory is kept for
+/// inspection. `Failed`: cannot be started as it is; tried again, ever more rarely.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 pub enum DomainPhase {
     /// Waits for what it needs: a volume, its ownership, the end of a back-off.
@@ -198,7 +207,8 @@ pub enum DomainPhase {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Stop {
-    /// What the guest did.
+    /// What the guest did: `Poweroff`, `Reboot`, `Crash` (its watchdog included), or `Vanished` (the host was
+    /// rebooted, or somebody else destroyed the domain).
     pub reason: StopReason,
     /// When the agent saw it.
     pub at: Time,

@@ -55,7 +55,7 @@ pub struct HostStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub agent_version: Option<String>,
-    /// The hypervisor.
+    /// The hypervisor that runs there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub xen: Option<Xen>,
     /// Physical CPUs.
@@ -79,7 +79,7 @@ pub struct HostStatus {
     #[schemars(length(max = 64), inner(length(max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub kernels: Vec<String>,
-    /// Domains that run here and that no Domain object stands for; never touched. The first 32.
+    /// Domains that run here and that no Domain object stands for; never touched. The first 32 by UUID.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["uuid".into()]))]
@@ -113,7 +113,7 @@ pub struct HostCpu {
     /// Logical CPUs that Xen schedules guests on.
     #[schemars(range(min = 0, max = 65536))]
     pub count: i32,
-    /// Sockets.
+    /// CPU sockets.
     #[schemars(range(min = 0, max = 65536))]
     pub sockets: i32,
     /// Cores in each socket.
@@ -136,10 +136,10 @@ pub struct HostCpu {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HostMemory {
-    /// All memory of the machine.
+    /// All memory of the machine, in bytes.
     pub total: ByteQuantity,
-    /// What is there for guests that KubeXen runs, those that run now included: total less Xen, dom0 and domains
-    /// that KubeXen does not know.
+    /// Bytes that are there for guests that KubeXen runs, those that run now included: total less Xen, dom0 and
+    /// domains that KubeXen does not know.
     pub allocatable: ByteQuantity,
 }
 
@@ -150,7 +150,7 @@ pub struct Location {
     /// Name in the agent's configuration.
     #[schemars(length(max = 63))]
     pub name: String,
-    /// What disks here may have in sum.
+    /// Bytes that the disks here may have in sum.
     pub capacity: ByteQuantity,
 }
 

@@ -32,11 +32,11 @@ use serde::{Deserialize, Serialize};
     .message("`bridge` must be set when, and only when, `type` is \"Bridge\"")
     .field_path(".bridge"))]
 pub struct NetworkSpec {
-    /// Kind of network; `bridge` belongs to `Bridge`. Cannot be changed.
+    /// Kind of network. `Bridge`: a Linux bridge on each host, described by `bridge`. Cannot be changed.
     #[serde(rename = "type")]
     #[x_kube(validation = Rule::new("self == oldSelf").message("`type` must not change"))]
     pub type_: NetworkType,
-    /// A bridge on each host.
+    /// A Linux bridge on each host. Set when `type` is Bridge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<Bridge>,
     /// Labels that a host must carry to attach the network. Default: every host that has the uplink.
@@ -55,7 +55,7 @@ pub enum NetworkType {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Bridge {
-    /// Name of an uplink in the agents' configuration. Cannot be changed while guests would have to move.
+    /// Name of an uplink in the agents' configuration, at most 63 characters. Cannot be changed.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("`uplink` must not change: make another Network"))]
     pub uplink: String,

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct PoolSpec {
-    /// How hosts are chosen.
+    /// How hosts are chosen for guests. Default: the defaults of its fields.
     #[serde(default)]
     pub placement: PlacementPolicy,
 }

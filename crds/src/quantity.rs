@@ -29,6 +29,11 @@ const SUFFIXES: [(&str, u64); 8] = [
     ("T", 1_000_000_000_000),
 ];
 
+/// Digits and nothing else: `str::parse` would take a sign too.
+fn number(digits: &str) -> Option<u64> {
+    if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None }
+}
+
 impl ByteQuantity {
     /// The size in bytes.
     ///
@@ -41,10 +46,7 @@ impl ByteQuantity {
             .iter()
             .find_map(|(suffix, factor)| self.0.strip_suffix(suffix).map(|digits| (digits, *factor)))
             .unwrap_or((self.0.as_str(), 1));
-        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(malformed());
-        }
-        digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(malformed)
+        number(digits).and_then(|number| number.checked_mul(factor)).ok_or_else(malformed)
     }
 
     /// The quantity for a number of bytes, in the largest binary unit that loses nothing.
@@ -92,8 +94,8 @@ impl TimeSpan {
         let mut rest = self.0.as_str();
         for (unit, factor) in [('h', 3600), ('m', 60), ('s', 1)] {
             if let Some((digits, after)) = rest.split_once(unit) {
-                let number: u64 = digits.parse().map_err(|_| malformed())?;
-                let part = number.checked_mul(factor).ok_or_else(malformed)?;
+                let part =
+                    number(digits).and_then(|number| number.checked_mul(factor)).ok_or_else(malformed)?;
                 seconds = seconds.checked_add(part).ok_or_else(malformed)?;
                 rest = after;
             }
@@ -120,7 +122,7 @@ impl JsonSchema for TimeSpan {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HostSelector {
-    /// Label names and the values they must have, at most 16. Empty: every host matches.
+    /// Label names and the values they must have, at most 16. Default: empty, which every host matches.
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     #[schemars(schema_with = "match_labels_schema")]
     pub match_labels: std::collections::BTreeMap<String, String>,
@@ -138,6 +140,15 @@ fn match_labels_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
         "maxProperties": 16,
-        "additionalProperties": {"type": "string", "maxLength": 63},
+        "additionalProperties": {
+            "type": "string",
+            "maxLength": 63,
+            "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$",
+            "description": "Value that the label must have.",
+        },
+        "x-kubernetes-validations": [{
+            "rule": "self.all(name, name.size() >= 1 && name.size() <= 317)",
+            "message": "names in `matchLabels` must be 1 to 317 characters long, as label names are",
+        }],
     })
 }

@@ -32,11 +32,12 @@ use serde::{Deserialize, Serialize};
     .message("`directory` must be set when, and only when, `type` is \"Directory\"")
     .field_path(".directory"))]
 pub struct StorageRepositorySpec {
-    /// Kind of storage; `directory` belongs to `Directory`. Cannot be changed.
+    /// Kind of storage. `Directory`: raw sparse files in a directory of each host, described by `directory`. Cannot be
+    /// changed.
     #[serde(rename = "type")]
     #[x_kube(validation = Rule::new("self == oldSelf").message("`type` must not change"))]
     pub type_: RepositoryType,
-    /// A directory on each host; its disks are local to the host.
+    /// A directory on each host; its disks are local to the host. Set when `type` is Directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directory: Option<Directory>,
     /// Labels that a host must carry to attach the repository. Default: every host that has the location.
@@ -55,7 +56,7 @@ pub enum RepositoryType {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Directory {
-    /// Name of a storage location in the agents' configuration. Cannot be changed.
+    /// Name of a storage location in the agents' configuration, at most 63 characters. Cannot be changed.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("`location` must not change: the disks are there"))]
     pub location: String,

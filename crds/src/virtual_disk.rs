@@ -34,14 +34,19 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 pub struct VirtualDiskSpec {
     /// Name of the StorageRepository that holds the disk. Cannot be changed.
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     #[x_kube(validation = Rule::new("self == oldSelf").message("`repository` must not change: make a new disk in the other repository"))]
     pub repository: String,
-    /// Size of the disk as the guest sees it, 1Mi to 64Ti, a multiple of 1Mi is usual. It can grow, never shrink; a
+    /// Size of the disk as the guest sees it, 1Mi to 64Ti, a multiple of 512 bytes. It can grow, never shrink; a
     /// running guest sees the new size after its next restart.
-    #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity('1Mi')) >= 0 && quantity(self).compareTo(quantity('64Ti')) <= 0")
-        .message("`size` must be between \"1Mi\" and \"64Ti\""))]
-    #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity(oldSelf)) >= 0")
+    #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('1Mi')) >= 0 && quantity(self).compareTo(quantity('64Ti')) <= 0")
+        .message("`size` must be a quantity between \"1Mi\" and \"64Ti\""))]
+    #[x_kube(validation = Rule::new("!isQuantity(self) || !quantity(self).isInteger() || quantity(self).asInteger() % 512 == 0")
+        .message("`size` must be a multiple of 512 bytes, the size of a sector"))]
+    #[x_kube(validation = Rule::new("!isQuantity(self) || quantity(self).compareTo(quantity(oldSelf)) >= 0")
         .message("`size` must not become smaller: data would be lost"))]
     pub size: ByteQuantity,
     /// What the disk contains at first. Cannot be changed. Default: blank.
@@ -89,15 +94,15 @@ pub struct VirtualDiskStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub observed_generation: Option<i64>,
-    /// One word for people; programs read the conditions.
+    /// State in one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// The host that holds the disk, once one does.
+    /// The Host that holds the disk, once one does. It never changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("`host` must not change: the data is there"))]
     pub host: Option<String>,
-    /// Size that the disk really has.
+    /// Size in bytes that the disk really has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<ByteQuantity>,
     /// `Ready`: the disk exists in its full size. False with reason WaitingForConsumer until a virtual machine uses it.
@@ -106,7 +111,8 @@ pub struct VirtualDiskStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// State of a disk in one word.
+/// State of a disk in one word, for people; programs read the conditions. `Pending`: not made yet. `Bound`: made, and
+/// bound to where it is. `Failed`: cannot go on without somebody's help.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 pub enum Phase {
     /// Not made yet.

@@ -35,35 +35,47 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason", priority = "1"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message", priority = "1"),
     validation = Rule::new("self.metadata.name.size() <= 63")
-        .message("`metadata.name` must be at most 63 characters long")
+        .message("`metadata.name` must be at most 63 characters long"),
+    validation = Rule::new("!has(oldSelf.status) || !has(oldSelf.status.ownerToken) || (has(self.status) && has(self.status.ownerToken) && self.status.ownerToken >= oldSelf.status.ownerToken)")
+        .message("`status.ownerToken` must not go back: a later owner of this machine is known already")
+        .field_path(".status.ownerToken")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.boot.type != 'HVM' || has(self.boot.kernel) || (has(self.disks) && size(self.disks) > 0)")
+    .message("`disks` must name a disk to boot from: `boot.type` is \"HVM\" and there is no `boot.kernel`")
+    .field_path(".disks"))]
 pub struct VirtualMachineSpec {
     /// Whether the guest runs. `Running` (default), `Halted` (shut down, and what it used is free for others) or
     /// `Paused` (in memory, its vCPUs stand still).
     #[serde(default)]
     pub power_state: PowerState,
-    /// Virtual CPUs. Default: one.
+    /// Virtual CPUs. Default: one of them.
     #[serde(default)]
     pub cpu: Cpu,
-    /// Memory.
+    /// Memory of the guest.
     pub memory: Memory,
     /// How the guest boots.
     pub boot: Boot,
-    /// Disks in the order in which the guest sees them (`xvda`, `xvdb` …), at most 16.
+    /// Disks in the order in which the guest sees them (`xvda`, `xvdb` …), at most 16. Default: none. A change takes
+    /// effect at the next restart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
+    #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.disk == one.disk))")
+        .message("`disks` must not name one VirtualDisk twice: its content would be damaged"))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub disks: Vec<Disk>,
-    /// Network interfaces in the order in which the guest sees them (`eth0`, `eth1` …), at most 8.
+    /// Network interfaces in the order in which the guest sees them (`eth0`, `eth1` …), at most 8. Default: none. A
+    /// change takes effect at the next restart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
+    #[x_kube(validation = Rule::new("self.all(one, !has(one.mac) || self.exists_one(other, has(other.mac) && other.mac == one.mac))")
+        .message("`interfaces` must not have one `mac` twice"))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub interfaces: Vec<Interface>,
     /// Which hosts may run the guest, and which guests it avoids. Default: any host.
     #[serde(default)]
     pub placement: Placement,
-    /// What happens when the guest stops.
+    /// What happens when the guest stops. Default: the defaults of its fields.
     #[serde(default)]
     pub lifecycle: Lifecycle,
 }
@@ -106,8 +118,8 @@ fn one() -> i32 {
 pub struct Memory {
     /// Memory the guest has, at least 16Mi and at most 8Ti. Its host reserves this and a small overhead. A change
     /// takes effect at the next restart.
-    #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity('16Mi')) >= 0 && quantity(self).compareTo(quantity('8Ti')) <= 0")
-        .message("`size` must be between \"16Mi\" and \"8Ti\""))]
+    #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('16Mi')) >= 0 && quantity(self).compareTo(quantity('8Ti')) <= 0")
+        .message("`size` must be a quantity between \"16Mi\" and \"8Ti\""))]
     pub size: ByteQuantity,
 }
 
@@ -119,7 +131,10 @@ pub struct Disk {
     #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
     /// Name of a VirtualDisk in the same namespace. A VirtualDisk serves one running guest at a time.
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     pub disk: String,
     /// Whether the guest may only read the disk. Default: false.
     #[serde(default)]
@@ -134,14 +149,17 @@ pub struct Interface {
     #[schemars(length(min = 1, max = 32), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
     /// Name of the Network that the interface is connected to.
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     pub network: String,
     /// Hardware address in lower case, as in `00:16:3e:12:34:56`. Default: one that is derived from the machine and
     /// stays the same; `status.interfaces` shows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(equal = 17), regex(pattern = r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$"))]
-    #[x_kube(validation = Rule::new("self.matches('^.[02468ace]')")
-        .message("`mac` must be a unicast address: its second digit must be even"))]
+    #[x_kube(validation = Rule::new("self.matches('^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$') && self != '00:00:00:00:00:00'")
+        .message("`mac` must be a unicast address: six pairs of hexadecimal digits in lower case, the second digit even, as in \"00:16:3e:12:34:56\""))]
     pub mac: Option<String>,
 }
 
@@ -162,7 +180,10 @@ pub struct Placement {
 #[serde(rename_all = "camelCase")]
 pub struct AntiAffinity {
     /// Name of the group, at most 63 characters. Machines of one namespace with the same group avoid each other.
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     pub group: String,
     /// `Required`: rather do not start than share a host. `Preferred` (default): share only where nothing else fits.
     #[serde(default)]
@@ -185,7 +206,8 @@ pub enum AntiAffinityMode {
 pub struct Lifecycle {
     /// How long a guest that was asked to shut down may take, 0s to 1h; then it is stopped by force. Default: 60s.
     #[serde(default = "default_shutdown_timeout")]
-    #[x_kube(validation = Rule::new("duration(self) <= duration('1h')").message("`shutdownTimeout` must be at most \"1h\""))]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,4}h)?([0-9]{1,5}m)?([0-9]{1,6}s)?$') && duration(self) <= duration('1h')")
+        .message("`shutdownTimeout` must be a time span of at most \"1h\", as in \"90s\" or \"5m\""))]
     pub shutdown_timeout: TimeSpan,
     /// When the guest powers itself off: `Halt` (default) leaves it off until it is restarted by annotation or by
     /// `powerState`; `Restart` starts it again.
@@ -194,8 +216,8 @@ pub struct Lifecycle {
     /// When the guest reboots itself: `Restart` (default) or `Halt`.
     #[serde(default)]
     pub on_reboot: OnReboot,
-    /// When the guest crashes: `Restart` (default; a guest that crashes again and again waits longer each time, 5 min at the
-    /// most), `Halt`, or `Preserve` (its memory is kept for inspection; nothing runs).
+    /// When the guest crashes: `Restart` (default; a guest that crashes again and again waits longer each time, 5 min at
+    /// the most), `Halt`, or `Preserve` (its memory is kept for inspection; nothing runs).
     #[serde(default)]
     pub on_crash: OnCrash,
 }
@@ -250,18 +272,15 @@ pub enum OnCrash {
 /// What was seen of a virtual machine.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(oldSelf.ownerToken) || (has(self.ownerToken) && self.ownerToken >= oldSelf.ownerToken)")
-    .message("`ownerToken` must not go back: a later owner of this machine is known already")
-    .field_path(".ownerToken"))]
 pub struct VirtualMachineStatus {
     /// The `metadata.generation` that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub observed_generation: Option<i64>,
-    /// One word for people; programs read the conditions.
+    /// State in one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// The host that was chosen.
+    /// The Host that was chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub host: Option<String>,
@@ -273,7 +292,7 @@ pub struct VirtualMachineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub owner_token: Option<i64>,
-    /// The interfaces with the hardware addresses they have.
+    /// The interfaces with the hardware addresses they have, at most 8.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -286,7 +305,10 @@ pub struct VirtualMachineStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// State of a virtual machine in one word.
+/// State of a virtual machine in one word, for people; programs read the conditions. `Pending`: waits for something
+/// it needs, such as a disk. `Scheduling`: waits for a host that fits. `Starting`: a host is starting it. `Running`.
+/// `Paused`: in memory, its vCPUs stand still. `Stopping`: is being shut down. `Halted`: off. `Failed`: cannot go on
+/// without somebody's help. `Unknown`: its host does not answer.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 pub enum Phase {
     /// Waits for something it needs: a disk, a network.

@@ -33,7 +33,9 @@ use serde::{Deserialize, Serialize};
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='Ready')].message",
         priority = "1"
-    )
+    ),
+    validation = Rule::new("self.metadata.name == self.spec.virtualDisk.__namespace__ + '.' + self.spec.virtualDisk.name")
+        .message("`metadata.name` must be \"<namespace>.<name>\" of the virtual disk")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeSpec {
@@ -44,15 +46,15 @@ pub struct VolumeSpec {
     #[schemars(length(min = 1, max = 63))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("`location` must not change"))]
     pub location: String,
-    /// Size; only grows.
-    #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity(oldSelf)) >= 0")
+    /// Size in bytes. It only grows.
+    #[x_kube(validation = Rule::new("!isQuantity(self) || quantity(self).compareTo(quantity(oldSelf)) >= 0")
         .message("`size` must not become smaller: data would be lost"))]
     pub size: ByteQuantity,
-    /// What it contains at first. Cannot be changed.
+    /// What the volume contains at first. Cannot be changed. Default: blank.
     #[serde(default)]
     #[x_kube(validation = Rule::new("self == oldSelf").message("`source` must not change"))]
     pub source: Source,
-    /// What happens to the data when the volume is deleted.
+    /// What happens to the data when the volume is deleted: `Delete` (default) or `Retain` (it stays on the host).
     #[serde(default)]
     pub reclaim: Reclaim,
 }
@@ -61,13 +63,13 @@ pub struct VolumeSpec {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualDiskReference {
-    /// Its namespace.
+    /// Namespace of the VirtualDisk.
     #[schemars(length(min = 1, max = 63))]
     pub namespace: String,
-    /// Its name.
+    /// Name of the VirtualDisk.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-    /// Its uid.
+    /// UID of the VirtualDisk: another disk of the same name has another.
     #[schemars(length(equal = 36), regex(pattern = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))]
     pub uid: String,
 }
@@ -80,10 +82,10 @@ pub struct VolumeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub observed_generation: Option<i64>,
-    /// One word for people.
+    /// State in one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<VolumePhase>,
-    /// Size that the volume really has.
+    /// Size in bytes that the volume really has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<ByteQuantity>,
     /// `Ready`: the volume exists in its full size.
@@ -92,7 +94,8 @@ pub struct VolumeStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// State of a volume in one word.
+/// State of a volume in one word. `Pending`: not made yet. `Ready`: there in its full size. `Failed`: cannot be made as
+/// it is; tried again, ever more rarely.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 pub enum VolumePhase {
     /// Not made yet.

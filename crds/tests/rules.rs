@@ -1,0 +1,455 @@
+//! The CEL rules of every kind, against objects that they must accept and objects that they must refuse.
+//!
+//! Evaluated without an API server; the api suite shows that a real one decides alike, and what it adds by itself:
+//! patterns, bounds and required fields.
+
+use kube::core::cel::ValidationErrors;
+use kubexen_crds::{Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, Volume};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+/// The kinds, as the tables need them: both client-side checks.
+trait Checked: DeserializeOwned {
+    const KIND: &'static str;
+    fn on_create(&self) -> Result<(), ValidationErrors>;
+    fn on_update(&self, old: &Self) -> Result<(), ValidationErrors>;
+}
+
+macro_rules! checked {
+    ($($kind:ident),*) => {$(
+        impl Checked for $kind {
+            const KIND: &'static str = stringify!($kind);
+            fn on_create(&self) -> Result<(), ValidationErrors> {
+                self.validate_cel()
+            }
+            fn on_update(&self, old: &Self) -> Result<(), ValidationErrors> {
+                self.validate_cel_update(old)
+            }
+        }
+    )*};
+}
+checked!(VirtualMachine, VirtualDisk, Network, StorageRepository, Host, Pool, Domain, Volume);
+
+/// A change to a valid sample: JSON pointers and the values to be set there; `null` removes.
+type Change<'a> = &'a [(&'a str, Value)];
+
+fn changed(sample: &Value, change: Change<'_>) -> Value {
+    let mut object = sample.clone();
+    for (path, value) in change {
+        let (parent, key) = path.rsplit_once('/').expect("a JSON pointer");
+        let parent = object.pointer_mut(parent).unwrap_or_else(|| panic!("the sample has no {parent}"));
+        match parent {
+            Value::Object(fields) if value.is_null() => {
+                fields.remove(key);
+            }
+            Value::Object(fields) => {
+                fields.insert(key.to_owned(), value.clone());
+            }
+            Value::Array(items) => {
+                let index: usize = key.parse().expect("an index");
+                items.truncate(index);
+                items.push(value.clone());
+            }
+            other => panic!("{path} leads into {other}"),
+        }
+    }
+    object
+}
+
+fn parsed<K: Checked>(object: &Value) -> K {
+    serde_json::from_value(object.clone()).unwrap_or_else(|error| panic!("{} {object}: {error}", K::KIND))
+}
+
+fn messages(result: Result<(), ValidationErrors>) -> Vec<String> {
+    match result {
+        Ok(()) => Vec::new(),
+        Err(errors) => errors.as_slice().iter().map(|error| error.message.clone()).collect(),
+    }
+}
+
+fn accepts<K: Checked>(sample: &Value, changes: &[Change<'_>]) {
+    for change in changes {
+        let found = messages(parsed::<K>(&changed(sample, change)).on_create());
+        assert!(found.is_empty(), "{} with {change:?} was refused: {found:?}", K::KIND);
+    }
+}
+
+fn refuses<K: Checked>(sample: &Value, rows: &[(Change<'_>, &str)]) {
+    for (change, message) in rows {
+        let found = messages(parsed::<K>(&changed(sample, change)).on_create());
+        assert_eq!(found, [*message], "{} with {change:?}", K::KIND);
+    }
+}
+
+fn accepts_update<K: Checked>(sample: &Value, changes: &[Change<'_>]) {
+    let old: K = parsed(sample);
+    for change in changes {
+        let found = messages(parsed::<K>(&changed(sample, change)).on_update(&old));
+        assert!(found.is_empty(), "{} changed by {change:?} was refused: {found:?}", K::KIND);
+    }
+}
+
+fn refuses_update<K: Checked>(sample: &Value, rows: &[(Change<'_>, &str)]) {
+    let old: K = parsed(sample);
+    for (change, message) in rows {
+        let found = messages(parsed::<K>(&changed(sample, change)).on_update(&old));
+        assert_eq!(found, [*message], "{} changed by {change:?}", K::KIND);
+    }
+}
+
+const TOO_LONG: &str = "`metadata.name` must be at most 63 characters long";
+
+fn name_of_length(length: usize) -> Value {
+    "n".repeat(length).into()
+}
+
+fn machine() -> Value {
+    json!({
+        "apiVersion": "kubexen.io/v1alpha1", "kind": "VirtualMachine",
+        "metadata": {"name": "web-1", "namespace": "shop"},
+        "spec": {
+            "memory": {"size": "1Gi"},
+            "boot": {"type": "PVH", "kernel": {"name": "debian-12", "commandLine": "root=/dev/xvda ro"}},
+            "disks": [{"name": "root", "disk": "web-1-root"}, {"name": "data", "disk": "web-1-data"}],
+            "interfaces": [
+                {"name": "eth0", "network": "prod", "mac": "00:16:3e:00:00:01"},
+                {"name": "eth1", "network": "backup"},
+                {"name": "eth2", "network": "backup"},
+            ],
+            "placement": {"hostSelector": {"matchLabels": {"rack": "a"}}},
+            "lifecycle": {"shutdownTimeout": "90s"},
+        },
+        "status": {"ownerToken": 7},
+    })
+}
+
+#[test]
+fn a_virtual_machine_is_held_to_its_rules() {
+    let sample = machine();
+    accepts::<VirtualMachine>(
+        &sample,
+        &[
+            &[],
+            &[("/metadata/name", name_of_length(63))],
+            &[("/spec/memory/size", json!("16Mi"))],
+            &[("/spec/memory/size", json!("8Ti"))],
+            &[("/spec/memory/size", json!("1073741824"))],
+            &[("/spec/boot", json!({"type": "HVM"}))],
+            &[
+                ("/spec/boot", json!({"type": "HVM", "kernel": {"name": "debian-12"}})),
+                ("/spec/disks", json!([])),
+            ],
+            &[("/spec/lifecycle/shutdownTimeout", json!("0s"))],
+            &[("/spec/lifecycle/shutdownTimeout", json!("1h"))],
+            &[("/spec/lifecycle/shutdownTimeout", json!("59m60s"))],
+            &[("/status", Value::Null)],
+        ],
+    );
+    let memory = "`size` must be a quantity between \"16Mi\" and \"8Ti\"";
+    let timeout = "`shutdownTimeout` must be a time span of at most \"1h\", as in \"90s\" or \"5m\"";
+    let mac = "`mac` must be a unicast address: six pairs of hexadecimal digits in lower case, the second digit even, as in \"00:16:3e:12:34:56\"";
+    let kernel = "`kernel` must be set when `type` is \"PVH\" or \"PV\": such a guest has no firmware that could boot a disk";
+    refuses::<VirtualMachine>(
+        &sample,
+        &[
+            (&[("/metadata/name", name_of_length(64))], TOO_LONG),
+            (&[("/spec/memory/size", json!("15Mi"))], memory),
+            (&[("/spec/memory/size", json!("9Ti"))], memory),
+            (&[("/spec/memory/size", json!("lots"))], memory),
+            (&[("/spec/boot", json!({"type": "PVH"}))], kernel),
+            (&[("/spec/boot", json!({"type": "PV"}))], kernel),
+            (&[("/spec/boot", json!({}))], kernel),
+            (
+                &[("/spec/boot", json!({"type": "HVM"})), ("/spec/disks", json!([]))],
+                "`disks` must name a disk to boot from: `boot.type` is \"HVM\" and there is no `boot.kernel`",
+            ),
+            (
+                &[("/spec/disks/1", json!({"name": "data", "disk": "web-1-root"}))],
+                "`disks` must not name one VirtualDisk twice: its content would be damaged",
+            ),
+            (
+                &[(
+                    "/spec/interfaces/1",
+                    json!({"name": "eth1", "network": "prod", "mac": "00:16:3e:00:00:01"}),
+                )],
+                "`interfaces` must not have one `mac` twice",
+            ),
+            (&[("/spec/interfaces/0/mac", json!("01:16:3e:00:00:01"))], mac),
+            (&[("/spec/interfaces/0/mac", json!("00:00:00:00:00:00"))], mac),
+            (&[("/spec/interfaces/0/mac", json!("00:16:3E:00:00:01"))], mac),
+            (&[("/spec/lifecycle/shutdownTimeout", json!("61m"))], timeout),
+            (&[("/spec/lifecycle/shutdownTimeout", json!("soon"))], timeout),
+            (
+                &[("/spec/placement/hostSelector/matchLabels", json!({"": "a"}))],
+                "names in `matchLabels` must be 1 to 317 characters long, as label names are",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn an_owner_token_never_goes_back() {
+    let sample = machine();
+    accepts_update::<VirtualMachine>(
+        &sample,
+        &[&[], &[("/status/ownerToken", json!(7))], &[("/status/ownerToken", json!(8))]],
+    );
+    let message = "`status.ownerToken` must not go back: a later owner of this machine is known already";
+    refuses_update::<VirtualMachine>(
+        &sample,
+        &[
+            (&[("/status/ownerToken", json!(6))], message),
+            (&[("/status/ownerToken", Value::Null)], message),
+            (&[("/status", Value::Null)], message),
+        ],
+    );
+    let message = "`status.ownerToken` must not go back: a later owner of this domain is known already";
+    accepts_update::<Domain>(&domain(), &[&[], &[("/status/ownerToken", json!(8))]]);
+    refuses_update::<Domain>(
+        &domain(),
+        &[
+            (&[("/status/ownerToken", json!(6))], message),
+            (&[("/status/ownerToken", Value::Null)], message),
+            (&[("/status", Value::Null)], message),
+        ],
+    );
+}
+
+fn disk() -> Value {
+    json!({
+        "apiVersion": "kubexen.io/v1alpha1", "kind": "VirtualDisk",
+        "metadata": {"name": "web-1-root", "namespace": "shop"},
+        "spec": {"repository": "local", "size": "20Gi"},
+        "status": {"host": "xen-1"},
+    })
+}
+
+#[test]
+fn a_virtual_disk_is_held_to_its_rules() {
+    let sample = disk();
+    accepts::<VirtualDisk>(
+        &sample,
+        &[
+            &[],
+            &[("/metadata/name", name_of_length(63))],
+            &[("/spec/size", json!("1Mi"))],
+            &[("/spec/size", json!("64Ti"))],
+            &[("/spec/size", json!("20G"))],
+        ],
+    );
+    let size = "`size` must be a quantity between \"1Mi\" and \"64Ti\"";
+    refuses::<VirtualDisk>(
+        &sample,
+        &[
+            (&[("/metadata/name", name_of_length(64))], TOO_LONG),
+            (&[("/spec/size", json!("1023Ki"))], size),
+            (&[("/spec/size", json!("65Ti"))], size),
+            (&[("/spec/size", json!("lots"))], size),
+            (
+                &[("/spec/size", json!("1048577"))],
+                "`size` must be a multiple of 512 bytes, the size of a sector",
+            ),
+        ],
+    );
+    accepts_update::<VirtualDisk>(
+        &sample,
+        &[
+            &[],
+            &[("/spec/size", json!("21Gi"))],
+            &[("/spec/size", json!("20480Mi"))],
+            &[("/spec/reclaim", json!("Retain"))],
+        ],
+    );
+    refuses_update::<VirtualDisk>(
+        &sample,
+        &[
+            (&[("/spec/size", json!("19Gi"))], "`size` must not become smaller: data would be lost"),
+            (
+                &[("/spec/repository", json!("other"))],
+                "`repository` must not change: make a new disk in the other repository",
+            ),
+            (&[("/status/host", json!("xen-2"))], "`host` must not change: the data is there"),
+        ],
+    );
+}
+
+#[test]
+fn a_network_is_held_to_its_rules() {
+    let sample = json!({
+        "apiVersion": "kubexen.io/v1alpha1", "kind": "Network", "metadata": {"name": "prod"},
+        "spec": {"type": "Bridge", "bridge": {"uplink": "lan"}},
+    });
+    accepts::<Network>(&sample, &[&[]]);
+    refuses::<Network>(
+        &sample,
+        &[
+            (&[("/metadata/name", name_of_length(64))], TOO_LONG),
+            (
+                &[("/spec/bridge", Value::Null)],
+                "`bridge` must be set when, and only when, `type` is \"Bridge\"",
+            ),
+        ],
+    );
+    accepts_update::<Network>(&sample, &[&[("/spec/hostSelector", json!({"matchLabels": {"rack": "a"}}))]]);
+    refuses_update::<Network>(
+        &sample,
+        &[(&[("/spec/bridge/uplink", json!("wan"))], "`uplink` must not change: make another Network")],
+    );
+}
+
+#[test]
+fn a_storage_repository_is_held_to_its_rules() {
+    let sample = json!({
+        "apiVersion": "kubexen.io/v1alpha1", "kind": "StorageRepository", "metadata": {"name": "local"},
+        "spec": {"type": "Directory", "directory": {"location": "disks"}},
+    });
+    accepts::<StorageRepository>(&sample, &[&[]]);
+    refuses::<StorageRepository>(
+        &sample,
+        &[
+            (&[("/metadata/name", name_of_length(64))], TOO_LONG),
+            (
+                &[("/spec/directory", Value::Null)],
+                "`directory` must be set when, and only when, `type` is \"Directory\"",
+            ),
+        ],
+    );
+    refuses_update::<StorageRepository>(
+        &sample,
+        &[(
+            &[("/spec/directory/location", json!("fast"))],
+            "`location` must not change: the disks are there",
+        )],
+    );
+}
+
+#[test]
+fn a_host_is_held_to_its_rules() {
+    let sample = json!({
+        "apiVersion": "kubexen.io/v1alpha1", "kind": "Host", "metadata": {"name": "xen-1"}, "spec": {},
+    });
+    accepts::<Host>(&sample, &[&[], &[("/metadata/name", name_of_length(50))]]);
+    let name = "`metadata.name` must be a host name without dots, at most 50 characters long";
+    refuses::<Host>(
+        &sample,
+        &[(&[("/metadata/name", name_of_length(51))], name), (&[("/metadata/name", json!("xen.1"))], name)],
+    );
+    accepts_update::<Host>(&sample, &[&[("/spec/schedulable", json!(false))]]);
+}
+
+#[test]
+fn there_is_one_pool() {
+    let sample = json!({
+        "apiVersion": "kubexen.io/v1alpha1", "kind": "Pool", "metadata": {"name": "default"}, "spec": {},
+    });
+    accepts::<Pool>(&sample, &[&[], &[("/spec/placement", json!({"strategy": "Pack"}))]]);
+    refuses::<Pool>(
+        &sample,
+        &[(
+            &[("/metadata/name", json!("second"))],
+            "`metadata.name` must be \"default\": an installation has one pool",
+        )],
+    );
+}
+
+const UID: &str = "5a3c9bb1-9d42-4a76-8d6c-0f8f0f1d2e3a";
+
+fn domain() -> Value {
+    json!({
+        "apiVersion": "kubexen.io/v1alpha1", "kind": "Domain",
+        "metadata": {"name": "shop.web-1", "namespace": "kubexen-host-xen-1"},
+        "spec": {
+            "virtualMachine": {"namespace": "shop", "name": "web-1", "uid": UID},
+            "machine": {
+                "cpus": 2,
+                "memory": "1Gi",
+                "boot": {"type": "PVH", "kernel": {"name": "debian-12"}},
+                "disks": [{"name": "root", "volume": "shop.web-1-root"}],
+                "interfaces": [{"name": "eth0", "uplink": "lan", "mac": "00:16:3e:00:00:01"}],
+            },
+        },
+        "status": {"ownerToken": 7},
+    })
+}
+
+#[test]
+fn a_domain_is_held_to_its_rules() {
+    let sample = domain();
+    accepts::<Domain>(&sample, &[&[]]);
+    refuses::<Domain>(
+        &sample,
+        &[
+            (
+                &[("/metadata/name", json!("web-1"))],
+                "`metadata.name` must be \"<namespace>.<name>\" of the virtual machine",
+            ),
+            (
+                &[("/spec/machine/disks/1", json!({"name": "data", "volume": "shop.web-1-root"}))],
+                "`disks` must not name one Volume twice: its content would be damaged",
+            ),
+            (
+                &[(
+                    "/spec/machine/interfaces/1",
+                    json!({"name": "eth1", "uplink": "lan", "mac": "00:16:3e:00:00:01"}),
+                )],
+                "`interfaces` must not have one `mac` twice",
+            ),
+        ],
+    );
+    accepts_update::<Domain>(
+        &sample,
+        &[
+            &[("/spec/powerState", json!("Paused"))],
+            &[("/spec/restartRequested", json!("2026-01-01T00:00:00Z"))],
+            &[("/spec/lifecycle", json!({"onCrash": "Halt"}))],
+        ],
+    );
+    let machine = "`machine` must not change: delete this Domain and make another";
+    refuses_update::<Domain>(
+        &sample,
+        &[
+            (&[("/spec/machine/cpus", json!(3))], machine),
+            (&[("/spec/machine/disks", json!([]))], machine),
+            (
+                &[("/spec/virtualMachine/uid", json!("00000000-9d42-4a76-8d6c-0f8f0f1d2e3a"))],
+                "`virtualMachine` must not change",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_volume_is_held_to_its_rules() {
+    let sample = json!({
+        "apiVersion": "kubexen.io/v1alpha1", "kind": "Volume",
+        "metadata": {"name": "shop.web-1-root", "namespace": "kubexen-host-xen-1"},
+        "spec": {
+            "virtualDisk": {"namespace": "shop", "name": "web-1-root", "uid": UID},
+            "location": "disks",
+            "size": "20Gi",
+        },
+    });
+    accepts::<Volume>(&sample, &[&[]]);
+    refuses::<Volume>(
+        &sample,
+        &[(
+            &[("/metadata/name", json!("web-1-root"))],
+            "`metadata.name` must be \"<namespace>.<name>\" of the virtual disk",
+        )],
+    );
+    accepts_update::<Volume>(
+        &sample,
+        &[&[("/spec/size", json!("30Gi"))], &[("/spec/reclaim", json!("Retain"))]],
+    );
+    refuses_update::<Volume>(
+        &sample,
+        &[
+            (&[("/spec/size", json!("10Gi"))], "`size` must not become smaller: data would be lost"),
+            (&[("/spec/location", json!("fast"))], "`location` must not change"),
+            (
+                &[("/spec/virtualDisk/uid", json!("00000000-9d42-4a76-8d6c-0f8f0f1d2e3a"))],
+                "`virtualDisk` must not change",
+            ),
+        ],
+    );
+}
