@@ -1,0 +1,175 @@
+//! The pool while a batch is placed.
+
+use super::{
+    DiskNeed, HostView, Reason, Rejections, Request, Snapshot, Verdict,
+    condition::{Condition, Conditions, Selector},
+    host_set::HostSet,
+    memory_with_overhead,
+    resources::Resources,
+    score,
+};
+use kubexen_crds::{pool::Strategy, virtual_machine::AntiAffinityMode};
+use std::collections::BTreeMap;
+
+/// The pool while a batch is placed: what hosts have, and what is used by present guests and those placed so far.
+///
+/// Hosts are known by their position among all hosts sorted by name, so that the lower position is the tie-break.
+#[derive(Debug)]
+pub(super) struct Batch<'a> {
+    strategy: Strategy,
+    conditions: Conditions<'a>,
+    resources: Vec<Resources>,
+    /// Bytes left by location and host; a location is here once a request has asked for it.
+    room: BTreeMap<&'a str, Vec<u64>>,
+    /// Number of members by anti-affinity group and host.
+    groups: BTreeMap<&'a str, BTreeMap<usize, u32>>,
+    every: HostSet,
+    /// The hosts that the request at hand has not been refused by.
+    left: HostSet,
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn new(snapshot: &'a Snapshot) -> Self {
+        let mut hosts: Vec<&HostView> = snapshot.hosts.iter().collect();
+        hosts.sort_by(|one, other| one.name.cmp(&other.name));
+        let overcommit = u64::try_from(snapshot.policy.cpu_overcommit).unwrap_or(0).max(1);
+        let mut groups: BTreeMap<&str, BTreeMap<usize, u32>> = BTreeMap::new();
+        for (position, host) in hosts.iter().enumerate() {
+            for (group, members) in host.groups.iter().filter(|(_, members)| **members > 0) {
+                groups.entry(group).or_default().insert(position, *members);
+            }
+        }
+        let every = HostSet::of(hosts.len(), |_| true);
+        Self {
+            strategy: snapshot.policy.strategy,
+            resources: hosts.iter().map(|host| Resources::of(host, overcommit)).collect(),
+            conditions: Conditions::new(hosts),
+            room: BTreeMap::new(),
+            groups,
+            left: every.clone(),
+            every,
+        }
+    }
+
+    /// Places one guest and takes what it needs.
+    pub(super) fn place(&mut self, request: &'a Request) -> Verdict {
+        let memory = memory_with_overhead(request.memory, request.vcpus, request.boot);
+        let rejections = self.filter(request, memory);
+        match self.best(request, memory) {
+            Some(host) => {
+                self.take(host, request, memory);
+                Verdict::Placed { host: self.conditions.hosts()[host].name.clone() }
+            }
+            None => Verdict::Unplaced(rejections),
+        }
+    }
+
+    /// Leaves in [`Self::left`] the hosts that pass every filter; counts the others.
+    fn filter(&mut self, request: &'a Request, memory: u64) -> Rejections {
+        self.left.copy_from(&self.every);
+        let mut rejections = Rejections::default();
+        self.filter_conditions(request, &mut rejections);
+        if let Some((group, AntiAffinityMode::Required)) = &request.anti_affinity
+            && let Some(members) = self.groups.get(group.as_str())
+        {
+            let taken = self.left.retain(|host| !members.contains_key(&host));
+            rejections.add(taken, || Reason::AntiAffinity);
+        }
+        self.filter_room(request, &mut rejections);
+        let (left, resources) = (&mut self.left, &self.resources);
+        let few = left.retain(|host| resources[host].cpus() >= request.vcpus);
+        rejections.add(few, || Reason::TooFewCpus);
+        let busy = left.retain(|host| resources[host].vcpus_left() >= u64::from(request.vcpus));
+        rejections.add(busy, || Reason::Vcpus);
+        let full = left.retain(|host| resources[host].memory_left() >= memory);
+        rejections.add(full, || Reason::Memory);
+        rejections
+    }
+
+    /// Filters 1 to 7: those that do not depend on use.
+    fn filter_conditions(&mut self, request: &'a Request, rejections: &mut Rejections) {
+        let (left, conditions) = (&mut self.left, &mut self.conditions);
+        let mut require = |condition, reason: &dyn Fn() -> Reason| {
+            rejections.add(left.intersect(conditions.met(condition)), reason);
+        };
+        require(Condition::Ready, &|| Reason::NotReady);
+        require(Condition::Schedulable, &|| Reason::NotSchedulable);
+        require(Condition::Matches(Selector(&request.selector)), &|| Reason::SelectorMismatch);
+        require(Condition::Mode(request.boot), &|| Reason::ModeNotOffered(request.boot));
+        if let Some(kernel) = &request.kernel {
+            require(Condition::Kernel(kernel), &|| Reason::KernelMissing(kernel.clone()));
+        }
+        for disk in &request.disks {
+            match disk {
+                DiskNeed::On { disk, host } => {
+                    require(Condition::Host(host), &|| Reason::DiskElsewhere(disk.clone()));
+                }
+                DiskNeed::New { repository, location, size: _, selector } => {
+                    require(Condition::Location(location, Selector(selector)), &|| {
+                        Reason::RepositoryNotAttached(repository.clone())
+                    });
+                }
+            }
+        }
+        for need in &request.networks {
+            require(Condition::Uplink(&need.uplink, Selector(&need.selector)), &|| {
+                Reason::NetworkNotAttached(need.network.clone())
+            });
+        }
+    }
+
+    /// Filter 9. Disks of one request may share a location: each is judged with the earlier ones in place.
+    fn filter_room(&mut self, request: &'a Request, rejections: &mut Rejections) {
+        let mut asked: BTreeMap<&str, u64> = BTreeMap::new();
+        for disk in &request.disks {
+            let DiskNeed::New { repository, location, size, selector: _ } = disk else { continue };
+            let asked = asked.entry(location).or_default();
+            *asked = asked.saturating_add(*size);
+            let room = room_in(&mut self.room, self.conditions.hosts(), location);
+            let full = self.left.retain(|host| room[host] >= *asked);
+            rejections.add(full, || Reason::RepositoryFull(repository.clone()));
+        }
+    }
+
+    /// The best of the hosts that are left.
+    fn best(&self, request: &Request, memory: u64) -> Option<usize> {
+        let avoided = match &request.anti_affinity {
+            Some((group, AntiAffinityMode::Preferred)) => self.groups.get(group.as_str()),
+            // Required: the hosts with members are out already.
+            Some((_, AntiAffinityMode::Required)) | None => None,
+        };
+        self.left.iter().min_by_key(|host| {
+            let resources = &self.resources[*host];
+            let sharing = avoided.and_then(|members| members.get(host)).copied().unwrap_or(0);
+            let after = resources.load_with(memory, request.vcpus);
+            (sharing, score::cost(self.strategy, resources.load(), after), resources.placed())
+        })
+    }
+
+    /// Takes from a host that passed the filters what the guest needs.
+    fn take(&mut self, host: usize, request: &'a Request, memory: u64) {
+        self.resources[host].take(memory, request.vcpus);
+        if let Some((group, _)) = &request.anti_affinity {
+            *self.groups.entry(group).or_default().entry(host).or_default() += 1;
+        }
+        for disk in &request.disks {
+            if let DiskNeed::New { repository: _, location, size, selector: _ } = disk {
+                room_in(&mut self.room, self.conditions.hosts(), location)[host] -= size;
+            }
+        }
+    }
+}
+
+/// Bytes left in a location by host; none where it is not.
+fn room_in<'r, 'a>(
+    rooms: &'r mut BTreeMap<&'a str, Vec<u64>>,
+    hosts: &[&HostView],
+    location: &'a str,
+) -> &'r mut Vec<u64> {
+    rooms.entry(location).or_insert_with(|| {
+        let left = |host: &&HostView| {
+            host.locations.get(location).map_or(0, |room| room.capacity.saturating_sub(room.used))
+        };
+        hosts.iter().map(left).collect()
+    })
+}

@@ -1,0 +1,97 @@
+//! What a host must be or have, whatever is used of it: filters 1 to 7.
+
+use super::{HostView, host_set::HostSet};
+use kubexen_crds::{BootType, quantity::HostSelector};
+use std::{cmp::Ordering, collections::BTreeMap};
+
+/// A condition on a host that no placement changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Condition<'a> {
+    /// The agent reports.
+    Ready,
+    /// New guests may come.
+    Schedulable,
+    /// The labels are there.
+    Matches(Selector<'a>),
+    /// Xen offers the mode.
+    Mode(BootType),
+    /// The catalogue has the kernel.
+    Kernel(&'a str),
+    /// It is this host.
+    Host(&'a str),
+    /// The storage location is there, on a host that the repository is for.
+    Location(&'a str, Selector<'a>),
+    /// The uplink is there, on a host that the network is for.
+    Uplink(&'a str, Selector<'a>),
+}
+
+impl Condition<'_> {
+    fn holds(self, host: &HostView) -> bool {
+        match self {
+            Self::Ready => host.ready,
+            Self::Schedulable => host.schedulable,
+            Self::Matches(selector) => selector.0.matches(&host.labels),
+            Self::Mode(mode) => offers(host, mode),
+            Self::Kernel(kernel) => host.kernels.contains(kernel),
+            Self::Host(name) => host.name == name,
+            Self::Location(location, selector) => {
+                host.locations.contains_key(location) && selector.0.matches(&host.labels)
+            }
+            Self::Uplink(uplink, selector) => {
+                host.uplinks.contains(uplink) && selector.0.matches(&host.labels)
+            }
+        }
+    }
+}
+
+/// Xen makes a domain with hardware assistance only if it can also translate the guest's addresses: in hardware
+/// (`hap`) or by shadow page tables (`shadow`), which may be left out of a build of Xen.
+fn offers(host: &HostView, mode: BootType) -> bool {
+    let has = |capability| host.capabilities.contains(capability);
+    match mode {
+        BootType::Pvh | BootType::Hvm => has("hvm") && (has("hap") || has("shadow")),
+        BootType::Pv => has("pv"),
+    }
+}
+
+/// A host selector as a key: ordered by its labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Selector<'a>(pub(super) &'a HostSelector);
+
+impl Ord for Selector<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.match_labels.cmp(&other.0.match_labels)
+    }
+}
+
+impl PartialOrd for Selector<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// The hosts that meet each condition, worked out when it is first asked for.
+#[derive(Debug)]
+pub(super) struct Conditions<'a> {
+    hosts: Vec<&'a HostView>,
+    met: BTreeMap<Condition<'a>, HostSet>,
+}
+
+impl<'a> Conditions<'a> {
+    pub(super) fn new(hosts: Vec<&'a HostView>) -> Self {
+        Self { hosts, met: BTreeMap::new() }
+    }
+
+    /// The hosts, in the order that their positions in the sets mean.
+    pub(super) fn hosts(&self) -> &[&'a HostView] {
+        &self.hosts
+    }
+
+    /// The hosts that meet the condition.
+    pub(super) fn met(&mut self, condition: Condition<'a>) -> &HostSet {
+        let hosts = &self.hosts;
+        self.met
+            .entry(condition)
+            .or_insert_with(|| HostSet::of(hosts.len(), |host| condition.holds(hosts[host])))
+    }
+}

@@ -1,0 +1,217 @@
+//! Placement: which host runs which pending guest. Pure: no clock, no randomness, no I/O.
+//!
+//! ```text
+//!   Snapshot (hosts and what is used of them, policy) ─┐
+//!                                                      ├─▶ place ─▶ one Verdict per Request, in their order
+//!   Requests (pending guests, in the order of a batch) ┘
+//! ```
+//!
+//! Requests are placed one after the other; each sees what the earlier ones took. The same hosts and requests give
+//! the same verdicts, whatever the order of the hosts.
+//!
+//! # Filters
+//! In this order, and a host counts under the first one that excludes it:
+//!
+//! 1. the host is ready
+//! 2. it is schedulable
+//! 3. it carries the labels that the guest's host selector asks for
+//! 4. its Xen offers the virtualisation mode: `pv` for PV; for PVH and HVM `hvm` together with a way to translate
+//!    guest addresses, `hap` or `shadow`, because Xen refuses such a domain when it has neither
+//! 5. its catalogue has the kernel
+//! 6. disk by disk: the host is where the disk is, or has the repository attached that the disk will be made in
+//! 7. network by network: it is attached
+//! 8. required anti-affinity: no guest of the group is here
+//! 9. disk by disk: the location has room, the request's earlier disks there included
+//! 10. the host has as many CPUs as the guest has vCPUs: more would make the guest's vCPUs wait for one another
+//! 11. CPUs × overcommit ratio, less the vCPUs in use, suffices
+//! 12. memory suffices, [overhead](memory_with_overhead) included
+//!
+//! Anti-affinity is judged when a guest is placed, by the mode of that guest: one that only prefers to be alone may
+//! join a guest that required it, where nothing else fits.
+//!
+//! # Scores
+//! Of the hosts that are left, the first by this order is taken:
+//!
+//! 1. fewest guests of the group, if the guest prefers anti-affinity
+//! 2. lowest cost. With *load* the more scarce of memory and CPU, and *skew* the distance between the two, both
+//!    as a share of the host's capacity:
+//!    - `Spread`: cost = load after + (skew after − skew before) / 4
+//!    - `Pack`: cost = − load after + (skew after − skew before) / 4
+//! 3. fewest guests placed by this batch
+//! 4. name
+//!
+//! The load decides. The skew lets a guest with much memory go to a host whose CPUs are busier than its memory, so
+//! that one resource is not left over where the other has run out.
+//!
+//! An example: hosts with 100 GiB and 16 CPUs, overcommit 4 (64 vCPUs), and a guest of 10 GiB, overhead included,
+//! and 4 vCPUs.
+//!
+//! | host | memory before → after | CPU before → after | load | skew before → after | Spread | Pack |
+//! |---|---|---|---|---|---|---|
+//! | a | 40 % → 50 % | 12.5 % → 18.75 % | 50 | 27.5 → 31.25 | 50.94 | **−49.06** |
+//! | b | 20 % → 30 % | 37.5 % → 43.75 % | 43.75 | 17.5 → 13.75 | **42.81** | −44.69 |
+//!
+//! # Cost
+//! Filters 1 to 7 do not depend on use. Their outcome is kept for the batch as a set of hosts, once for each
+//! distinct condition, so that for one guest they are a few intersections of bit sets. What remains is a pass over
+//! arrays of numbers. Nothing is allocated per host.
+
+mod batch;
+mod condition;
+mod host_set;
+mod memory;
+mod rejection;
+mod resources;
+mod score;
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;
+
+pub use memory::memory_with_overhead;
+pub use rejection::{Reason, Rejections};
+
+use batch::Batch;
+use kubexen_crds::{
+    BootType, pool::PlacementPolicy, quantity::HostSelector, virtual_machine::AntiAffinityMode,
+};
+use kubexen_runtime::Key;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The pool at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// All hosts, each name once, in any order.
+    pub hosts: Vec<HostView>,
+    /// How hosts are chosen.
+    pub policy: PlacementPolicy,
+}
+
+/// What placement knows of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostView {
+    /// Name.
+    pub name: String,
+    /// Labels of the Host object.
+    pub labels: BTreeMap<String, String>,
+    /// Whether its agent is alive and reports.
+    pub ready: bool,
+    /// Whether its owner lets new guests in.
+    pub schedulable: bool,
+    /// Memory for guests in bytes, that of present guests included.
+    pub memory_allocatable: u64,
+    /// Memory of present guests in bytes: the sum of their [`memory_with_overhead`].
+    pub memory_used: u64,
+    /// Logical CPUs.
+    pub cpus: u32,
+    /// vCPUs of present guests.
+    pub vcpus_used: u32,
+    /// Storage locations that can be used, by name.
+    pub locations: BTreeMap<String, Room>,
+    /// Uplinks that are up.
+    pub uplinks: BTreeSet<String>,
+    /// Names in the kernel catalogue.
+    pub kernels: BTreeSet<String>,
+    /// What its Xen can do: `pv`, `hvm`, `hap`, `shadow` …
+    pub capabilities: BTreeSet<String>,
+    /// Number of present guests by [`group_key`] of their anti-affinity group.
+    pub groups: BTreeMap<String, u32>,
+}
+
+/// Room in a storage location, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// What disks there may have in sum.
+    pub capacity: u64,
+    /// What they have.
+    pub used: u64,
+}
+
+/// A guest to place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The virtual machine.
+    pub key: Key,
+    /// Memory that the guest sees, in bytes. [`place`] adds the overhead.
+    pub memory: u64,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Virtualisation mode.
+    pub boot: BootType,
+    /// Kernel that the host's catalogue must have.
+    pub kernel: Option<String>,
+    /// Labels that the host must carry.
+    pub selector: HostSelector,
+    /// [`group_key`] of the anti-affinity group, and how strict it is.
+    pub anti_affinity: Option<(String, AntiAffinityMode)>,
+    /// Networks that must be attached.
+    pub networks: Vec<NetworkNeed>,
+    /// Disks that must be reachable.
+    pub disks: Vec<DiskNeed>,
+}
+
+/// A network that a guest needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkNeed {
+    /// Name of the Network, for the message.
+    pub network: String,
+    /// Uplink that the host must have.
+    pub uplink: String,
+    /// Hosts that the Network is for.
+    pub selector: HostSelector,
+}
+
+/// A disk that a guest needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskNeed {
+    /// The disk exists on one host.
+    On {
+        /// Name of the VirtualDisk, for the message.
+        disk: String,
+        /// The host.
+        host: String,
+    },
+    /// The disk is to be made where the guest goes.
+    New {
+        /// Name of the StorageRepository, for the message.
+        repository: String,
+        /// Location that the host must have.
+        location: String,
+        /// Size in bytes.
+        size: u64,
+        /// Hosts that the StorageRepository is for.
+        selector: HostSelector,
+    },
+}
+
+/// What became of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The guest goes to this host.
+    Placed {
+        /// Name of the host.
+        host: String,
+    },
+    /// No host fits.
+    Unplaced(Rejections),
+}
+
+/// Name of an anti-affinity group in [`HostView::groups`] and [`Request::anti_affinity`]: groups of two namespaces
+/// are two groups.
+#[must_use]
+pub fn group_key(namespace: &str, group: &str) -> String {
+    format!("{namespace}/{group}")
+}
+
+/// Places guests, in the order of the requests.
+///
+/// # Guarantees
+/// There is one verdict per request, in the same order. No verdict exceeds what a host has, the earlier verdicts of
+/// the batch included. A request is unplaced only if no host passes all filters at its turn, and then every host is
+/// counted once. The result does not depend on the order of [`Snapshot::hosts`].
+#[must_use]
+pub fn place(snapshot: &Snapshot, requests: &[Request]) -> Vec<Verdict> {
+    let mut batch = Batch::new(snapshot);
+    requests.iter().map(|request| batch.place(request)).collect()
+}

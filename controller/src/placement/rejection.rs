@@ -1,0 +1,106 @@
+//! Why no host fits.
+
+use kubexen_crds::BootType;
+use std::{collections::BTreeMap, fmt};
+
+/// Why a host does not fit. In the order in which the filters look.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// Its agent does not report.
+    NotReady,
+    /// Its owner lets no new guests in.
+    NotSchedulable,
+    /// It lacks a label that the guest asks for.
+    SelectorMismatch,
+    /// Its Xen cannot run guests of this mode.
+    ModeNotOffered(BootType),
+    /// Its catalogue lacks this kernel.
+    KernelMissing(String),
+    /// This disk is on another host.
+    DiskElsewhere(String),
+    /// It has not attached this repository.
+    RepositoryNotAttached(String),
+    /// It has not attached this network.
+    NetworkNotAttached(String),
+    /// A guest of the same anti-affinity group is here.
+    AntiAffinity,
+    /// The location of this repository has too little room.
+    RepositoryFull(String),
+    /// The guest has more vCPUs than the host has CPUs.
+    TooFewCpus,
+    /// Too few vCPUs are left.
+    Vcpus,
+    /// Too little memory is left.
+    Memory,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotReady => f.write_str("not ready"),
+            Self::NotSchedulable => f.write_str("not schedulable"),
+            Self::SelectorMismatch => f.write_str("host selector does not match"),
+            Self::ModeNotOffered(BootType::Pvh) => f.write_str("PVH not offered"),
+            Self::ModeNotOffered(BootType::Hvm) => f.write_str("HVM not offered"),
+            Self::ModeNotOffered(BootType::Pv) => f.write_str("PV not offered"),
+            Self::KernelMissing(kernel) => write!(f, "kernel {kernel} not in catalogue"),
+            Self::DiskElsewhere(disk) => write!(f, "disk {disk} is on another host"),
+            Self::RepositoryNotAttached(repository) => write!(f, "repository {repository} not attached"),
+            Self::NetworkNotAttached(network) => write!(f, "network {network} not attached"),
+            Self::AntiAffinity => f.write_str("anti-affinity"),
+            Self::RepositoryFull(repository) => write!(f, "room in repository {repository}"),
+            Self::TooFewCpus => f.write_str("fewer CPUs than the guest has vCPUs"),
+            Self::Vcpus => f.write_str("vCPUs"),
+            Self::Memory => f.write_str("memory"),
+        }
+    }
+}
+
+/// How many hosts each reason excludes. Every host of the pool counts once, under the first reason that excludes it.
+///
+/// Displays as `0/12 hosts fit: 7 memory, 3 network prod not attached, 2 not schedulable`: the most frequent reason
+/// first, then by text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rejections {
+    counts: BTreeMap<Reason, u32>,
+}
+
+impl Rejections {
+    /// Counts hosts under a reason; `reason` is called only if there are any.
+    pub(super) fn add(&mut self, hosts: u32, reason: impl FnOnce() -> Reason) {
+        if hosts > 0 {
+            *self.counts.entry(reason()).or_default() += hosts;
+        }
+    }
+
+    /// Number of hosts: all hosts of the pool.
+    #[must_use]
+    pub fn hosts(&self) -> u32 {
+        self.counts.values().sum()
+    }
+
+    /// Number of hosts by reason; no reason counts zero.
+    #[must_use]
+    pub fn counts(&self) -> &BTreeMap<Reason, u32> {
+        &self.counts
+    }
+}
+
+impl fmt::Display for Rejections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "0/{} hosts fit: ", self.hosts())?;
+        if self.counts.is_empty() {
+            return f.write_str("the pool has no hosts");
+        }
+        let mut parts: Vec<(u32, String)> =
+            self.counts.iter().map(|(reason, count)| (*count, reason.to_string())).collect();
+        parts.sort_by(|(count, text), (other_count, other_text)| {
+            other_count.cmp(count).then_with(|| text.cmp(other_text))
+        });
+        for (index, (count, text)) in parts.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(f, "{separator}{count} {text}")?;
+        }
+        Ok(())
+    }
+}
