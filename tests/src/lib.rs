@@ -2,6 +2,7 @@
 
 pub mod control_plane;
 pub mod lab;
+pub mod pool;
 pub mod process;
 pub mod programs;
 pub mod scratch;

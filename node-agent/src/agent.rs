@@ -1,0 +1,281 @@
+//! The agent of one host, put together.
+//!
+//! ```text
+//!   mirrors (own namespace) ──┐
+//!   hypervisor changes ───────┼──▶ work queue ──▶ domain / volume reconcile
+//!   a look every 30 s ────────┘
+//!   Host object ◀── publisher          Lease ◀── heartbeat
+//! ```
+//!
+//! Several agents can run in one process, each with its own credentials and seams; that is how simulated pools are
+//! made. Dropping [`run`] stops everything of this agent and no guest.
+
+use crate::{
+    config::Catalogue,
+    domain::{Domains, Shutdowns},
+    host::{self, Publisher},
+    hypervisor::{DomainInfo, Hypervisor, HypervisorError},
+    metrics::Metrics,
+    mirrors::Mirrors,
+    network::HostNetwork,
+    storage::Storage,
+};
+use kube::{Api, Client, ResourceExt, runtime::watcher};
+use kubexen_crds::{Domain, names::host_namespace};
+use kubexen_ownership::{BootId, HostBoot, HostName, InvalidName, OwnershipStore};
+use kubexen_runtime::{Clock, Key, Outcome, WorkQueue, events};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::Notify,
+    time::{MissedTickBehavior, interval, sleep},
+};
+use tracing::{Instrument, info, info_span, warn};
+use uuid::Uuid;
+
+/// Reconciles at a time. A domain's start waits for Xen most of the time.
+const CONCURRENCY: usize = 8;
+/// How often everything is looked at even if nothing was told.
+const FULL_LOOK: Duration = Duration::from_secs(30);
+/// How long changes are collected before the host's facts are gathered anew.
+const FACTS_PAUSE: Duration = Duration::from_secs(2);
+/// Wait between attempts to reach the hypervisor at the start.
+const FIRST_CONTACT: Duration = Duration::from_secs(2);
+
+/// All that an agent reaches the world through.
+#[derive(Clone)]
+pub struct Dependencies {
+    /// Connection to the API server with this host's credentials.
+    pub client: Client,
+    /// Xen.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// Disks.
+    pub storage: Arc<dyn Storage>,
+    /// Bridges.
+    pub network: Arc<dyn HostNetwork>,
+    /// Who may run what.
+    pub ownership: Arc<dyn OwnershipStore>,
+    /// Wall-clock time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Why an agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The hypervisor names a boot that no key may hold.
+    #[error("The host's boot id cannot be used")]
+    BootId(#[from] InvalidName),
+}
+
+/// What is reconciled.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Task {
+    Domain(Key),
+    Volume(Key),
+}
+
+/// Runs the agent of `host` until it is dropped.
+///
+/// # Errors
+/// See [`AgentError`]. What may mend itself is waited for and logged, not returned.
+pub async fn run(
+    host: HostName,
+    catalogue: Catalogue,
+    world: Dependencies,
+    metrics: Arc<Metrics>,
+) -> Result<(), AgentError> {
+    let span = info_span!("agent", %host);
+    run_inside(host, catalogue, world, metrics).instrument(span).await
+}
+
+async fn run_inside(
+    host: HostName,
+    catalogue: Catalogue,
+    world: Dependencies,
+    metrics: Arc<Metrics>,
+) -> Result<(), AgentError> {
+    let facts = loop {
+        match world.hypervisor.facts().await {
+            Ok(facts) => break facts,
+            Err(error) => {
+                warn!(%error, "waiting for the hypervisor");
+                sleep(FIRST_CONTACT).await;
+            }
+        }
+    };
+    if let Err(error) = world.network.prepare().await {
+        warn!(%error, "bridges are not as configured; guests that need them will wait");
+    }
+    let me = HostBoot { host, boot_id: BootId::new(facts.boot_id)? };
+    info!(boot = %me.boot_id, xen = facts.xen_version, simulated = facts.simulated, "agent started");
+    let instance = me.host.to_string();
+    let (events, event_writer) = events::channel("kubexen-node-agent", instance, Arc::clone(&world.clock));
+    let mirrors = Mirrors::default();
+    let domains = Domains {
+        client: world.client.clone(),
+        me: me.clone(),
+        hypervisor: Arc::clone(&world.hypervisor),
+        storage: Arc::clone(&world.storage),
+        network: Arc::clone(&world.network),
+        ownership: Arc::clone(&world.ownership),
+        catalogue: catalogue.clone(),
+        mirrors: mirrors.clone(),
+        clock: Arc::clone(&world.clock),
+        events,
+        shutdowns: Shutdowns::default(),
+    };
+    let publisher = Publisher {
+        client: world.client.clone(),
+        host: me.host.to_string(),
+        hypervisor: Arc::clone(&world.hypervisor),
+        storage: Arc::clone(&world.storage),
+        network: Arc::clone(&world.network),
+        catalogue,
+        mirrors: mirrors.clone(),
+    };
+    let queue = WorkQueue::default();
+    let facts_changed = Notify::new();
+    tokio::join!(
+        watch(&world.client, &me.host, &mirrors, &queue, &facts_changed),
+        work(&domains, &queue, &metrics),
+        follow_hypervisor(&domains, &queue, &facts_changed),
+        look_at_everything(&mirrors, &queue),
+        publish(&publisher, &facts_changed),
+        host::beat(world.client.clone(), me.clone(), Arc::clone(&world.clock)),
+        event_writer.run(world.client.clone()),
+    );
+    Ok(())
+}
+
+/// Keeps the mirrors true and queues what changed.
+async fn watch(
+    client: &Client,
+    host: &HostName,
+    mirrors: &Mirrors,
+    queue: &WorkQueue<Task>,
+    facts_changed: &Notify,
+) {
+    let namespace = host_namespace(host.as_str());
+    let own_host = watcher::Config::default().fields(&format!("metadata.name={host}"));
+    let namespaced = || watcher::Config::default();
+    tokio::join!(
+        mirrors.domains.run(Api::namespaced(client.clone(), &namespace), namespaced(), |change| {
+            queue.add(Task::Domain(change.key.clone()));
+            if change.before.is_none() || change.after.is_none() {
+                facts_changed.notify_one();
+            }
+            if change.after.is_none() {
+                // Whoever waits for a volume of this domain, or to delete it, can go on.
+                let disks = change.before.map(|gone| gone.spec.machine.disks.clone()).unwrap_or_default();
+                for disk in disks {
+                    queue_users(mirrors, queue, &change.key.namespace, &disk.volume);
+                    queue.add(Task::Volume(Key::new(change.key.namespace.clone(), disk.volume)));
+                }
+            }
+        }),
+        mirrors.volumes.run(Api::namespaced(client.clone(), &namespace), namespaced(), |change| {
+            queue.add(Task::Volume(change.key.clone()));
+            queue_users(mirrors, queue, &change.key.namespace, &change.key.name);
+        }),
+        mirrors.hosts.run(Api::all(client.clone()), own_host, |_| facts_changed.notify_one()),
+    );
+}
+
+/// Queues the domains that name this volume.
+fn queue_users(mirrors: &Mirrors, queue: &WorkQueue<Task>, namespace: &str, volume: &str) {
+    let names = |domain: &Domain| domain.spec.machine.disks.iter().any(|disk| disk.volume == volume);
+    for domain in mirrors.domains.list().iter().filter(|domain| names(domain)) {
+        queue.add(Task::Domain(Key::new(namespace, domain.name_any())));
+    }
+}
+
+/// Works the queue off, once both kinds are known whole: a Domain that is not listed yet must not look unknown.
+async fn work(domains: &Domains, queue: &WorkQueue<Task>, metrics: &Metrics) {
+    domains.mirrors.domains.synced().await;
+    domains.mirrors.volumes.synced().await;
+    queue
+        .run(CONCURRENCY, |task| async move {
+            match task {
+                Task::Domain(key) => metrics.counted("Domain", domains.reconcile(&key)).await,
+                Task::Volume(key) => {
+                    let outcome = metrics.counted("Volume", domains.reconcile_volume(&key)).await;
+                    if outcome == Outcome::Settled {
+                        queue_users(&domains.mirrors, queue, &key.namespace, &key.name);
+                    }
+                    outcome
+                }
+            }
+        })
+        .await;
+}
+
+/// Queues the domains that the hypervisor shows otherwise than at the last look.
+async fn follow_hypervisor(domains: &Domains, queue: &WorkQueue<Task>, facts_changed: &Notify) {
+    let mut changes = domains.hypervisor.changes();
+    let mut last: BTreeMap<Uuid, DomainInfo> = BTreeMap::new();
+    loop {
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        match differences(domains, &mut last).await {
+            Ok(different) => queue_domains(&domains.mirrors, queue, &different, facts_changed),
+            Err(error) => warn!(%error, "domains could not be listed"),
+        }
+    }
+}
+
+async fn differences(
+    domains: &Domains,
+    last: &mut BTreeMap<Uuid, DomainInfo>,
+) -> Result<Vec<Uuid>, HypervisorError> {
+    let now: BTreeMap<Uuid, DomainInfo> =
+        domains.hypervisor.domains().await?.into_iter().map(|domain| (domain.uuid, domain)).collect();
+    let mut different: Vec<Uuid> =
+        now.iter().filter(|(uuid, domain)| last.get(*uuid) != Some(*domain)).map(|(uuid, _)| *uuid).collect();
+    different.extend(last.keys().filter(|uuid| !now.contains_key(*uuid)));
+    *last = now;
+    Ok(different)
+}
+
+fn queue_domains(mirrors: &Mirrors, queue: &WorkQueue<Task>, different: &[Uuid], facts_changed: &Notify) {
+    let by_uuid: BTreeMap<Uuid, Key> = mirrors
+        .domains
+        .list()
+        .iter()
+        .filter_map(|domain| Some((Uuid::parse_str(&domain.spec.virtual_machine.uid).ok()?, Key::of(&**domain))))
+        .collect();
+    for uuid in different {
+        match by_uuid.get(uuid) {
+            Some(key) => queue.add(Task::Domain(key.clone())),
+            None => facts_changed.notify_one(),
+        }
+    }
+}
+
+/// Queues everything from time to time: what was told may have been lost.
+async fn look_at_everything(mirrors: &Mirrors, queue: &WorkQueue<Task>) {
+    let mut ticks = interval(FULL_LOOK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        mirrors.domains.keys().into_iter().for_each(|key| queue.add(Task::Domain(key)));
+        mirrors.volumes.keys().into_iter().for_each(|key| queue.add(Task::Volume(key)));
+    }
+}
+
+/// Publishes the host's facts at first, after changes, and from time to time.
+async fn publish(publisher: &Publisher, facts_changed: &Notify) {
+    publisher.mirrors.hosts.synced().await;
+    publisher.mirrors.domains.synced().await;
+    loop {
+        publisher.publish().await;
+        tokio::select! {
+            biased;
+            () = facts_changed.notified() => sleep(FACTS_PAUSE).await,
+            () = sleep(FULL_LOOK) => {}
+        }
+    }
+}

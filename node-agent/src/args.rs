@@ -1,0 +1,172 @@
+//! The command line.
+
+use crate::{
+    agent::{self, Dependencies},
+    config::{AgentConfig, HypervisorConfig},
+    hypervisor::{Hypervisor, simulated::SimulatedHypervisor},
+    metrics::Metrics,
+    network::{BridgeNetwork, HostNetwork, SimulatedNetwork},
+    storage::{DirectoryStorage, Storage},
+};
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use kubexen_ownership::{EtcdConfig, EtcdStore, HostName, TlsFiles};
+use kubexen_runtime::{
+    clock::SystemClock,
+    connect,
+    telemetry::{self, LogFormat, Readiness},
+};
+use prometheus_client::registry::Registry;
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
+};
+use tracing::{error, info};
+
+/// The agent of a Xen host: runs the domains and volumes that the KubeXen API asks of this host.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent until SIGTERM or SIGINT. Stopping it stops no guest; the next one adopts them.
+    Run(RunArguments),
+    /// Check configuration files and say what is wrong with them.
+    Check {
+        /// Configuration file.
+        #[arg(long, required = true)]
+        config: Vec<PathBuf>,
+    },
+    /// Serve calls to libxl on standard input; the agent starts this itself.
+    #[cfg(feature = "xen")]
+    #[command(hide = true)]
+    LibxlWorker,
+    /// Run the suite that every hypervisor implementation must pass against the Xen of this machine.
+    #[cfg(all(feature = "xen", feature = "conformance"))]
+    #[command(hide = true)]
+    Conformance(crate::hypervisor::xen::conformance::Arguments),
+}
+
+#[derive(Debug, clap::Args)]
+struct RunArguments {
+    /// Configuration file. Several make one process the agent of several (simulated) hosts, each with its own
+    /// credentials.
+    #[arg(long, required = true)]
+    config: Vec<PathBuf>,
+    /// Address for /healthz, /readyz and /metrics.
+    #[arg(long, default_value = "127.0.0.1:9440")]
+    listen: SocketAddr,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
+}
+
+impl Arguments {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    /// What a person has to mend: configuration, credentials, an address in use.
+    pub fn run(self) -> Result<ExitCode> {
+        match self.command {
+            Command::Run(arguments) => {
+                tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(arguments.run())?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Check { config } => {
+                for path in config {
+                    let config = AgentConfig::read(&path)?;
+                    println!("{}: valid, host {}", path.display(), config.host);
+                }
+                Ok(ExitCode::SUCCESS)
+            }
+            #[cfg(feature = "xen")]
+            Command::LibxlWorker => Ok(crate::hypervisor::xen::worker::main()),
+            #[cfg(all(feature = "xen", feature = "conformance"))]
+            Command::Conformance(arguments) => Ok(crate::hypervisor::xen::conformance::main(&arguments)),
+        }
+    }
+}
+
+impl RunArguments {
+    async fn run(self) -> Result<()> {
+        telemetry::start_logging(self.log_format);
+        let configs = self.config.iter().map(|path| AgentConfig::read(path)).collect::<Result<Vec<_>, _>>()?;
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::new(&mut registry));
+        let readiness = Readiness::default();
+        let mut agents = JoinSet::new();
+        for config in configs {
+            let host = HostName::new(config.host.clone())?;
+            let world = dependencies(&config).await.with_context(|| format!("The agent of {host} cannot start"))?;
+            let (kernels, metrics) = (config.kernels.clone(), Arc::clone(&metrics));
+            agents.spawn(agent::run(host, kernels, world, metrics));
+        }
+        readiness.set(true);
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => info!("stopping; guests go on"),
+            _ = interrupt.recv() => info!("stopping; guests go on"),
+            served = telemetry::serve(self.listen, Arc::new(registry), readiness) => {
+                served.with_context(|| format!("Cannot serve on {}; choose another --listen", self.listen))?;
+            }
+            Some(ended) = agents.join_next() => {
+                ended??;
+                error!("an agent ended by itself");
+                bail!("An agent ended by itself");
+            }
+        }
+        agents.shutdown().await;
+        Ok(())
+    }
+}
+
+async fn dependencies(config: &AgentConfig) -> Result<Dependencies> {
+    let user_agent = concat!("kubexen-node-agent/", env!("CARGO_PKG_VERSION"));
+    let client = connect::client(config.kubeconfig.as_deref(), user_agent).await?;
+    let clock = Arc::new(SystemClock);
+    std::fs::create_dir_all(&config.state_directory)
+        .with_context(|| format!("Cannot make the state directory {}", config.state_directory.display()))?;
+    let (hypervisor, storage, network): (Arc<dyn Hypervisor>, Arc<dyn Storage>, Arc<dyn HostNetwork>) =
+        match &config.hypervisor {
+            HypervisorConfig::Simulated { profile } => (
+                Arc::new(SimulatedHypervisor::ledgered(
+                    &config.state_directory.join("simulated"),
+                    profile.clone(),
+                    clock.clone(),
+                )?),
+                Arc::new(DirectoryStorage::files_only(config.locations.clone())?),
+                Arc::new(SimulatedNetwork::new(config.uplinks.keys().cloned())),
+            ),
+            HypervisorConfig::Xen => (
+                xen(config)?,
+                Arc::new(DirectoryStorage::new(config.locations.clone())?),
+                Arc::new(BridgeNetwork::new(config.uplinks.clone())?),
+            ),
+        };
+    let ownership = EtcdStore::new(EtcdConfig {
+        tls: config.pool_store.tls.as_ref().map(|tls| TlsFiles {
+            ca: tls.ca.clone(),
+            cert: tls.certificate.clone(),
+            key: tls.key.clone(),
+        }),
+        ..EtcdConfig::new(config.pool_store.endpoints.clone())
+    });
+    Ok(Dependencies { client, hypervisor, storage, network, ownership: Arc::new(ownership), clock })
+}
+
+#[cfg(feature = "xen")]
+fn xen(config: &AgentConfig) -> Result<Arc<dyn Hypervisor>> {
+    let xen = crate::hypervisor::xen::XenHypervisor::connect(&config.state_directory)?;
+    Ok(Arc::new(xen))
+}
+
+#[cfg(not(feature = "xen"))]
+fn xen(_: &AgentConfig) -> Result<Arc<dyn Hypervisor>> {
+    bail!("This agent was built without the feature `xen`; build it with it, or set `hypervisor.type: Simulated`")
+}

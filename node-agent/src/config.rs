@@ -1,0 +1,135 @@
+//! The agent's configuration file: what this host is called, and which of its folders, devices and bridges may be used.
+//!
+//! The API knows these by name only, so nobody who writes objects can reach another path of the host.
+
+use crate::{hypervisor::simulated::Profile, network::UplinkConfig, storage::directory::DirectoryConfig};
+use kubexen_ownership::{HostName, InvalidName};
+use serde::Deserialize;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+/// The agent's configuration, as YAML.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AgentConfig {
+    /// Name of the Host object.
+    pub host: String,
+    /// Credentials for the API server. Default: the environment's (`KUBECONFIG`, the pod's service account).
+    #[serde(default)]
+    pub kubeconfig: Option<PathBuf>,
+    /// Folder for the agent's own files.
+    pub state_directory: PathBuf,
+    /// The pool's etcd.
+    pub pool_store: PoolStore,
+    /// Which hypervisor.
+    #[serde(default)]
+    pub hypervisor: HypervisorConfig,
+    /// Storage locations by name: folders for disks.
+    #[serde(default)]
+    pub locations: BTreeMap<String, DirectoryConfig>,
+    /// Uplinks by name: bridges for guests.
+    #[serde(default)]
+    pub uplinks: BTreeMap<String, UplinkConfig>,
+    /// Kernels by name.
+    #[serde(default)]
+    pub kernels: Catalogue,
+}
+
+/// Kernels that guests may boot, by name.
+pub type Catalogue = BTreeMap<String, CatalogueKernel>;
+
+/// A kernel that guests may boot.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CatalogueKernel {
+    /// The kernel's file. An uncompressed ELF (`vmlinux`) starts fastest.
+    pub kernel: PathBuf,
+    /// The initial RAM disk's file.
+    #[serde(default)]
+    pub ramdisk: Option<PathBuf>,
+}
+
+/// How the pool's etcd is reached.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PoolStore {
+    /// Addresses, as in `https://10.0.0.5:2379`.
+    pub endpoints: Vec<String>,
+    /// Files for TLS; needed where the addresses are `https`.
+    #[serde(default)]
+    pub tls: Option<PoolStoreTls>,
+}
+
+/// Files for TLS with the pool's etcd, PEM.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PoolStoreTls {
+    /// Authority that signed the server's certificate.
+    pub ca: PathBuf,
+    /// The agent's certificate.
+    pub certificate: PathBuf,
+    /// The agent's key.
+    pub key: PathBuf,
+}
+
+/// Which hypervisor the agent speaks to.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(tag = "type", deny_unknown_fields)]
+pub enum HypervisorConfig {
+    /// The Xen of this machine.
+    #[default]
+    Xen,
+    /// A model of a host, kept in the state directory; its guests outlive the agent.
+    Simulated {
+        /// What the host is like.
+        #[serde(default)]
+        profile: Profile,
+    },
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("Cannot read the configuration {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("The configuration {path} is not valid: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_yaml_ng::Error,
+    },
+    /// `host` is no host name.
+    #[error("`host` in {path} is not valid: {source}")]
+    Host {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: InvalidName,
+    },
+}
+
+impl AgentConfig {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let config: Self = serde_yaml_ng::from_str(&text)
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source })?;
+        HostName::new(config.host.clone())
+            .map_err(|source| ConfigError::Host { path: path.to_owned(), source })?;
+        Ok(config)
+    }
+}

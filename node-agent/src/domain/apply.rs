@@ -1,0 +1,145 @@
+//! Carrying out one step of a plan.
+
+use super::{
+    Domains, MANAGER, ReconcileError,
+    decide::{DestroyReason, Plan},
+    observe::Observed,
+    resolve, status,
+};
+use kube::ResourceExt;
+use kubexen_crds::{Domain, names::AGENT_FINALIZER};
+use kubexen_ownership::{Start, VmUid};
+use kubexen_runtime::{
+    events::Severity,
+    write::{self, WriteError},
+};
+use tracing::info;
+use uuid::Uuid;
+
+/// What a step did to the object.
+#[derive(Debug)]
+pub enum Applied {
+    /// The object stands as it was; the host may have changed.
+    Unchanged,
+    /// The object as it stands now.
+    Changed(Box<Domain>),
+    /// The object is let go.
+    Gone,
+}
+
+/// Carries out `plan`.
+///
+/// # Errors
+/// When a step fails. What was done of it is found by the next look.
+pub async fn apply(
+    domains: &Domains,
+    domain: &Domain,
+    uuid: Uuid,
+    seen: &Observed,
+    plan: &Plan,
+) -> Result<Applied, ReconcileError> {
+    let now = domains.clock.now();
+    let generation = domain.metadata.generation;
+    match plan {
+        Plan::RecordStop { reason, then } => {
+            let status = status::stopped(seen, *reason, *then, generation, now);
+            let note = format!("The guest stopped by itself: {reason:?}");
+            domains.events.record(domain, Severity::Warning, "GuestStopped", "Observe", note);
+            record(domains, domain, &status).await
+        }
+        Plan::RecordRestart => record(domains, domain, &status::restarting(seen, generation, now)).await,
+        Plan::Start => start(domains, domain, uuid).await,
+        Plan::Unpause => {
+            domains.hypervisor.unpause(uuid).await?;
+            Ok(Applied::Unchanged)
+        }
+        Plan::Pause => {
+            domains.hypervisor.pause(uuid).await?;
+            Ok(Applied::Unchanged)
+        }
+        Plan::RequestShutdown => {
+            confirm(domains, domain, seen).await?;
+            // A guest that stands still cannot hear the request.
+            domains.hypervisor.unpause(uuid).await?;
+            domains.hypervisor.request_shutdown(uuid).await?;
+            domains.shutdowns.asked(uuid);
+            Ok(Applied::Unchanged)
+        }
+        Plan::Destroy(reason) => {
+            match reason {
+                DestroyReason::Deleted | DestroyReason::Restart => confirm(domains, domain, seen).await?,
+                DestroyReason::HalfBuilt | DestroyReason::Stopped => {}
+            }
+            domains.hypervisor.destroy(uuid).await?;
+            domains.shutdowns.forget(uuid);
+            Ok(Applied::Unchanged)
+        }
+        Plan::DetachDisks => {
+            detach(domains, domain).await?;
+            Ok(Applied::Unchanged)
+        }
+        Plan::Finish => finish(domains, domain, uuid).await,
+        Plan::Wait(..) | Plan::Settled => Ok(Applied::Unchanged),
+    }
+}
+
+async fn record(
+    domains: &Domains,
+    domain: &Domain,
+    status: &kubexen_crds::DomainStatus,
+) -> Result<Applied, ReconcileError> {
+    Ok(match domains.write_status(domain, status).await? {
+        Some(written) => Applied::Changed(Box::new(written)),
+        None => Applied::Unchanged,
+    })
+}
+
+/// Takes the ownership, then builds. The order is the promise that no virtual machine runs twice.
+async fn start(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applied, ReconcileError> {
+    let token = match domains.ownership.start(VmUid(uuid), &domains.me).await? {
+        Start::Acquired(token) | Start::AlreadyMine(token) => token,
+        Start::Refused(owner) => return Err(ReconcileError::OwnedElsewhere(owner.host.to_string())),
+    };
+    let config = resolve::configuration(domains, domain, uuid, token).await?;
+    let domid = domains.hypervisor.create(&config).await?;
+    info!(domain = %domain.name_any(), %domid, %token, "built");
+    Ok(Applied::Unchanged)
+}
+
+/// Reads the object from the API server and makes sure that it still asks for what `seen` says: the same object,
+/// still being deleted, or still with the restart that is not carried out.
+async fn confirm(domains: &Domains, domain: &Domain, seen: &Observed) -> Result<(), ReconcileError> {
+    let live = write::limited(domains.api(domain).get_opt(&domain.name_any())).await?;
+    let asks = live.is_some_and(|live| {
+        live.metadata.uid == domain.metadata.uid
+            && live.metadata.deletion_timestamp.is_some() == seen.deleting
+            && live.spec.restart_requested == seen.restart_requested
+    });
+    if asks { Ok(()) } else { Err(ReconcileError::Outdated) }
+}
+
+async fn detach(domains: &Domains, domain: &Domain) -> Result<(), ReconcileError> {
+    for volume in resolve::volumes(domains, domain).into_iter().flatten() {
+        domains.storage.detach(&volume).await?;
+    }
+    Ok(())
+}
+
+/// The domain is gone: gives back what it had, then lets the object go.
+async fn finish(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applied, ReconcileError> {
+    detach(domains, domain).await?;
+    let vm = VmUid(uuid);
+    if let Some(owner) = domains.ownership.owner(vm).await?
+        && owner.host == domains.me.host
+    {
+        domains.ownership.release(vm, &domains.me, owner.token).await?;
+    }
+    domains.shutdowns.forget(uuid);
+    let Some(change) = write::without_finalizer(domain, AGENT_FINALIZER) else { return Ok(Applied::Gone) };
+    match write::merge(&domains.api(domain), &domain.name_any(), MANAGER, &change).await {
+        Ok(_) => Ok(Applied::Gone),
+        Err(error) if error.is_not_found() => Ok(Applied::Gone),
+        Err(error) if error.is_conflict() => Err(ReconcileError::Outdated),
+        Err(error @ (WriteError::Api(_) | WriteError::TimedOut | WriteError::Serialize(_))) => Err(error.into()),
+    }
+}

@@ -1,0 +1,246 @@
+//! Domains: makes Xen agree with the `Domain` objects of this host's namespace.
+//!
+//! ```text
+//!   Domain object ─┐
+//!   Xen, by UUID  ─┼─▶ observe ─▶ decide ─▶ Plan ─▶ apply ─┐
+//!   volumes, … ────┘      ▲                                │ until Wait or Settled
+//!                         └────────────────────────────────┘──▶ status (written once, if it differs)
+//! ```
+//!
+//! Watches: Domains and Volumes of the namespace, changes that the hypervisor tells of. Writes: the status of a
+//! Domain, and its finalizer when the domain is gone. A domain in Xen for which no Domain object stands is never
+//! touched; see [`crate::host`], which reports it.
+//!
+//! Before a domain is destroyed its object is read from the API server, not from the mirror, and must be the same
+//! object (uid). The ownership token is taken before a domain is built, and given back after it is confirmed gone.
+
+pub mod apply;
+pub mod decide;
+pub mod observe;
+pub(crate) mod resolve;
+mod shutdowns;
+pub mod status;
+#[cfg(test)]
+mod tests;
+
+pub use shutdowns::Shutdowns;
+pub(crate) use resolve::volume_id;
+
+use crate::{
+    config::Catalogue,
+    hypervisor::{Hypervisor, HypervisorError},
+    mirrors::Mirrors,
+    network::{HostNetwork, NetworkError},
+    storage::{Storage, StorageError},
+};
+use decide::{Plan, Waiting, decide};
+use jiff::SignedDuration;
+use kube::{Api, Client, ResourceExt};
+use kubexen_crds::{Domain, DomainStatus, domain::DomainPhase};
+use kubexen_ownership::{HostBoot, OwnershipStore, StoreError};
+use kubexen_runtime::{
+    Clock, Key, Outcome,
+    events::{Events, Severity},
+    write::{self, WriteError},
+};
+use std::{sync::Arc, time::Duration};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+/// Field manager of the agent's writes.
+pub const MANAGER: &str = "kubexen-node-agent";
+
+/// Most steps in one reconcile. A start takes three, the longest restart seven; more means that the host changes
+/// under our hands, and a later look is better.
+const MOST_STEPS: usize = 12;
+
+/// A state that lasts shorter than this after a Domain was made is not worth a write.
+const QUIET_AT_FIRST: SignedDuration = SignedDuration::from_secs(3);
+
+/// What domains and volumes are reconciled with.
+pub struct Domains {
+    /// Connection with the agent's own credentials.
+    pub client: Client,
+    /// This host, at this boot.
+    pub me: HostBoot,
+    /// Xen.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// Disks.
+    pub storage: Arc<dyn Storage>,
+    /// Bridges.
+    pub network: Arc<dyn HostNetwork>,
+    /// Who may run what.
+    pub ownership: Arc<dyn OwnershipStore>,
+    /// Kernels.
+    pub catalogue: Catalogue,
+    /// The namespace's objects.
+    pub mirrors: Mirrors,
+    /// Wall-clock time.
+    pub clock: Arc<dyn Clock>,
+    /// History for people.
+    pub events: Events,
+    /// Guests that were asked to power themselves off.
+    pub shutdowns: Shutdowns,
+}
+
+/// Why a reconcile could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// The hypervisor.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// The storage.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The pool's store.
+    #[error(transparent)]
+    Ownership(#[from] StoreError),
+    /// The API server.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// Another host owns the virtual machine.
+    #[error("Host {0} owns this virtual machine; it must be gone there before it can run here")]
+    OwnedElsewhere(String),
+    /// The object changed under our hands.
+    #[error("The Domain changed meanwhile")]
+    Outdated,
+    /// The object says something that this agent cannot read.
+    #[error("The Domain cannot be carried out: {0}")]
+    Malformed(String),
+}
+
+impl ReconcileError {
+    /// A label from a fixed set, for metrics and conditions.
+    #[must_use]
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::Hypervisor(error) => error.category(),
+            Self::Storage(error) => error.category(),
+            Self::Network(error) => error.category(),
+            Self::Ownership(_) => "PoolStoreUnavailable",
+            Self::Write(_) => "ApiServer",
+            Self::OwnedElsewhere(_) => "OwnedElsewhere",
+            Self::Outdated => "Outdated",
+            Self::Malformed(_) => "Malformed",
+        }
+    }
+
+    /// Whether a person reading the object should know. The rest is between the agent and the API server.
+    fn is_worth_a_condition(&self) -> bool {
+        match self {
+            Self::Hypervisor(_)
+            | Self::Storage(_)
+            | Self::Network(_)
+            | Self::Ownership(_)
+            | Self::OwnedElsewhere(_)
+            | Self::Malformed(_) => true,
+            Self::Write(_) | Self::Outdated => false,
+        }
+    }
+}
+
+impl Domains {
+    /// Brings one Domain nearer to what it should be.
+    pub async fn reconcile(&self, key: &Key) -> Outcome {
+        let Some(domain) = self.mirrors.domains.get(key) else { return Outcome::Settled };
+        match self.walk(&domain).await {
+            Ok(outcome) => outcome,
+            Err(error) => self.report(&domain, &error).await,
+        }
+    }
+
+    async fn walk(&self, domain: &Domain) -> Result<Outcome, ReconcileError> {
+        let uuid = Uuid::parse_str(&domain.spec.virtual_machine.uid)
+            .map_err(|_| ReconcileError::Malformed("`virtualMachine.uid` is no UUID".to_owned()))?;
+        let mut domain = domain.clone();
+        for _ in 0..MOST_STEPS {
+            let seen = observe::observe(self, &domain, uuid).await?;
+            let plan = decide(&seen, self.clock.now());
+            match &plan {
+                Plan::Settled | Plan::Wait(..) => {
+                    let generation = domain.metadata.generation;
+                    let status = status::settled(&seen, &plan, generation, self.clock.now());
+                    return self.conclude(&domain, &plan, status).await;
+                }
+                Plan::RecordStop { .. }
+                | Plan::RecordRestart
+                | Plan::Start
+                | Plan::Unpause
+                | Plan::Pause
+                | Plan::RequestShutdown
+                | Plan::Destroy(_)
+                | Plan::DetachDisks
+                | Plan::Finish => {
+                    info!(domain = %domain.name_any(), ?plan, "step");
+                    match apply::apply(self, &domain, uuid, &seen, &plan).await? {
+                        apply::Applied::Unchanged => {}
+                        apply::Applied::Changed(changed) => domain = *changed,
+                        apply::Applied::Gone => return Ok(Outcome::Settled),
+                    }
+                }
+            }
+        }
+        Ok(Outcome::Again(Duration::from_secs(1)))
+    }
+
+    async fn conclude(
+        &self,
+        domain: &Domain,
+        plan: &Plan,
+        status: DomainStatus,
+    ) -> Result<Outcome, ReconcileError> {
+        let age = domain.creation_timestamp().map(|made| made.0.duration_until(self.clock.now()));
+        let never_written = domain.status.as_ref().is_none_or(|status| status.phase.is_none());
+        let passing = status.phase == Some(DomainPhase::Pending)
+            && never_written
+            && age.is_some_and(|age| age < QUIET_AT_FIRST);
+        if passing {
+            return Ok(Outcome::Again(Duration::from_secs(1)));
+        }
+        self.write_status(domain, &status).await?;
+        Ok(match plan {
+            Plan::Wait(Waiting::Needs(_), after)
+            | Plan::Wait(Waiting::Shutdown, after)
+            | Plan::Wait(Waiting::Dying, after)
+            | Plan::Wait(Waiting::Backoff, after)
+            | Plan::Wait(Waiting::Stability, after) => Outcome::Again(*after),
+            _ => Outcome::Settled,
+        })
+    }
+
+    async fn report(&self, domain: &Domain, error: &ReconcileError) -> Outcome {
+        warn!(domain = %domain.name_any(), %error, "reconcile failed");
+        if error.is_worth_a_condition() {
+            self.events.record(domain, Severity::Warning, error.category(), "Reconcile", error.to_string());
+            let latest = self.mirrors.domains.get(&Key::of(domain));
+            let current = latest.as_deref().unwrap_or(domain);
+            let before = current.status.clone().unwrap_or_default();
+            let status = status::failed(&before, error, current.metadata.generation, self.clock.now());
+            if let Err(error) = self.write_status(current, &status).await {
+                warn!(domain = %domain.name_any(), %error, "the failure could not be written down");
+            }
+        }
+        Outcome::Failed
+    }
+
+    /// Writes the status if it differs, and learns the answer.
+    async fn write_status(&self, domain: &Domain, status: &DomainStatus) -> Result<Option<Domain>, ReconcileError> {
+        let api = self.api(domain);
+        match write::status(&api, &domain.name_any(), MANAGER, domain.status.as_ref(), status).await {
+            Ok(Some(written)) => {
+                self.mirrors.domains.learn(written.clone());
+                Ok(Some(written))
+            }
+            Ok(None) => Ok(None),
+            Err(error) if error.is_not_found() => Err(ReconcileError::Outdated),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn api(&self, domain: &Domain) -> Api<Domain> {
+        Api::namespaced(self.client.clone(), &domain.namespace().unwrap_or_default())
+    }
+}

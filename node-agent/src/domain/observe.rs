@@ -1,0 +1,170 @@
+//! What is: the object, the domain in Xen, and what it needs on this host.
+
+use super::{Domains, ReconcileError, resolve};
+use crate::hypervisor::{DomId, DomainInfo};
+use kubexen_crds::{
+    Domain, DomainStatus,
+    domain::{DomainPhase, DomainPowerState},
+    virtual_machine::Lifecycle,
+};
+use kubexen_runtime::Key;
+use serde::Serialize;
+use std::{collections::BTreeSet, time::Duration};
+use uuid::Uuid;
+
+/// All that [`super::decide::decide`] looks at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observed {
+    /// Whether the object is being deleted.
+    pub deleting: bool,
+    /// Whether the domain is to run or to stand still.
+    pub power_state: DomainPowerState,
+    /// The restart that is asked for.
+    pub restart_requested: Option<String>,
+    /// What happens when the guest stops.
+    pub lifecycle: Lifecycle,
+    /// What was written down last: the agent's only memory that outlives it.
+    pub status: DomainStatus,
+    /// The domain as the hypervisor has it now.
+    pub present: Option<DomainInfo>,
+    /// The first need that is not met; looked for only while there is no domain.
+    pub unmet: Option<Unmet>,
+    /// Whether a disk of the domain is attached; looked for only while there is no domain.
+    pub disks_attached: bool,
+    /// What is left of the guest's time to power itself off; none if it was not asked.
+    pub shutdown_left: Option<Duration>,
+}
+
+/// Something a domain needs and does not have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Unmet {
+    /// A volume has no object in this host's namespace.
+    VolumeMissing(String),
+    /// A volume is not made yet.
+    VolumeNotReady(String),
+    /// Another domain of this host has the volume.
+    VolumeInUse {
+        /// The volume.
+        volume: String,
+        /// The Domain that has it.
+        by: String,
+    },
+    /// The catalogue has no such kernel.
+    KernelMissing(String),
+    /// No such uplink is configured, or it is down.
+    UplinkMissing(String),
+    /// The object says something that this agent cannot read.
+    Malformed(String),
+}
+
+impl Unmet {
+    /// A reason for the condition, from a fixed set.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::VolumeMissing(_) => "VolumeMissing",
+            Self::VolumeNotReady(_) => "VolumeNotReady",
+            Self::VolumeInUse { .. } => "VolumeInUse",
+            Self::KernelMissing(_) => "KernelMissing",
+            Self::UplinkMissing(_) => "UplinkMissing",
+            Self::Malformed(_) => "Malformed",
+        }
+    }
+
+    /// What a person should read.
+    #[must_use]
+    pub fn message(&self) -> String {
+        match self {
+            Self::VolumeMissing(volume) => format!("Volume {volume} does not exist in this host's namespace"),
+            Self::VolumeNotReady(volume) => format!("Volume {volume} is not ready yet"),
+            Self::VolumeInUse { volume, by } => {
+                format!("Volume {volume} is in use by {by}; a disk serves one running guest at a time")
+            }
+            Self::KernelMissing(kernel) => {
+                format!("The kernel catalogue of this host has no entry `{kernel}`; add it to the agent's configuration")
+            }
+            Self::UplinkMissing(uplink) => {
+                format!("This host has no uplink `{uplink}`, or it is down; see the agent's configuration")
+            }
+            Self::Malformed(what) => format!("The Domain cannot be carried out: {what}"),
+        }
+    }
+}
+
+impl Observed {
+    /// Whether a restart is asked for that was not carried out. What stood in the object before the first start
+    /// counts as carried out by it.
+    #[must_use]
+    pub fn restart_pending(&self) -> bool {
+        let started_before = self.status.phase.is_some_and(|phase| match phase {
+            DomainPhase::Running
+            | DomainPhase::Paused
+            | DomainPhase::Stopping
+            | DomainPhase::Halted
+            | DomainPhase::Preserved => true,
+            DomainPhase::Pending | DomainPhase::Failed => self.status.last_stop.is_some(),
+        });
+        started_before
+            && self.restart_requested.is_some()
+            && self.restart_requested != self.status.restart_handled
+    }
+
+    /// Whether the stop of the domain with this number is written down.
+    #[must_use]
+    pub fn stop_is_recorded(&self, domid: DomId) -> bool {
+        let recorded_phase = match self.status.phase {
+            Some(DomainPhase::Pending | DomainPhase::Halted | DomainPhase::Preserved | DomainPhase::Failed) => true,
+            Some(DomainPhase::Running | DomainPhase::Paused | DomainPhase::Stopping) | None => false,
+        };
+        recorded_phase && self.status.last_stop.is_some() && self.status.domid == Some(i32::from(domid.0))
+    }
+}
+
+/// Looks at everything that matters for `domain` now.
+///
+/// # Errors
+/// When the hypervisor or the storage cannot be asked: then nothing is known, and nothing is done.
+pub async fn observe(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Observed, ReconcileError> {
+    let present = domains.hypervisor.find(uuid).await?;
+    let (unmet, disks_attached) = match present {
+        Some(_) => (None, false),
+        None => {
+            let attached = domains.storage.attached().await?;
+            let ours = resolve::volumes(domains, domain);
+            let disks_attached = ours.iter().flatten().any(|volume| attached.contains(volume));
+            (resolve::unmet(domains, domain, &users_of_volumes(domains, domain).await?).await, disks_attached)
+        }
+    };
+    let timeout = domain.spec.lifecycle.shutdown_timeout.duration().unwrap_or_default();
+    Ok(Observed {
+        deleting: domain.metadata.deletion_timestamp.is_some(),
+        power_state: domain.spec.power_state,
+        restart_requested: domain.spec.restart_requested.clone(),
+        lifecycle: domain.spec.lifecycle.clone(),
+        status: domain.status.clone().unwrap_or_default(),
+        present,
+        unmet,
+        disks_attached,
+        shutdown_left: domains.shutdowns.left(uuid, timeout),
+    })
+}
+
+/// Volumes that other domains have, with the Domain that has each. A Domain has its volumes while its domain is there.
+async fn users_of_volumes(
+    domains: &Domains,
+    domain: &Domain,
+) -> Result<Vec<(String, String)>, ReconcileError> {
+    let own_key = Key::of(domain);
+    let wanted: BTreeSet<&str> = domain.spec.machine.disks.iter().map(|disk| disk.volume.as_str()).collect();
+    let mut users = Vec::new();
+    for other in domains.mirrors.domains.list() {
+        let shared = other.spec.machine.disks.iter().find(|disk| wanted.contains(disk.volume.as_str()));
+        let Some(shared) = shared.filter(|_| Key::of(&*other) != own_key) else { continue };
+        let Ok(uuid) = Uuid::parse_str(&other.spec.virtual_machine.uid) else { continue };
+        if domains.hypervisor.find(uuid).await?.is_some() {
+            let machine = &other.spec.virtual_machine;
+            users.push((shared.volume.clone(), format!("virtual machine {}/{}", machine.namespace, machine.name)));
+        }
+    }
+    Ok(users)
+}

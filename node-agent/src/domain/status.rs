@@ -1,0 +1,177 @@
+//! What is written down of a domain.
+
+use super::{
+    ReconcileError,
+    decide::{AfterStop, Plan, Waiting},
+    observe::Observed,
+};
+use crate::hypervisor::DomainState;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kubexen_crds::{
+    DomainStatus,
+    condition::{self, State, Wanted},
+    domain::{DomainPhase, Stop, StopReason},
+};
+
+const READY: &str = "Ready";
+
+/// The status once nothing is left to do: `plan` is what was decided last, Wait or Settled.
+#[must_use]
+pub fn settled(seen: &Observed, plan: &Plan, generation: Option<i64>, now: Timestamp) -> DomainStatus {
+    let (phase, ready) = phase(seen, plan);
+    let runs = phase == DomainPhase::Running || phase == DomainPhase::Paused;
+    let token = seen.present.as_ref().and_then(|present| present.token).and_then(|token| i64::try_from(token).ok());
+    DomainStatus {
+        observed_generation: generation,
+        phase: Some(phase),
+        domid: seen.present.as_ref().map(|present| i32::from(present.domid.0)),
+        owner_token: token.max(seen.status.owner_token),
+        restart_handled: if runs && !seen.restart_pending() {
+            seen.restart_requested.clone()
+        } else {
+            seen.status.restart_handled.clone()
+        },
+        restarts: seen.status.restarts,
+        crashes: match plan {
+            Plan::Settled if phase == DomainPhase::Running => None,
+            _ => seen.status.crashes,
+        },
+        last_stop: seen.status.last_stop.clone(),
+        conditions: condition::set(&seen.status.conditions, vec![ready], generation, now),
+    }
+}
+
+fn phase(seen: &Observed, plan: &Plan) -> (DomainPhase, Wanted) {
+    let not_ready = |reason, message: String| Wanted::new(READY, State::False, reason, message);
+    if let Plan::Wait(waiting, _) = plan {
+        match waiting {
+            Waiting::Needs(unmet) => {
+                return (DomainPhase::Pending, not_ready(unmet.reason(), unmet.message()));
+            }
+            Waiting::Shutdown => {
+                let message = "The guest was asked to power itself off".to_owned();
+                return (DomainPhase::Stopping, not_ready("ShuttingDown", message));
+            }
+            Waiting::Dying => {
+                return (DomainPhase::Stopping, not_ready("Dying", "Xen takes the domain apart".to_owned()));
+            }
+            Waiting::Backoff => {
+                let crashes = seen.status.crashes.unwrap_or(0);
+                let message = format!("The guest crashed {crashes} times in a row; it is started again after a while");
+                return (DomainPhase::Pending, not_ready("CrashLoop", message));
+            }
+            Waiting::Stability => {}
+        }
+    }
+    match seen.present.as_ref().map(|present| present.state) {
+        Some(DomainState::Running) => {
+            (DomainPhase::Running, Wanted::new(READY, State::True, "Running", "The domain runs"))
+        }
+        Some(DomainState::Paused) => {
+            (DomainPhase::Paused, Wanted::new(READY, State::True, "Paused", "The domain stands still, as it should"))
+        }
+        Some(DomainState::Shutdown(_)) if seen.status.phase == Some(DomainPhase::Preserved) => {
+            (DomainPhase::Preserved, preserved())
+        }
+        Some(DomainState::Shutdown(_) | DomainState::HalfBuilt | DomainState::Dying) => {
+            (DomainPhase::Stopping, not_ready("Stopping", "The domain is being taken apart".to_owned()))
+        }
+        None => (DomainPhase::Halted, halted()),
+    }
+}
+
+/// The status that says that the guest stopped by itself, written before its domain is taken apart.
+#[must_use]
+pub fn stopped(
+    seen: &Observed,
+    reason: StopReason,
+    then: AfterStop,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> DomainStatus {
+    let (phase, ready) = match then {
+        AfterStop::Halt => (DomainPhase::Halted, halted()),
+        AfterStop::Preserve => (DomainPhase::Preserved, preserved()),
+        AfterStop::Restart => {
+            let what = match reason {
+                StopReason::Poweroff => "powered itself off",
+                StopReason::Reboot => "rebooted",
+                StopReason::Crash => "crashed",
+                StopReason::Vanished => "vanished from this host",
+            };
+            let message = format!("The guest {what} and is started again");
+            (DomainPhase::Pending, Wanted::new(READY, State::False, "Restarting", message))
+        }
+    };
+    let crashes = match reason {
+        StopReason::Crash => Some(seen.status.crashes.unwrap_or(0).saturating_add(1)),
+        StopReason::Poweroff | StopReason::Reboot | StopReason::Vanished => None,
+    };
+    DomainStatus {
+        observed_generation: generation,
+        phase: Some(phase),
+        domid: seen.present.as_ref().map(|present| i32::from(present.domid.0)),
+        restarts: counted(seen, then == AfterStop::Restart),
+        crashes,
+        last_stop: Some(Stop { reason, at: Time(now) }),
+        conditions: condition::set(&seen.status.conditions, vec![ready], generation, now),
+        ..seen.status.clone()
+    }
+}
+
+/// The status that says that the restart asked for is being carried out.
+#[must_use]
+pub fn restarting(seen: &Observed, generation: Option<i64>, now: Timestamp) -> DomainStatus {
+    let ready = Wanted::new(READY, State::False, "Restarting", "The guest is started again, as was asked for");
+    DomainStatus {
+        observed_generation: generation,
+        phase: Some(DomainPhase::Pending),
+        domid: None,
+        restart_handled: seen.restart_requested.clone(),
+        restarts: counted(seen, true),
+        crashes: None,
+        last_stop: None,
+        conditions: condition::set(&seen.status.conditions, vec![ready], generation, now),
+        ..seen.status.clone()
+    }
+}
+
+/// The status after a step failed.
+#[must_use]
+pub fn failed(
+    before: &DomainStatus,
+    error: &ReconcileError,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> DomainStatus {
+    let ready = Wanted::new(READY, State::False, error.category(), error.to_string());
+    let phase = match before.phase {
+        None | Some(DomainPhase::Pending | DomainPhase::Failed) => DomainPhase::Failed,
+        Some(
+            phase @ (DomainPhase::Running
+            | DomainPhase::Paused
+            | DomainPhase::Stopping
+            | DomainPhase::Halted
+            | DomainPhase::Preserved),
+        ) => phase,
+    };
+    DomainStatus {
+        observed_generation: generation,
+        phase: Some(phase),
+        conditions: condition::set(&before.conditions, vec![ready], generation, now),
+        ..before.clone()
+    }
+}
+
+fn counted(seen: &Observed, restarted: bool) -> Option<i32> {
+    if restarted { Some(seen.status.restarts.unwrap_or(0).saturating_add(1)) } else { seen.status.restarts }
+}
+
+fn halted() -> Wanted {
+    Wanted::new(READY, State::True, "StoppedByGuest", "The guest powered itself off, and its policy leaves it off")
+}
+
+fn preserved() -> Wanted {
+    Wanted::new(READY, State::False, "Preserved", "The guest crashed; its memory is kept for inspection, as `onCrash` says")
+}

@@ -1,0 +1,175 @@
+//! From measurements to the status of a Host: pure.
+
+use crate::{
+    hypervisor::{DomainInfo, HostFacts},
+    storage::LocationFacts,
+};
+use kubexen_crds::{
+    ByteQuantity, HostStatus,
+    host::{HostCpu, HostMemory, Location, UnknownDomain, Uplink, Xen},
+};
+use std::collections::BTreeSet;
+use uuid::Uuid;
+
+/// Most domains that are reported as unknown.
+const MOST_UNKNOWN: usize = 32;
+
+/// The allocatable memory is a multiple of this, in KiB: 16 MiB.
+const MEMORY_GRAIN_KIB: u64 = 16 * 1024;
+
+/// A published figure stays while the measured one is nearer to it than this, in KiB: 64 MiB. Xen's own use goes up and
+/// down with the number of domains, and each change would be a write.
+const MEMORY_SLACK_KIB: u64 = 64 * 1024;
+
+/// What was measured on a host at one moment.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// Facts of this boot.
+    pub facts: HostFacts,
+    /// Memory that is free now, in KiB.
+    pub free_memory_kib: u64,
+    /// All domains but dom0.
+    pub domains: Vec<DomainInfo>,
+    /// UUIDs for which a Domain object stands.
+    pub known: BTreeSet<Uuid>,
+    /// Usable storage locations.
+    pub locations: Vec<LocationFacts>,
+    /// Usable uplinks.
+    pub uplinks: Vec<String>,
+    /// Names in the catalogue.
+    pub kernels: Vec<String>,
+}
+
+impl Measured {
+    /// The status that says so. Equal measurements give equal status; memory keeps what `before` says while it is near
+    /// enough.
+    #[must_use]
+    pub fn status(&self, before: &HostStatus) -> HostStatus {
+        let facts = &self.facts;
+        let number = |value: u32| i32::try_from(value).unwrap_or(i32::MAX);
+        HostStatus {
+            boot_id: Some(facts.boot_id.clone()),
+            agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            xen: Some(Xen {
+                version: facts.xen_version.clone(),
+                capabilities: facts.capabilities.clone(),
+                simulated: facts.simulated,
+            }),
+            cpu: Some(HostCpu {
+                count: number(facts.cpus),
+                sockets: number(facts.sockets),
+                cores_per_socket: number(facts.cores_per_socket),
+                threads_per_core: number(facts.threads_per_core),
+                model: facts.cpu_model.chars().take(128).collect(),
+                features: facts.cpu_features.iter().take(512).cloned().collect(),
+            }),
+            memory: Some(self.memory(before)),
+            locations: self
+                .locations
+                .iter()
+                .map(|location| Location {
+                    name: location.name.clone(),
+                    capacity: ByteQuantity::from_bytes(location.capacity),
+                })
+                .collect(),
+            uplinks: self.uplinks.iter().map(|name| Uplink { name: name.clone() }).collect(),
+            kernels: self.kernels.clone(),
+            unknown_domains: self.unknown_domains(),
+            observed_generation: None,
+            conditions: Vec::new(),
+        }
+    }
+
+    fn memory(&self, before: &HostStatus) -> HostMemory {
+        let ours: u64 = self
+            .domains
+            .iter()
+            .filter(|domain| self.known.contains(&domain.uuid))
+            .map(|domain| domain.memory_kib)
+            .sum();
+        let measured = (self.free_memory_kib + ours) / MEMORY_GRAIN_KIB * MEMORY_GRAIN_KIB;
+        let published = before
+            .memory
+            .as_ref()
+            .filter(|_| before.boot_id.as_deref() == Some(self.facts.boot_id.as_str()))
+            .and_then(|memory| memory.allocatable.bytes().ok())
+            .map(|bytes| bytes / 1024);
+        let allocatable = match published {
+            Some(published) if published.abs_diff(measured) <= MEMORY_SLACK_KIB => published,
+            Some(_) | None => measured,
+        };
+        HostMemory {
+            total: ByteQuantity::from_bytes(self.facts.memory_total_kib * 1024),
+            allocatable: ByteQuantity::from_bytes(allocatable * 1024),
+        }
+    }
+
+    fn unknown_domains(&self) -> Vec<UnknownDomain> {
+        self.domains
+            .iter()
+            .filter(|domain| !self.known.contains(&domain.uuid))
+            .take(MOST_UNKNOWN)
+            .map(|domain| UnknownDomain { uuid: domain.uuid.to_string(), domid: i32::from(domain.domid.0) })
+            .collect()
+    }
+}
+
+/// The part of a Host's status that is the agent's to write: all but the controller's conditions.
+#[must_use]
+pub fn of_the_agent(status: HostStatus) -> HostStatus {
+    HostStatus { observed_generation: None, conditions: Vec::new(), ..status }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::{DomId, DomainState};
+
+    fn measured(free_mib: u64) -> Measured {
+        Measured {
+            facts: HostFacts {
+                boot_id: "boot".to_owned(),
+                xen_version: "4.17.4".to_owned(),
+                capabilities: vec!["hvm".to_owned()],
+                simulated: false,
+                cpus: 2,
+                sockets: 1,
+                cores_per_socket: 2,
+                threads_per_core: 1,
+                cpu_model: "model".to_owned(),
+                cpu_features: Vec::new(),
+                memory_total_kib: 4 << 20,
+            },
+            free_memory_kib: free_mib * 1024,
+            domains: vec![DomainInfo {
+                uuid: Uuid::from_u128(7),
+                domid: DomId(3),
+                state: DomainState::Running,
+                token: Some(9),
+                memory_kib: 512 * 1024,
+                vcpus: 1,
+            }],
+            known: BTreeSet::from([Uuid::from_u128(7)]),
+            locations: Vec::new(),
+            uplinks: Vec::new(),
+            kernels: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn memory_of_known_domains_counts_as_allocatable_and_that_of_others_does_not() {
+        let mut host = measured(1024);
+        assert_eq!(host.status(&HostStatus::default()).memory.unwrap().allocatable.bytes(), Ok(1536 << 20));
+        host.known.clear();
+        let status = host.status(&HostStatus::default());
+        assert_eq!(status.memory.unwrap().allocatable.bytes(), Ok(1024 << 20));
+        assert_eq!(status.unknown_domains.len(), 1);
+    }
+
+    #[test]
+    fn a_small_change_of_free_memory_changes_nothing_that_is_published() {
+        let before = measured(1024).status(&HostStatus::default());
+        assert_eq!(measured(1000).status(&before), before);
+        assert_ne!(measured(900).status(&before), before);
+    }
+}

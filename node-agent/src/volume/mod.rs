@@ -1,0 +1,131 @@
+//! Volumes: makes the disks of this host agree with the `Volume` objects of its namespace.
+//!
+//! Watches: Volumes, and Domains for who uses them. Writes: the status of a Volume, and its finalizer when the data
+//! is gone. Data is deleted only after the object was read from the API server and is the same one (uid), being
+//! deleted, and used by no Domain. A volume that was there once and is not found any more is reported, never made
+//! anew: a blank disk in its place would look like lost data to its guest.
+
+pub mod decide;
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    domain::{Domains, MANAGER, ReconcileError, volume_id},
+    storage::VolumeId,
+};
+use decide::{Observed, Plan, decide};
+use kube::{Api, ResourceExt};
+use kubexen_crds::{Volume, VolumeStatus, names::AGENT_FINALIZER};
+use kubexen_runtime::{Key, Outcome, events::Severity, write};
+use std::time::Duration;
+use tracing::{info, warn};
+
+/// Most steps in one reconcile: detach, delete, let go.
+const MOST_STEPS: usize = 6;
+
+/// How often a volume that waits for its users is looked at, although their end is told.
+const USERS_LOOK: Duration = Duration::from_secs(10);
+
+impl Domains {
+    /// Brings one Volume nearer to what it should be.
+    pub async fn reconcile_volume(&self, key: &Key) -> Outcome {
+        let Some(volume) = self.mirrors.volumes.get(key) else { return Outcome::Settled };
+        match self.walk_volume(&volume).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                warn!(volume = %volume.name_any(), %error, "reconcile failed");
+                self.events.record(&*volume, Severity::Warning, error.category(), "Reconcile", error.to_string());
+                let status = decide::failed(&volume, error.category(), error.to_string(), self.clock.now());
+                if let Err(error) = self.write_volume_status(&volume, &status).await {
+                    warn!(volume = %volume.name_any(), %error, "the failure could not be written down");
+                }
+                Outcome::Failed
+            }
+        }
+    }
+
+    async fn walk_volume(&self, volume: &Volume) -> Result<Outcome, ReconcileError> {
+        let id = volume_id(volume)
+            .ok_or_else(|| ReconcileError::Malformed("`virtualDisk.uid` is no UUID".to_owned()))?;
+        for _ in 0..MOST_STEPS {
+            let seen = self.observe_volume(volume, &id).await?;
+            let plan = decide(&seen);
+            match &plan {
+                Plan::Create(size) => self.storage.create(&id, *size).await?,
+                Plan::Grow(size) => self.storage.grow(&id, *size).await?,
+                Plan::Detach => self.storage.detach(&id).await?,
+                Plan::Delete => {
+                    self.confirm_deletion(volume).await?;
+                    info!(volume = %volume.name_any(), "deleting the data");
+                    self.storage.delete(&id).await?;
+                }
+                Plan::LetGo => return self.let_volume_go(volume).await,
+                Plan::WaitForUser(_) | Plan::Settled | Plan::ReportMissing => {
+                    let status = decide::status(volume, &seen, &plan, self.clock.now());
+                    self.write_volume_status(volume, &status).await?;
+                    return Ok(match plan {
+                        Plan::WaitForUser(_) => Outcome::Again(USERS_LOOK),
+                        _ => Outcome::Settled,
+                    });
+                }
+            }
+        }
+        Ok(Outcome::Again(Duration::from_secs(1)))
+    }
+
+    async fn observe_volume(&self, volume: &Volume, id: &VolumeId) -> Result<Observed, ReconcileError> {
+        let size = volume.spec.size.bytes().map_err(|error| ReconcileError::Malformed(error.to_string()))?;
+        let name = volume.name_any();
+        let user = self
+            .mirrors
+            .domains
+            .list()
+            .into_iter()
+            .find(|domain| domain.spec.machine.disks.iter().any(|disk| disk.volume == name))
+            .map(|domain| domain.name_any());
+        Ok(Observed {
+            deleting: volume.metadata.deletion_timestamp.is_some(),
+            reclaim: volume.spec.reclaim,
+            wanted: size,
+            present: self.storage.find(id).await?,
+            attached: self.storage.attached().await?.contains(id),
+            made_before: volume.status.as_ref().is_some_and(|status| status.capacity.is_some()),
+            user,
+        })
+    }
+
+    async fn confirm_deletion(&self, volume: &Volume) -> Result<(), ReconcileError> {
+        let live = write::limited(self.volumes(volume).get_opt(&volume.name_any())).await?;
+        let same = live.is_some_and(|live| {
+            live.metadata.uid == volume.metadata.uid && live.metadata.deletion_timestamp.is_some()
+        });
+        if same { Ok(()) } else { Err(ReconcileError::Outdated) }
+    }
+
+    async fn let_volume_go(&self, volume: &Volume) -> Result<Outcome, ReconcileError> {
+        let Some(change) = write::without_finalizer(volume, AGENT_FINALIZER) else { return Ok(Outcome::Settled) };
+        match write::merge(&self.volumes(volume), &volume.name_any(), MANAGER, &change).await {
+            Ok(_) => Ok(Outcome::Settled),
+            Err(error) if error.is_not_found() => Ok(Outcome::Settled),
+            Err(error) if error.is_conflict() => Err(ReconcileError::Outdated),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn write_volume_status(&self, volume: &Volume, status: &VolumeStatus) -> Result<(), ReconcileError> {
+        let api = self.volumes(volume);
+        match write::status(&api, &volume.name_any(), MANAGER, volume.status.as_ref(), status).await {
+            Ok(Some(written)) => {
+                self.mirrors.volumes.learn(written);
+                Ok(())
+            }
+            Ok(None) => Ok(()),
+            Err(error) if error.is_not_found() => Err(ReconcileError::Outdated),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn volumes(&self, volume: &Volume) -> Api<Volume> {
+        Api::namespaced(self.client.clone(), &volume.namespace().unwrap_or_default())
+    }
+}

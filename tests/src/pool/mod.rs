@@ -1,0 +1,273 @@
+//! A whole KubeXen pool on a [`ControlPlane`]: the chart installed by Helm, a controller, and agents of simulated hosts.
+//!
+//! Every program runs with the credentials that it has in a cluster: the controller with its service account's, each
+//! agent with those of its own host, which the controller made. Agents keep their state in folders that outlive them,
+//! so that one can be killed and started again.
+
+mod programs;
+mod simulated;
+
+use crate::{
+    control_plane::ControlPlane,
+    process::{Process, wait_until},
+    programs::repository,
+};
+use anyhow::{Context, Result, bail};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, PostParams},
+};
+use kubexen_crds::{Host, HostSpec, condition, names};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use programs::{Profile, program};
+pub use simulated::SimulatedHostOptions;
+
+/// Namespace that the chart is installed in.
+pub const SYSTEM_NAMESPACE: &str = "kubexen-system";
+
+/// The release's name.
+const RELEASE: &str = "kubexen";
+
+/// ServiceAccount of the controller, as the chart names it.
+const CONTROLLER_ACCOUNT: &str = "kubexen-controller";
+
+/// What a pool is to be.
+#[derive(Clone, Debug)]
+pub struct PoolOptions {
+    /// Number of simulated hosts, named `host-1` and so on.
+    pub hosts: usize,
+    /// How many hosts one agent process serves.
+    pub hosts_per_process: usize,
+    /// Number of controller processes; one leads.
+    pub controllers: usize,
+    /// What each host is like.
+    pub simulated: SimulatedHostOptions,
+    /// Which build of the programs runs.
+    pub profile: Profile,
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        Self {
+            hosts: 4,
+            hosts_per_process: 4,
+            controllers: 1,
+            simulated: SimulatedHostOptions::default(),
+            profile: Profile::Debug,
+        }
+    }
+}
+
+/// A running pool. Dropping it stops its programs; its objects stay in the control plane.
+#[derive(Debug)]
+pub struct Pool {
+    options: PoolOptions,
+    folder: PathBuf,
+    controllers: Vec<Option<Process>>,
+    agents: Vec<Option<Process>>,
+}
+
+impl Pool {
+    /// Installs the chart, starts the controllers, makes the hosts, and starts their agents; returns when every host is
+    /// Ready.
+    ///
+    /// # Errors
+    /// When a program is missing or a step does not succeed in time.
+    pub async fn start(control_plane: &ControlPlane, options: PoolOptions) -> Result<Self> {
+        let folder = control_plane.folder().join("pool");
+        std::fs::create_dir_all(&folder)?;
+        install_chart(control_plane).await?;
+        let mut pool = Self { options, folder, controllers: Vec::new(), agents: Vec::new() };
+        let identity = control_plane.service_account(SYSTEM_NAMESPACE, CONTROLLER_ACCOUNT).await?;
+        identity.write_kubeconfig(&pool.folder.join("controller.kubeconfig"))?;
+        for number in 0..pool.options.controllers {
+            pool.controllers.push(None);
+            pool.start_controller(number)?;
+        }
+        let client = control_plane.client().await?;
+        for name in pool.host_names() {
+            add_host(&client, &name).await?;
+        }
+        pool.write_agent_files(control_plane).await?;
+        for number in 0..pool.options.hosts.div_ceil(pool.options.hosts_per_process) {
+            pool.agents.push(None);
+            pool.start_agent(number)?;
+        }
+        pool.wait_for_hosts(&client).await?;
+        Ok(pool)
+    }
+
+    /// The names of all hosts.
+    pub fn host_names(&self) -> Vec<String> {
+        (1..=self.options.hosts).map(|number| format!("host-{number}")).collect()
+    }
+
+    /// Where the agent of `host` keeps its state: simulated domains, disks.
+    pub fn host_folder(&self, host: &str) -> PathBuf {
+        self.folder.join(host)
+    }
+
+    /// Folder of the pool's files and logs.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Number of agent processes.
+    pub fn agent_count(&self) -> usize {
+        self.agents.len()
+    }
+
+    /// The process of a controller, while it runs.
+    pub fn controller(&self, number: usize) -> Option<&Process> {
+        self.controllers.get(number).and_then(Option::as_ref)
+    }
+
+    /// The process of an agent, while it runs.
+    pub fn agent(&self, number: usize) -> Option<&Process> {
+        self.agents.get(number).and_then(Option::as_ref)
+    }
+
+    /// Kills a controller as a crash would.
+    ///
+    /// # Errors
+    /// When it may not be signalled.
+    pub fn kill_controller(&mut self, number: usize) -> Result<()> {
+        kill(self.controllers.get_mut(number))
+    }
+
+    /// Kills an agent as a crash would. Its simulated guests go on.
+    ///
+    /// # Errors
+    /// When it may not be signalled.
+    pub fn kill_agent(&mut self, number: usize) -> Result<()> {
+        kill(self.agents.get_mut(number))
+    }
+
+    /// Starts a controller that does not run.
+    ///
+    /// # Errors
+    /// When its program cannot be executed.
+    pub fn start_controller(&mut self, number: usize) -> Result<()> {
+        let name = format!("controller-{number}");
+        let mut command = std::process::Command::new(program("kubexen-controller", self.options.profile)?);
+        command
+            .args(["run", "--namespace", SYSTEM_NAMESPACE, "--listen", "127.0.0.1:0", "--identity"])
+            .arg(&name)
+            .arg("--kubeconfig")
+            .arg(self.folder.join("controller.kubeconfig"));
+        self.controllers[number] =
+            Some(Process::start(&name, command, &self.folder.join(format!("{name}.log")))?);
+        Ok(())
+    }
+
+    /// Starts an agent process that does not run.
+    ///
+    /// # Errors
+    /// When its program cannot be executed.
+    pub fn start_agent(&mut self, number: usize) -> Result<()> {
+        let name = format!("agent-{number}");
+        let mut command = std::process::Command::new(program("kubexen-node-agent", self.options.profile)?);
+        command.args(["run", "--listen", "127.0.0.1:0"]);
+        let per_process = self.options.hosts_per_process;
+        for host in self.host_names().iter().skip(number * per_process).take(per_process) {
+            command.arg("--config").arg(self.host_folder(host).join("agent.yaml"));
+        }
+        self.agents[number] = Some(Process::start(&name, command, &self.folder.join(format!("{name}.log")))?);
+        Ok(())
+    }
+
+    async fn write_agent_files(&self, control_plane: &ControlPlane) -> Result<()> {
+        for host in self.host_names() {
+            let namespace = names::host_namespace(&host);
+            let identity = wait_until("the host's service account", Duration::from_secs(30), async || {
+                control_plane.service_account(&namespace, names::AGENT_SERVICE_ACCOUNT).await
+            })
+            .await
+            .with_context(|| format!("the controller did not make access for {host}; {}", self.controller_log()))?;
+            let folder = self.host_folder(&host);
+            std::fs::create_dir_all(&folder)?;
+            identity.write_kubeconfig(&folder.join("kubeconfig"))?;
+            let endpoint = control_plane.pool_etcd_endpoint();
+            self.options.simulated.write(&host, &folder, &endpoint)?;
+        }
+        Ok(())
+    }
+
+    async fn wait_for_hosts(&self, client: &Client) -> Result<()> {
+        let hosts: Api<Host> = Api::all(client.clone());
+        wait_until("every host is Ready", Duration::from_secs(60), async || {
+            for name in self.host_names() {
+                let host = hosts.get(&name).await?;
+                let status = host.status.unwrap_or_default();
+                if !condition::is_true(&status.conditions, "Ready") || status.memory.is_none() {
+                    bail!("{name} is not Ready");
+                }
+            }
+            Ok(())
+        })
+        .await
+        .with_context(|| self.controller_log())
+    }
+
+    fn controller_log(&self) -> String {
+        let tail = self.controller(0).map(Process::log_tail).unwrap_or_default();
+        format!("the end of the controller's log:\n{tail}")
+    }
+}
+
+fn kill(slot: Option<&mut Option<Process>>) -> Result<()> {
+    match slot.and_then(Option::take) {
+        Some(mut process) => process.kill(),
+        None => Ok(()),
+    }
+}
+
+/// Installs or upgrades the chart with the real Helm. The controller's Deployment gets no replicas: no kubelet is here
+/// to run them, and the pool starts controllers itself.
+///
+/// # Errors
+/// With Helm's own words.
+pub async fn install_chart(control_plane: &ControlPlane) -> Result<()> {
+    let output = control_plane
+        .helm()?
+        .args(["upgrade", "--install", RELEASE])
+        .arg(repository().join("charts/kubexen"))
+        .args(["--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--set", "controller.replicas=0"])
+        .output()
+        .await?;
+    if !output.status.success() {
+        bail!("helm cannot install the chart: {}", String::from_utf8_lossy(&output.stderr).trim_end());
+    }
+    Ok(())
+}
+
+/// Makes the Host object; that it is there is no error.
+///
+/// # Errors
+/// When the API server refuses.
+pub async fn add_host(client: &Client, name: &str) -> Result<()> {
+    let hosts: Api<Host> = Api::all(client.clone());
+    let host = Host::new(name, HostSpec { schedulable: true });
+    match hosts.create(&PostParams::default(), &host).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot make the host {name}")),
+    }
+}
+
+/// Deletes the Host object; that it is gone is no error.
+///
+/// # Errors
+/// When the API server refuses.
+pub async fn remove_host(client: &Client, name: &str) -> Result<()> {
+    let hosts: Api<Host> = Api::all(client.clone());
+    match hosts.delete(name, &DeleteParams::default()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot delete the host {name}")),
+    }
+}
