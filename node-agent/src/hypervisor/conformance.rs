@@ -216,15 +216,10 @@ const POLL: Duration = Duration::from_millis(100);
 impl Guests {
     /// The disk and the interface that the host offers, as a guest's first ones.
     fn devices(&self) -> (Vec<DiskConfig>, Vec<InterfaceConfig>) {
-        let disk = |device: &PathBuf| DiskConfig {
-            device: device.clone(),
-            target: "xvda".into(),
-            read_only: false,
-        };
-        let interface = |bridge: &String| InterfaceConfig {
-            bridge: bridge.clone(),
-            mac: "00:16:3e:00:c0:01".into(),
-        };
+        let disk =
+            |device: &PathBuf| DiskConfig { device: device.clone(), target: "xvda".into(), read_only: false };
+        let interface =
+            |bridge: &String| InterfaceConfig { bridge: bridge.clone(), mac: "00:16:3e:00:c0:01".into() };
         (self.disk.iter().map(disk).collect(), self.bridge.iter().map(interface).collect())
     }
 }

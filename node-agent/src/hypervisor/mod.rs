@@ -231,4 +231,8 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// Changes when a domain may have appeared, stopped or gone. A hint to look, nothing more: changes may be
     /// folded into one, or be lost when a connection breaks, so look by a timer as well.
     fn changes(&self) -> watch::Receiver<u64>;
+
+    /// Waits until every call that goes on without its caller has ended, each within its own time limit. For the end
+    /// of an agent that is stopped in good order; where no call outlives its caller there is nothing to do.
+    async fn finish(&self) {}
 }

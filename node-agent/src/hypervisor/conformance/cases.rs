@@ -214,7 +214,10 @@ async fn other_calls_on_an_unknown_uuid_say_so(bench: &Bench) -> Verdict {
         ("console", bench.hypervisor.console(uuid).await.map(|_| ())),
     ];
     for (call, result) in results {
-        check!(matches!(result, Err(HypervisorError::NoSuchDomain(other)) if other == uuid), "{call}: {result:?}");
+        check!(
+            matches!(result, Err(HypervisorError::NoSuchDomain(other)) if other == uuid),
+            "{call}: {result:?}"
+        );
     }
     Ok(())
 }

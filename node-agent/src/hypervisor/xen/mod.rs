@@ -1,1 +1,303 @@
-//! A real Xen.
+//! A real Xen, which this process must run beside as root in dom0.
+//!
+//! | what | through |
+//! |---|---|
+//! | build, take apart, HVM's unpause and power button | libxl, in [worker processes](worker) kept by a [`supervisor`] |
+//! | list, pause, unpause, memory, CPUs | the crate `xenctrl`, on [a thread of its own](accounting) |
+//! | ownership token, shutdown request, events | [`xenstore`] |
+//! | output of guests | [`console`] ptys |
+//!
+//! A domain's ownership token stands in xenstore at `/local/domain/<domid>/kubexen/token`, which only dom0 may write.
+//! It is written after everything else, so a domain that has it is whole. The nodes live and end with the domain,
+//! whatever becomes of the agent.
+//!
+//! Needed in dom0: libxenlight and libxentoollog of the running Xen, `libxenctrl.so` under this very name (the crate
+//! `xenctrl` loads it so; Debian has it in `libxen-dev`), xenstored, xenconsoled, Xen's hotplug scripts, and for HVM
+//! guests the device model.
+//!
+//! An agent built with this module contains `xenctrl` and is therefore licensed under GPL-3.0-only as a whole.
+
+pub mod accounting;
+pub mod config;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+pub mod console;
+mod ffi;
+mod host;
+mod lifecycle;
+pub mod protocol;
+pub mod supervisor;
+pub mod worker;
+pub mod xenstore;
+
+use super::{DomId, DomainConfig, DomainInfo, HostFacts, Hypervisor, HypervisorError};
+use accounting::Accounting;
+use async_trait::async_trait;
+use console::Consoles;
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+use supervisor::{Supervisor, WorkerCommand};
+use tokio::{
+    sync::{OnceCell, oneshot, watch},
+    task::{JoinSet, spawn_blocking},
+};
+use uuid::Uuid;
+use xenstore::{StoreError, XenStore};
+
+/// Time limit of a request to xenstore.
+const STORE_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the hypervisor is reached by.
+#[derive(Clone, Debug)]
+pub struct XenOptions {
+    /// Folder of the agent's state; consoles are kept in `console` below it.
+    pub state: PathBuf,
+    /// How a libxl worker is started.
+    pub worker: WorkerCommand,
+    /// Program that emulates the devices of HVM guests, where libxl's own default is not wanted.
+    pub device_model: Option<PathBuf>,
+    /// Socket of xenstored.
+    pub xenstore: PathBuf,
+}
+
+impl XenOptions {
+    /// The usual ways: workers are this very program, xenstored listens where Xen's own tools expect it.
+    ///
+    /// # Errors
+    /// When the path of this program cannot be found.
+    pub fn new(state: PathBuf) -> io::Result<Self> {
+        let worker =
+            WorkerCommand { program: std::env::current_exe()?, arguments: vec![protocol::SUBCOMMAND.into()] };
+        Ok(Self { state, worker, device_model: None, xenstore: xenstore::SOCKET.into() })
+    }
+}
+
+/// The Xen that this dom0 belongs to.
+///
+/// Building a domain and taking one apart go on when their caller stops waiting, and [`XenHypervisor::finish`] waits
+/// for them; dropping the hypervisor kills what is in progress.
+#[derive(Debug)]
+pub struct XenHypervisor {
+    inner: Arc<Inner>,
+    facts: OnceCell<HostFacts>,
+    /// Watches xenstore and follows consoles, until the drop.
+    _background: JoinSet<()>,
+    /// Domains being built or taken apart.
+    calls: Mutex<JoinSet<()>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    accounting: Accounting,
+    store: Arc<XenStore>,
+    supervisor: Supervisor,
+    consoles: Arc<Consoles>,
+    device_model: Option<PathBuf>,
+    changes: watch::Sender<u64>,
+    /// One lock for each UUID that something is being done to.
+    locks: Mutex<BTreeMap<Uuid, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl XenHypervisor {
+    /// Starts with the usual options; see [`XenHypervisor::start`].
+    ///
+    /// # Errors
+    /// As [`XenHypervisor::start`], and when the path of this program cannot be found.
+    pub fn connect(state: &Path) -> Result<Self, HypervisorError> {
+        let options = XenOptions::new(state.to_owned())
+            .map_err(|error| HypervisorError::Unreachable(format!("the path of this program: {error}")))?;
+        Self::start(options)
+    }
+
+    /// Starts what runs beside the calls. Xen itself is reached by the first call, so this also succeeds where there
+    /// is none.
+    ///
+    /// # Errors
+    /// `Unreachable` when the state folder cannot be written or the system gives no thread.
+    pub fn start(options: XenOptions) -> Result<Self, HypervisorError> {
+        let XenOptions { state, worker, device_model, xenstore } = options;
+        let accounting = Accounting::start()?;
+        let store = Arc::new(XenStore::new(xenstore.clone(), STORE_LIMIT));
+        let folder = state.join("console");
+        let consoles = Consoles::new(folder.clone(), Arc::clone(&store), accounting.clone())
+            .map_err(|error| HypervisorError::Unreachable(format!("{}: {error}", folder.display())))?;
+        let consoles = Arc::new(consoles);
+        let changes = watch::Sender::new(0);
+        let mut background = JoinSet::new();
+        let counter = changes.clone();
+        background.spawn(async move {
+            xenstore::watch_for_ever(xenstore, &["@introduceDomain", "@releaseDomain"], counter).await;
+        });
+        let followed = Arc::clone(&consoles);
+        background.spawn(async move { followed.follow().await });
+        let inner = Inner {
+            accounting,
+            store,
+            supervisor: Supervisor::new(worker),
+            consoles,
+            device_model,
+            changes,
+            locks: Mutex::default(),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+            facts: OnceCell::new(),
+            _background: background,
+            calls: Mutex::default(),
+        })
+    }
+
+    /// Does something to a domain, after whatever is being done to the same one, and to its end even if the caller
+    /// stops waiting.
+    async fn exclusively<T, F>(
+        &self,
+        uuid: Uuid,
+        work: impl FnOnce(Arc<Inner>) -> F + Send + 'static,
+    ) -> Result<T, HypervisorError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, HypervisorError>> + Send,
+    {
+        let (sender, receiver) = oneshot::channel();
+        let inner = Arc::clone(&self.inner);
+        {
+            let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+            while calls.try_join_next().is_some() {}
+            // Taken here, so that calls are served in the order in which they were made.
+            let lock = inner.lock(uuid);
+            calls.spawn(async move {
+                let _held = lock.lock().await;
+                // The caller may have stopped waiting.
+                let _ = sender.send(work(inner).await);
+            });
+        }
+        receiver.await.map_err(|_| HypervisorError::Unreachable("the agent is stopping".into()))?
+    }
+}
+
+impl Inner {
+    fn lock(&self, uuid: Uuid) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        if let Some(lock) = locks.get(&uuid).and_then(Weak::upgrade) {
+            return lock;
+        }
+        let lock = Arc::default();
+        locks.insert(uuid, Arc::downgrade(&lock));
+        lock
+    }
+
+    fn bump(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+#[async_trait]
+impl Hypervisor for XenHypervisor {
+    async fn facts(&self) -> Result<HostFacts, HypervisorError> {
+        let gather = async || {
+            let read = |path: &'static str| {
+                let unreadable = move |error| HypervisorError::Unreachable(format!("{path}: {error}"));
+                std::fs::read_to_string(path).map_err(unreadable)
+            };
+            let account = self.inner.accounting.host().await?;
+            let version = self.inner.version().await?;
+            Ok(host::facts(&account, &version, &read(host::BOOT_ID)?, &read(host::CPUINFO)?))
+        };
+        self.facts.get_or_try_init(gather).await.cloned()
+    }
+
+    async fn free_memory_kib(&self) -> Result<u64, HypervisorError> {
+        Ok(self.inner.accounting.host().await?.memory_free_kib)
+    }
+
+    async fn domains(&self) -> Result<Vec<DomainInfo>, HypervisorError> {
+        let accounts = self.inner.accounting.domains().await?;
+        let mut domains = Vec::with_capacity(accounts.len());
+        for account in &accounts {
+            domains.push(self.inner.info(account).await?);
+        }
+        Ok(domains)
+    }
+
+    async fn find(&self, uuid: Uuid) -> Result<Option<DomainInfo>, HypervisorError> {
+        match self.inner.accounting.find(uuid).await? {
+            Some(account) => self.inner.info(&account).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {
+        let config = config.clone();
+        self.exclusively(config.uuid, |inner| async move { inner.create(&config).await }).await
+    }
+
+    async fn unpause(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.inner.unpause(uuid).await
+    }
+
+    async fn pause(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.inner.accounting.pause(uuid).await
+    }
+
+    async fn request_shutdown(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.inner.request_shutdown(uuid).await
+    }
+
+    async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.exclusively(uuid, move |inner| async move { inner.destroy(uuid).await }).await
+    }
+
+    async fn console(&self, uuid: Uuid) -> Result<Vec<u8>, HypervisorError> {
+        if self.inner.accounting.find(uuid).await?.is_none() {
+            return Err(HypervisorError::NoSuchDomain(uuid));
+        }
+        let log = self.inner.consoles.log(uuid);
+        let read = spawn_blocking(move || log.read()).await.map_err(io::Error::other).flatten();
+        read.map_err(|error| HypervisorError::Unreachable(format!("the console's files: {error}")))
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    async fn finish(&self) {
+        loop {
+            let mut calls = std::mem::take(&mut *self.calls.lock().unwrap_or_else(PoisonError::into_inner));
+            if calls.is_empty() {
+                return;
+            }
+            while calls.join_next().await.is_some() {}
+        }
+    }
+}
+
+/// Where xenstore keeps what concerns a domain.
+fn home(domid: u16) -> String {
+    format!("/local/domain/{domid}")
+}
+
+/// The node that holds the ownership token and says that the domain is whole.
+fn token_path(domid: u16) -> String {
+    format!("{}/kubexen/token", home(domid))
+}
+
+/// The node that holds the mode in which the domain was built.
+fn mode_path(domid: u16) -> String {
+    format!("{}/kubexen/mode", home(domid))
+}
+
+impl From<StoreError> for HypervisorError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::TimedOut(limit) => Self::TimedOut { call: "xenstore", limit },
+            StoreError::Connection(_) => Self::Unreachable(format!("{:#}", anyhow::Error::from(error))),
+            StoreError::Refused(name) => Self::Refused { call: "xenstore", detail: name },
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! A domain in libxl's own JSON.
+//!
+//! Names and values are those of `libxl_domain_config` in `libxl_types.idl`; what is left out takes libxl's default.
+//! Pure, so that everything that libxl will be asked for can be read in tests.
+
+use super::super::{BootType, DiskConfig, DomainConfig, InterfaceConfig};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+use uuid::Uuid;
+
+/// Name of a domain in `xl list` and in its device model's log.
+#[must_use]
+pub fn domain_name(uuid: Uuid) -> String {
+    format!("vm-{uuid}")
+}
+
+/// What libxl is asked to build. `device_model` is the program that emulates the devices of HVM guests, where
+/// libxl's own default is not wanted.
+///
+/// Whatever a guest does, its domain is kept: the agent looks how it stopped and then decides. libxl itself does not
+/// act on the `on_` fields, but they are kept with the domain for people who look at it with `xl`.
+#[must_use]
+pub fn libxl_config(config: &DomainConfig, device_model: Option<&Path>) -> Value {
+    json!({
+        "c_info": {
+            "type": type_name(config.boot),
+            "name": domain_name(config.uuid),
+            "uuid": config.uuid.to_string(),
+        },
+        "b_info": build_info(config, device_model),
+        "disks": config.disks.iter().map(disk).collect::<Vec<_>>(),
+        "nics": interfaces(config),
+        "on_poweroff": "preserve",
+        "on_reboot": "preserve",
+        "on_watchdog": "preserve",
+        "on_crash": "preserve",
+        "on_soft_reset": "preserve",
+    })
+}
+
+fn type_name(boot: BootType) -> &'static str {
+    match boot {
+        BootType::Pvh => "pvh",
+        BootType::Hvm => "hvm",
+        BootType::Pv => "pv",
+    }
+}
+
+fn build_info(config: &DomainConfig, device_model: Option<&Path>) -> Value {
+    let mut info = Map::new();
+    info.insert("max_vcpus".into(), config.vcpus.into());
+    info.insert("avail_vcpus".into(), (0..config.vcpus).collect::<Vec<_>>().into());
+    info.insert("max_memkb".into(), config.memory_kib.into());
+    info.insert("target_memkb".into(), config.memory_kib.into());
+    if let Some(image) = &config.kernel {
+        info.insert("kernel".into(), path(&image.kernel));
+        if let Some(ramdisk) = &image.ramdisk {
+            info.insert("ramdisk".into(), path(ramdisk));
+        }
+        info.insert("cmdline".into(), image.command_line.as_str().into());
+    }
+    // The member of the union under this key, even if empty, tells libxl's parser the type.
+    match config.boot {
+        BootType::Pvh => info.insert("type.pvh".into(), json!({})),
+        BootType::Pv => info.insert("type.pv".into(), json!({})),
+        BootType::Hvm => {
+            info.insert("device_model_version".into(), "qemu_xen".into());
+            if let Some(program) = device_model {
+                info.insert("device_model".into(), path(program));
+            }
+            info.insert("type.hvm".into(), emulated())
+        }
+    };
+    Value::Object(info)
+}
+
+/// A PC without a screen: its console is the first serial port, which the device model offers as a pty.
+fn emulated() -> Value {
+    json!({
+        "bios": "seabios",
+        "vga": {"kind": "none"},
+        "vnc": {"enable": "False"},
+        "sdl": {"enable": "False"},
+        "spice": {"enable": "False"},
+        "usb": "False",
+        "serial": "pty",
+        "boot": "c",
+    })
+}
+
+fn disk(disk: &DiskConfig) -> Value {
+    json!({
+        "pdev_path": path(&disk.device),
+        "vdev": disk.target,
+        "backend": "phy",
+        "format": "raw",
+        "readwrite": i32::from(!disk.read_only),
+    })
+}
+
+/// The interfaces. Only an HVM guest also gets emulated cards, which serve until its own drivers take over.
+fn interfaces(config: &DomainConfig) -> Vec<Value> {
+    let kind = match config.boot {
+        BootType::Pvh | BootType::Pv => "vif",
+        BootType::Hvm => "vif_ioemu",
+    };
+    let interface = |(index, InterfaceConfig { bridge, mac }): (usize, &InterfaceConfig)| json!({"devid": index, "mac": mac, "bridge": bridge, "nictype": kind});
+    config.interfaces.iter().enumerate().map(interface).collect()
+}
+
+fn path(path: &Path) -> Value {
+    path.to_string_lossy().into_owned().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::KernelImage;
+
+    fn config(boot: BootType) -> DomainConfig {
+        DomainConfig {
+            uuid: Uuid::from_u128(0x0b5d_6c4e_7f1a_4a44_9c6e_0123_4567_89ab),
+            token: 48211,
+            boot,
+            kernel: Some(KernelImage {
+                kernel: "/kernels/vmlinux".into(),
+                ramdisk: Some("/kernels/initrd".into()),
+                command_line: "console=hvc0 quiet".into(),
+            }),
+            vcpus: 2,
+            memory_kib: 98304,
+            disks: vec![
+                DiskConfig { device: "/dev/loop0".into(), target: "xvda".into(), read_only: false },
+                DiskConfig { device: "/dev/loop1".into(), target: "xvdb".into(), read_only: true },
+            ],
+            interfaces: vec![InterfaceConfig { bridge: "xenbr0".into(), mac: "00:16:3e:00:00:05".into() }],
+        }
+    }
+
+    #[test]
+    fn a_pvh_guest_has_paravirtual_devices_and_no_device_model() {
+        let expected = json!({
+            "c_info": {
+                "type": "pvh",
+                "name": "vm-0b5d6c4e-7f1a-4a44-9c6e-0123456789ab",
+                "uuid": "0b5d6c4e-7f1a-4a44-9c6e-0123456789ab",
+            },
+            "b_info": {
+                "max_vcpus": 2,
+                "avail_vcpus": [0, 1],
+                "max_memkb": 98304,
+                "target_memkb": 98304,
+                "kernel": "/kernels/vmlinux",
+                "ramdisk": "/kernels/initrd",
+                "cmdline": "console=hvc0 quiet",
+                "type.pvh": {},
+            },
+            "disks": [
+                {"pdev_path": "/dev/loop0", "vdev": "xvda", "backend": "phy", "format": "raw", "readwrite": 1},
+                {"pdev_path": "/dev/loop1", "vdev": "xvdb", "backend": "phy", "format": "raw", "readwrite": 0},
+            ],
+            "nics": [{"devid": 0, "mac": "00:16:3e:00:00:05", "bridge": "xenbr0", "nictype": "vif"}],
+            "on_poweroff": "preserve",
+            "on_reboot": "preserve",
+            "on_watchdog": "preserve",
+            "on_crash": "preserve",
+            "on_soft_reset": "preserve",
+        });
+        assert_eq!(libxl_config(&config(BootType::Pvh), Some(Path::new("/qemu"))), expected);
+    }
+
+    #[test]
+    fn an_hvm_guest_has_a_device_model_a_serial_port_and_no_screen() {
+        let text = libxl_config(&config(BootType::Hvm), Some(Path::new("/qemu")));
+        assert_eq!(text["b_info"]["device_model_version"], "qemu_xen");
+        assert_eq!(text["b_info"]["device_model"], "/qemu");
+        assert_eq!(text["b_info"]["type.hvm"]["serial"], "pty");
+        assert_eq!(text["b_info"]["type.hvm"]["vga"]["kind"], "none");
+        for screen in ["vnc", "sdl", "spice"] {
+            assert_eq!(text["b_info"]["type.hvm"][screen]["enable"], "False");
+        }
+        assert_eq!(text["nics"][0]["nictype"], "vif_ioemu");
+    }
+
+    #[test]
+    fn a_pv_guest_is_told_by_its_union_member() {
+        let text = libxl_config(&config(BootType::Pv), None);
+        assert_eq!(text["c_info"]["type"], "pv");
+        assert_eq!(text["b_info"]["type.pv"], json!({}));
+        assert!(text["b_info"].get("device_model_version").is_none());
+    }
+
+    #[test]
+    fn a_guest_that_boots_from_its_disk_names_no_kernel() {
+        let text = libxl_config(&DomainConfig { kernel: None, ..config(BootType::Hvm) }, None);
+        for key in ["kernel", "ramdisk", "cmdline", "device_model"] {
+            assert!(text["b_info"].get(key).is_none(), "{key}");
+        }
+    }
+}

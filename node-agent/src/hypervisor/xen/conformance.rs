@@ -1,0 +1,120 @@
+//! The conformance suite against the Xen of this machine, as a subcommand that is run inside dom0.
+
+use super::{XenHypervisor, XenOptions};
+use crate::hypervisor::{
+    KernelImage,
+    conformance::{Bench, Finding, Guests, Outcome, cases},
+};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+/// What the suite's guests are made of on this machine.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Arguments {
+    /// Run only cases whose name contains this.
+    #[arg(default_value = "")]
+    filter: String,
+    /// Folder for state; consoles are kept below it.
+    #[arg(long, default_value = "/run/kubexen-conformance")]
+    state: PathBuf,
+    /// Kernel of the test guests, which must understand the suite's words on its command line.
+    #[arg(long, default_value = "/guest/vmlinux")]
+    kernel: PathBuf,
+    /// Initial RAM disk of the test guests.
+    #[arg(long, default_value = "/guest/initrd")]
+    ramdisk: PathBuf,
+    /// Kernel of HVM guests; without it they are not tried.
+    #[arg(long)]
+    hvm_kernel: Option<PathBuf>,
+    /// Command line of PVH and PV guests.
+    #[arg(long, default_value = "console=hvc0 quiet")]
+    command_line: String,
+    /// Command line of HVM guests.
+    #[arg(long, default_value = "console=ttyS0 quiet")]
+    hvm_command_line: String,
+    /// Memory of each guest, in MiB.
+    #[arg(long, default_value_t = 96)]
+    memory: u64,
+    /// Block device to give to guests. Its content is lost.
+    #[arg(long)]
+    disk: Option<PathBuf>,
+    /// Bridge to plug guests into.
+    #[arg(long)]
+    bridge: Option<String>,
+    /// Do not try PV guests.
+    #[arg(long)]
+    no_pv: bool,
+    /// Device model of HVM guests, if not libxl's default.
+    #[arg(long)]
+    device_model: Option<PathBuf>,
+    /// Seconds that a condition may take to come true.
+    #[arg(long, default_value_t = 90)]
+    patience: u64,
+}
+
+/// Runs the suite and prints what it finds as libtest does. Exit code 1 means that something does not hold, 2 that
+/// the suite could not run.
+#[must_use]
+pub fn main(arguments: &Arguments) -> ExitCode {
+    match run(arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("conformance: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut options = XenOptions::new(arguments.state.clone())?;
+        options.device_model.clone_from(&arguments.device_model);
+        let xen = Arc::new(XenHypervisor::start(options)?);
+        let bench = Bench::new(xen, guests(arguments), Duration::from_secs(arguments.patience));
+        let chosen = cases().iter().filter(|case| case.name.contains(&arguments.filter)).count();
+        println!("\nrunning {chosen} tests");
+        let findings = bench.run_all(&arguments.filter, tell).await;
+        Ok(summary(&findings))
+    })
+}
+
+fn guests(arguments: &Arguments) -> Guests {
+    let image = |kernel: &PathBuf, command_line: &str| KernelImage {
+        kernel: kernel.clone(),
+        ramdisk: Some(arguments.ramdisk.clone()),
+        command_line: command_line.to_owned(),
+    };
+    Guests {
+        kernel: image(&arguments.kernel, &arguments.command_line),
+        hvm_kernel: arguments.hvm_kernel.as_ref().map(|kernel| image(kernel, &arguments.hvm_command_line)),
+        pv: !arguments.no_pv,
+        memory_kib: arguments.memory * 1024,
+        disk: arguments.disk.clone(),
+        bridge: arguments.bridge.clone(),
+        checks_kernel_file: true,
+    }
+}
+
+fn tell(Finding { name, outcome, took }: &Finding) {
+    let seconds = took.as_secs_f32();
+    match outcome {
+        Outcome::Passed => println!("test conformance::{name} ... ok <{seconds:.1}s>"),
+        Outcome::Skipped(reason) => println!("test conformance::{name} ... ignored, {reason}"),
+        Outcome::Failed(reason) => {
+            println!("test conformance::{name} ... FAILED <{seconds:.1}s>\n    {reason}")
+        }
+    }
+}
+
+/// Prints the totals and tells whether all is well.
+fn summary(findings: &[Finding]) -> bool {
+    let count =
+        |wanted: fn(&Outcome) -> bool| findings.iter().filter(|finding| wanted(&finding.outcome)).count();
+    let passed = count(|outcome| *outcome == Outcome::Passed);
+    let failed = count(|outcome| matches!(outcome, Outcome::Failed(_)));
+    let ignored = count(|outcome| matches!(outcome, Outcome::Skipped(_)));
+    let verdict = if failed == 0 { "ok" } else { "FAILED" };
+    println!("\ntest result: {verdict}. {passed} passed; {failed} failed; {ignored} ignored");
+    failed == 0
+}

@@ -1,0 +1,303 @@
+//! The only module that calls C: libxl, loaded at run time and spoken to in its own JSON.
+//!
+//! libxl exports a `_from_json` or `_to_json` function for every type of its interface, so no layout of a C
+//! structure is known here, and one binary serves several Xen releases. A structure is a zeroed buffer many times
+//! larger than any release's. Prototypes are those of `libxl.h` and `xentoollog.h` of Xen 4.17; an asynchronous
+//! operation is made synchronous by a null `ao_how`.
+#![allow(unsafe_code)] // A C library can be called in no other way. This file is the whole of it.
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+use std::{
+    ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
+    ptr,
+};
+use uuid::Uuid;
+
+/// Libraries that are tried, in this order. A context of one release works on that release of Xen alone, and a dom0
+/// has the one that fits installed.
+const LIBRARIES: [&str; 5] = [
+    "libxenlight.so.4.17",
+    "libxenlight.so.4.18",
+    "libxenlight.so.4.19",
+    "libxenlight.so.4.20",
+    "libxenlight.so.4.21",
+];
+const LOG_LIBRARY: &str = "libxentoollog.so.1";
+
+/// `XTL_INFO`: what a person who looks for a cause wants, without libxl's tracing.
+const LOG_LEVEL: c_int = 5;
+/// `XTL_STDIOSTREAM_HIDE_PROGRESS`.
+const HIDE_PROGRESS: c_uint = 4;
+/// `LIBXL_TRIGGER_POWER`.
+const TRIGGER_POWER: c_int = 1;
+/// `ERROR_NONSPECIFIC`, for what libxl reports without a number.
+const NONSPECIFIC: c_int = -1;
+/// `ERROR_INVAL`.
+const INVALID: c_int = -6;
+/// `ERROR_DOMAIN_NOTFOUND`.
+const DOMAIN_NOT_FOUND: c_int = -21;
+/// `INVALID_DOMID`: no domain yet.
+const INVALID_DOMID: u32 = u32::MAX;
+
+type Context = *mut c_void;
+type Object = *mut c_void;
+/// `const libxl_asyncop_how *`, always null here.
+type Asynchronous = *const c_void;
+
+/// Why libxl cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// None of the known libraries is installed, or a function is missing in the one that is.
+    #[error("libxl cannot be loaded (tried {})", LIBRARIES.join(", "))]
+    Library(#[from] libloading::Error),
+    /// The context could not be made; the log says why. Usually this machine does not run Xen.
+    #[error("libxl_ctx_alloc failed with {0}")]
+    Context(c_int),
+}
+
+/// Why one call failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallError {
+    /// The domain is not there.
+    NoSuchDomain,
+    /// Less memory is free than is needed; both in KiB.
+    OutOfMemory { need_kib: u64, free_kib: u64 },
+    /// libxl's error number.
+    Refused(i32),
+}
+
+/// Declares the table of functions and how it is filled.
+macro_rules! functions {
+    ($($name:ident: fn($($argument:ty),*) $(-> $result:ty)?;)+) => {
+        /// Addresses of libxl's functions, under their own names.
+        #[derive(Clone, Copy)]
+        struct Functions { $($name: unsafe extern "C" fn($($argument),*) $(-> $result)?,)+ }
+
+        impl Functions {
+            /// Looks all of them up.
+            ///
+            /// # Safety
+            /// The library must be libxl, whose functions have these types, and must stay loaded.
+            unsafe fn load(library: &Library) -> Result<Self, libloading::Error> {
+                // SAFETY: the caller vouches for the types and for the library's life.
+                unsafe { Ok(Self { $($name: *library.get(concat!(stringify!($name), "\0").as_bytes())?,)+ }) }
+            }
+        }
+    };
+}
+
+functions! {
+    libxl_ctx_alloc: fn(*mut Context, c_int, c_uint, *mut c_void) -> c_int;
+    libxl_ctx_free: fn(Context) -> c_int;
+    libxl_get_version_info: fn(Context) -> *const c_void;
+    libxl_version_info_to_json: fn(Context, *const c_void) -> *mut c_char;
+    libxl_domain_config_init: fn(Object);
+    libxl_domain_config_from_json: fn(Context, Object, *const c_char) -> c_int;
+    libxl_domain_config_dispose: fn(Object);
+    libxl_domain_need_memory: fn(Context, Object, u32, *mut u64) -> c_int;
+    libxl_get_free_memory: fn(Context, *mut u64) -> c_int;
+    libxl_domain_create_new: fn(Context, Object, *mut u32, Asynchronous, *const c_void) -> c_int;
+    libxl_dominfo_init: fn(Object);
+    libxl_dominfo_dispose: fn(Object);
+    libxl_dominfo_to_json: fn(Context, Object) -> *mut c_char;
+    libxl_domain_info: fn(Context, Object, u32) -> c_int;
+    libxl_domain_destroy: fn(Context, u32, Asynchronous) -> c_int;
+    libxl_domain_unpause: fn(Context, u32, Asynchronous) -> c_int;
+    libxl_send_trigger: fn(Context, u32, c_int, u32, Asynchronous) -> c_int;
+}
+
+unsafe extern "C" {
+    /// The C library's standard error stream: libxl's logger writes to a `FILE *`.
+    static stderr: *mut c_void;
+    fn free(pointer: *mut c_void);
+}
+
+/// A libxl context. It belongs to the thread that made it.
+pub struct Libxl {
+    context: Context,
+    functions: Functions,
+    name: &'static str,
+    // Declared last, so that the code outlives the context.
+    _library: Library,
+    _log_library: Library,
+}
+
+/// Room for one of libxl's structures: 1 MiB, where the largest of Xen 4.17 takes about 4 KiB.
+struct Room(Box<[u128]>);
+
+impl Room {
+    fn new() -> Self {
+        Self(vec![0; (1 << 20) / size_of::<u128>()].into_boxed_slice())
+    }
+
+    fn object(&mut self) -> Object {
+        self.0.as_mut_ptr().cast()
+    }
+}
+
+impl Libxl {
+    /// Loads the newest-known library that is installed, and opens a context that logs to standard error.
+    ///
+    /// # Errors
+    /// [`LoadError`] where there is no libxl, or no Xen.
+    pub fn open() -> Result<Self, LoadError> {
+        let (name, library) = Self::library()?;
+        // SAFETY: loading runs the library's constructors, which have no requirements.
+        let log_library = unsafe { Library::open(Some(LOG_LIBRARY), RTLD_NOW | RTLD_GLOBAL) }?;
+        // SAFETY: these are libxl and its log library, whose functions have the types that their headers declare;
+        // both are kept in the result for as long as the addresses are.
+        let (functions, create_logger) = unsafe {
+            let create_logger: unsafe extern "C" fn(*mut c_void, c_int, c_uint) -> *mut c_void =
+                *log_library.get(b"xtl_createlogger_stdiostream\0")?;
+            (Functions::load(&library)?, create_logger)
+        };
+        let mut context = ptr::null_mut();
+        // SAFETY: `stderr` is the C library's open stream. The logger is made for this context and is never freed,
+        // so it outlives it; a null logger is refused by libxl and shows as an error. `context` is a valid place
+        // for the result.
+        let code = unsafe {
+            let logger = create_logger(stderr, LOG_LEVEL, HIDE_PROGRESS);
+            (functions.libxl_ctx_alloc)(&raw mut context, 0, 0, logger)
+        };
+        if code != 0 || context.is_null() {
+            return Err(LoadError::Context(code));
+        }
+        Ok(Self { context, functions, name, _library: library, _log_library: log_library })
+    }
+
+    fn library() -> Result<(&'static str, Library), LoadError> {
+        let mut last = None;
+        for name in LIBRARIES {
+            // SAFETY: loading runs the library's constructors, which have no requirements.
+            match unsafe { Library::open(Some(name), RTLD_NOW | RTLD_GLOBAL) } {
+                Ok(library) => return Ok((name, library)),
+                // The first error is told: it names the library of the release that most hosts have.
+                Err(error) => last = last.or(Some(error)),
+            }
+        }
+        Err(last.map_or(LoadError::Context(NONSPECIFIC), LoadError::Library))
+    }
+
+    /// File name of the library in use.
+    pub fn library_name(&self) -> &'static str {
+        self.name
+    }
+
+    /// `libxl_version_info` in JSON.
+    pub fn version(&self) -> Result<serde_json::Value, CallError> {
+        // SAFETY: the context is open. libxl owns the structure and keeps it for the life of the context.
+        let info = unsafe { (self.functions.libxl_get_version_info)(self.context) };
+        if info.is_null() {
+            return Err(CallError::Refused(NONSPECIFIC));
+        }
+        // SAFETY: `info` is the structure that the function takes.
+        self.json(unsafe { (self.functions.libxl_version_info_to_json)(self.context, info) })
+    }
+
+    /// Builds a domain, which is left paused, and returns its number.
+    pub fn create(&self, config: &serde_json::Value) -> Result<u16, CallError> {
+        let text = CString::new(config.to_string()).map_err(|_| CallError::Refused(INVALID))?;
+        let mut room = Room::new();
+        let object = room.object();
+        // SAFETY: `object` is zeroed, aligned for any type, and larger than the structure.
+        unsafe { (self.functions.libxl_domain_config_init)(object) };
+        let result = self.create_from(object, &text);
+        // SAFETY: it was initialised above and is used no more; what it points to was allocated by libxl.
+        unsafe { (self.functions.libxl_domain_config_dispose)(object) };
+        result
+    }
+
+    fn create_from(&self, config: Object, text: &CStr) -> Result<u16, CallError> {
+        // SAFETY: `config` is initialised, `text` ends with a zero and is only read.
+        check(unsafe {
+            (self.functions.libxl_domain_config_from_json)(self.context, config, text.as_ptr())
+        })?;
+        let (mut need_kib, mut free_kib) = (0, 0);
+        // SAFETY: `config` is filled; libxl completes defaults in it, which creation then keeps.
+        check(unsafe {
+            (self.functions.libxl_domain_need_memory)(self.context, config, INVALID_DOMID, &raw mut need_kib)
+        })?;
+        // SAFETY: the second argument is a valid place for the result.
+        check(unsafe { (self.functions.libxl_get_free_memory)(self.context, &raw mut free_kib) })?;
+        if need_kib > free_kib {
+            return Err(CallError::OutOfMemory { need_kib, free_kib });
+        }
+        let mut domid = INVALID_DOMID;
+        // SAFETY: `config` is filled, `domid` a valid place for the result; null makes the call synchronous and
+        // asks for no news of the console.
+        check(unsafe {
+            (self.functions.libxl_domain_create_new)(
+                self.context,
+                config,
+                &raw mut domid,
+                ptr::null(),
+                ptr::null(),
+            )
+        })?;
+        u16::try_from(domid).map_err(|_| CallError::Refused(NONSPECIFIC))
+    }
+
+    /// The UUID that the domain with this number has now.
+    pub fn uuid(&self, domid: u16) -> Result<Uuid, CallError> {
+        let mut room = Room::new();
+        let object = room.object();
+        // SAFETY: `object` is zeroed, aligned for any type, and larger than the structure.
+        unsafe { (self.functions.libxl_dominfo_init)(object) };
+        // SAFETY: `object` is initialised.
+        let result = check(unsafe { (self.functions.libxl_domain_info)(self.context, object, domid.into()) })
+            // SAFETY: `object` is filled.
+            .and_then(|()| {
+                self.json(unsafe { (self.functions.libxl_dominfo_to_json)(self.context, object) })
+            });
+        // SAFETY: it was initialised above and is used no more.
+        unsafe { (self.functions.libxl_dominfo_dispose)(object) };
+        result?["uuid"].as_str().and_then(|text| text.parse().ok()).ok_or(CallError::Refused(NONSPECIFIC))
+    }
+
+    /// Takes a domain apart with its device model, devices and xenstore nodes.
+    pub fn destroy(&self, domid: u16) -> Result<(), CallError> {
+        // SAFETY: the context is open; null makes the call synchronous.
+        check(unsafe { (self.functions.libxl_domain_destroy)(self.context, domid.into(), ptr::null()) })
+    }
+
+    /// Lets a domain run, and its device model if it has one.
+    pub fn unpause(&self, domid: u16) -> Result<(), CallError> {
+        // SAFETY: as above.
+        check(unsafe { (self.functions.libxl_domain_unpause)(self.context, domid.into(), ptr::null()) })
+    }
+
+    /// Presses the ACPI power button of a domain. The virtual CPU does not matter for this trigger.
+    pub fn power_button(&self, domid: u16) -> Result<(), CallError> {
+        // SAFETY: as above.
+        check(unsafe {
+            (self.functions.libxl_send_trigger)(self.context, domid.into(), TRIGGER_POWER, 0, ptr::null())
+        })
+    }
+
+    /// Takes over a string that libxl allocated, and reads it.
+    fn json(&self, text: *mut c_char) -> Result<serde_json::Value, CallError> {
+        if text.is_null() {
+            return Err(CallError::Refused(NONSPECIFIC));
+        }
+        // SAFETY: libxl's `_to_json` functions return a string from malloc that ends with a zero.
+        let value = serde_json::from_slice(unsafe { CStr::from_ptr(text) }.to_bytes());
+        // SAFETY: it came from malloc, is owned by us, and was read.
+        unsafe { free(text.cast()) };
+        value.map_err(|_| CallError::Refused(NONSPECIFIC))
+    }
+}
+
+impl Drop for Libxl {
+    fn drop(&mut self) {
+        // SAFETY: the context is open and used no more. A failure to free it has no remedy.
+        unsafe { (self.functions.libxl_ctx_free)(self.context) };
+    }
+}
+
+fn check(code: c_int) -> Result<(), CallError> {
+    match code {
+        0.. => Ok(()),
+        DOMAIN_NOT_FOUND => Err(CallError::NoSuchDomain),
+        refused => Err(CallError::Refused(refused)),
+    }
+}

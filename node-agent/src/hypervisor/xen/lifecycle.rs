@@ -1,0 +1,285 @@
+//! How a domain is built and taken apart, and what can be said of one in between.
+//!
+//! Building has three steps that a crash may come between: libxl builds the domain, the mode is written, the token
+//! is written. A domain with a token is whole. Taking apart is libxl's, which removes the domain's xenstore nodes
+//! before the domain itself, so what is left of an interrupted end looks like an interrupted beginning, and is
+//! treated so.
+
+use super::{
+    Inner,
+    accounting::{Account, ShutdownReason},
+    config::libxl_config,
+    home, mode_path,
+    protocol::{Outcome, Request, Target},
+    supervisor::CallError,
+    token_path,
+};
+use crate::hypervisor::{DomId, DomainConfig, DomainInfo, DomainState, HypervisorError};
+use kubexen_crds::{BootType, domain::StopReason};
+use serde_json::Value;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+/// Time limits. Building reads kernels from disk and runs hotplug scripts, each of which libxl gives 40 s.
+const CREATE: Duration = Duration::from_secs(120);
+const DESTROY: Duration = Duration::from_secs(90);
+const SHORT: Duration = Duration::from_secs(15);
+/// Time between two looks at a domain that Xen takes apart.
+const POLL: Duration = Duration::from_millis(50);
+
+impl Inner {
+    /// Builds a domain; see [`Hypervisor::create`](crate::hypervisor::Hypervisor::create).
+    pub(super) async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {
+        let uuid = config.uuid;
+        if self.accounting.find(uuid).await?.is_some() {
+            return Err(HypervisorError::AlreadyExists(uuid));
+        }
+        // What an earlier domain of this UUID wrote, if it vanished without our doing.
+        self.consoles.forget(uuid).await.map_err(|error| files(&error))?;
+        let built = self.build(config).await;
+        // After a time limit the domain stays as it is, for the caller to look at.
+        if let Err(HypervisorError::Refused { .. } | HypervisorError::OutOfMemory(_)) = &built {
+            self.destroy(uuid).await?;
+        }
+        self.bump();
+        built
+    }
+
+    async fn build(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {
+        let request = Request::Create(libxl_config(config, self.device_model.as_deref()));
+        let domid = match self.libxl(request, CREATE).await? {
+            Outcome::Created(domid) => domid,
+            other => return Err(unexpected(&other)),
+        };
+        self.store.write(&mode_path(domid), mode_name(config.boot).as_bytes()).await?;
+        self.store.write(&token_path(domid), config.token.to_string().as_bytes()).await?;
+        // The console is read before the guest runs; if that fails, the next round tries again.
+        if let Some(account) = self.accounting.find(config.uuid).await?
+            && let Err(error) = self.consoles.attach(&account).await
+        {
+            tracing::warn!(uuid = %config.uuid, "reading the console: {error}");
+        }
+        Ok(DomId(domid))
+    }
+
+    /// Takes a domain apart; see [`Hypervisor::destroy`](crate::hypervisor::Hypervisor::destroy).
+    pub(super) async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        let deadline = Instant::now() + DESTROY;
+        while let Some(account) = self.accounting.find(uuid).await? {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(HypervisorError::TimedOut { call: "libxl_domain_destroy", limit: DESTROY });
+            }
+            // One that is dying already waits for others to give its memory back: asking again does not help.
+            if account.dying {
+                sleep(POLL).await;
+                continue;
+            }
+            match self.libxl(Request::Destroy(Target { domid: account.domid, uuid }), left).await {
+                Ok(Outcome::Done) | Err(HypervisorError::NoSuchDomain(_)) => {}
+                Ok(other) => return Err(unexpected(&other)),
+                Err(error) => return Err(error),
+            }
+        }
+        // libxl's node of the virtual machine is the only one that is named by its UUID and may be left behind by
+        // a domain that vanished.
+        self.store.remove(&format!("/vm/{uuid}")).await?;
+        self.consoles.forget(uuid).await.map_err(|error| files(&error))?;
+        self.bump();
+        Ok(())
+    }
+
+    /// Lets a domain run. The device model of an HVM guest has to be told as well, which libxl does.
+    pub(super) async fn unpause(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        let account = self.accounting.find(uuid).await?.ok_or(HypervisorError::NoSuchDomain(uuid))?;
+        if !account.paused {
+            return Ok(());
+        }
+        if self.mode(account.domid).await? != Some(BootType::Hvm) {
+            return self.accounting.unpause(uuid).await;
+        }
+        let target = Target { domid: account.domid, uuid };
+        self.libxl(Request::Unpause(target), SHORT).await.map(|_| ())
+    }
+
+    /// Asks a guest to power itself off through xenstore, which PV drivers listen to, and an HVM guest whose drivers
+    /// did not say that they do by its power button as well. libxl's own call would wait a minute for an answer
+    /// that may never come.
+    pub(super) async fn request_shutdown(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        let account = self.accounting.find(uuid).await?.ok_or(HypervisorError::NoSuchDomain(uuid))?;
+        let home = home(account.domid);
+        self.store.write(&format!("{home}/control/shutdown"), b"poweroff").await?;
+        if self.mode(account.domid).await? != Some(BootType::Hvm) {
+            return Ok(());
+        }
+        let listens = self.store.read_text(&format!("{home}/control/feature-poweroff")).await?;
+        if listens.as_deref() == Some("1") {
+            return Ok(());
+        }
+        let target = Target { domid: account.domid, uuid };
+        self.libxl(Request::PowerButton(target), SHORT).await.map(|_| ())
+    }
+
+    /// What there is to say of a domain.
+    pub(super) async fn info(&self, account: &Account) -> Result<DomainInfo, HypervisorError> {
+        let token =
+            self.store.read_text(&token_path(account.domid)).await?.and_then(|text| text.parse().ok());
+        let has_home =
+            token.is_some() || self.store.read(&format!("{}/name", home(account.domid))).await?.is_some();
+        Ok(DomainInfo {
+            uuid: account.uuid,
+            domid: DomId(account.domid),
+            state: state(account, token, has_home),
+            token,
+            memory_kib: account.memory_kib,
+            vcpus: account.vcpus,
+        })
+    }
+
+    async fn mode(&self, domid: u16) -> Result<Option<BootType>, HypervisorError> {
+        let name = self.store.read_text(&mode_path(domid)).await?;
+        let modes = [BootType::Pvh, BootType::Hvm, BootType::Pv];
+        Ok(modes.into_iter().find(|mode| name.as_deref() == Some(mode_name(*mode))))
+    }
+
+    /// `libxl_version_info` in JSON.
+    pub(super) async fn version(&self) -> Result<Value, HypervisorError> {
+        match self.libxl(Request::Version, SHORT).await? {
+            Outcome::Version { library, info } => {
+                tracing::info!("libxl is {library}");
+                Ok(info)
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// One call of libxl, with its failures in the trait's terms.
+    async fn libxl(&self, request: Request, limit: Duration) -> Result<Outcome, HypervisorError> {
+        let call = request.call();
+        let target = match &request {
+            Request::Destroy(target) | Request::Unpause(target) | Request::PowerButton(target) => {
+                Some(*target)
+            }
+            Request::Version | Request::Create(_) => None,
+        };
+        let answer = self.supervisor.call(request, limit).await.map_err(|error| match error {
+            CallError::TimedOut => HypervisorError::TimedOut { call, limit },
+            CallError::Broken(_) | CallError::NotStarted(_) => {
+                HypervisorError::Unreachable(format!("{call}: {:#}", anyhow::Error::from(error)))
+            }
+        })?;
+        match (answer.outcome, target) {
+            (Outcome::Refused(code), _) => {
+                Err(HypervisorError::Refused { call, detail: format!("error {code}: {}", answer.log) })
+            }
+            (Outcome::OutOfMemory { need_kib, free_kib }, _) => Err(HypervisorError::OutOfMemory(format!(
+                "the domain needs {need_kib} KiB with its overhead, {free_kib} KiB are free"
+            ))),
+            (Outcome::NoSuchDomain, Some(target)) => Err(HypervisorError::NoSuchDomain(target.uuid)),
+            (outcome, _) => Ok(outcome),
+        }
+    }
+}
+
+/// The state of a domain. `has_home` says whether its xenstore nodes are there.
+///
+/// A domain without a token was made by others, or its building or its end was interrupted. Those of the last two
+/// kinds are paused, and have never run or have lost their nodes.
+fn state(account: &Account, token: Option<u64>, has_home: bool) -> DomainState {
+    if account.dying {
+        return DomainState::Dying;
+    }
+    if token.is_none() && account.paused && (!account.has_run || !has_home) {
+        return DomainState::HalfBuilt;
+    }
+    match account.shutdown {
+        // A guest that was suspended is to be resumed by whoever suspended it; until then it is as good as paused.
+        Some(ShutdownReason::Suspend) => DomainState::Paused,
+        Some(ShutdownReason::Poweroff) => DomainState::Shutdown(StopReason::Poweroff),
+        Some(ShutdownReason::Reboot) => DomainState::Shutdown(StopReason::Reboot),
+        Some(
+            ShutdownReason::Crash
+            | ShutdownReason::Watchdog
+            | ShutdownReason::SoftReset
+            | ShutdownReason::Other(_),
+        ) => DomainState::Shutdown(StopReason::Crash),
+        None if account.paused => DomainState::Paused,
+        None => DomainState::Running,
+    }
+}
+
+fn mode_name(boot: BootType) -> &'static str {
+    match boot {
+        BootType::Pvh => "PVH",
+        BootType::Hvm => "HVM",
+        BootType::Pv => "PV",
+    }
+}
+
+fn unexpected(outcome: &Outcome) -> HypervisorError {
+    HypervisorError::Unreachable(format!("the libxl worker answered another question: {outcome:?}"))
+}
+
+fn files(error: &std::io::Error) -> HypervisorError {
+    HypervisorError::Unreachable(format!("the console's files: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUNNING: Account = Account {
+        domid: 3,
+        uuid: Uuid::nil(),
+        dying: false,
+        paused: false,
+        shutdown: None,
+        has_run: true,
+        memory_kib: 98304,
+        vcpus: 1,
+    };
+    const PAUSED: Account = Account { paused: true, ..RUNNING };
+    const FRESH: Account = Account { has_run: false, ..PAUSED };
+
+    #[test]
+    fn a_domain_with_a_token_is_never_half_built() {
+        for (account, expected) in
+            [(RUNNING, DomainState::Running), (PAUSED, DomainState::Paused), (FRESH, DomainState::Paused)]
+        {
+            assert_eq!(state(&account, Some(7), true), expected);
+        }
+    }
+
+    #[test]
+    fn a_domain_of_others_that_runs_or_was_paused_is_not_taken_for_half_built() {
+        assert_eq!(state(&RUNNING, None, true), DomainState::Running);
+        assert_eq!(state(&PAUSED, None, true), DomainState::Paused);
+        let stopped = Account { shutdown: Some(ShutdownReason::Poweroff), ..RUNNING };
+        assert_eq!(state(&stopped, None, true), DomainState::Shutdown(StopReason::Poweroff));
+    }
+
+    #[test]
+    fn an_interrupted_beginning_and_an_interrupted_end_are_half_built() {
+        assert_eq!(state(&FRESH, None, true), DomainState::HalfBuilt);
+        assert_eq!(state(&FRESH, None, false), DomainState::HalfBuilt);
+        assert_eq!(state(&PAUSED, None, false), DomainState::HalfBuilt);
+        let stopped = Account { shutdown: Some(ShutdownReason::Poweroff), ..PAUSED };
+        assert_eq!(state(&stopped, None, false), DomainState::HalfBuilt);
+    }
+
+    #[test]
+    fn every_reason_to_stop_is_told() {
+        for (reason, expected) in [
+            (ShutdownReason::Poweroff, DomainState::Shutdown(StopReason::Poweroff)),
+            (ShutdownReason::Reboot, DomainState::Shutdown(StopReason::Reboot)),
+            (ShutdownReason::Suspend, DomainState::Paused),
+            (ShutdownReason::Crash, DomainState::Shutdown(StopReason::Crash)),
+            (ShutdownReason::Watchdog, DomainState::Shutdown(StopReason::Crash)),
+            (ShutdownReason::Other(9), DomainState::Shutdown(StopReason::Crash)),
+        ] {
+            assert_eq!(state(&Account { shutdown: Some(reason), ..RUNNING }, Some(7), true), expected);
+        }
+        assert_eq!(state(&Account { dying: true, ..FRESH }, None, false), DomainState::Dying);
+    }
+}

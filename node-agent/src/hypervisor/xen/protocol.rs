@@ -1,0 +1,103 @@
+//! What the agent and its libxl workers say to each other: one JSON document a line.
+//!
+//! The agent writes a [`Message`] to the worker's standard input and reads one [`Reply`] from its standard output.
+//! libxl's own log goes to standard error, ended for each call by [`end_of_log`], so that the lines of one call can
+//! be told from the next one's.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Subcommand of the agent's binary that runs a worker.
+pub const SUBCOMMAND: &str = "libxl-worker";
+
+/// Longest line either side may write, in bytes.
+pub const LINE_LIMIT: usize = 256 * 1024;
+
+/// A numbered request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    /// Number that the reply repeats.
+    pub id: u64,
+    /// What to do.
+    pub request: Request,
+}
+
+/// A domain by its number, with the UUID that it must still have when libxl is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Number at the time of asking.
+    pub domid: u16,
+    /// UUID handle.
+    pub uuid: Uuid,
+}
+
+/// What a worker can be asked for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// Which Xen this is, and which library speaks to it.
+    Version,
+    /// Builds a domain from a `libxl_domain_config` in libxl's own JSON, and leaves it paused.
+    Create(serde_json::Value),
+    /// Takes a domain and its devices apart.
+    Destroy(Target),
+    /// Lets a paused domain and its device model run.
+    Unpause(Target),
+    /// Presses the ACPI power button.
+    PowerButton(Target),
+}
+
+impl Request {
+    /// libxl's function that does the work, for messages.
+    #[must_use]
+    pub fn call(&self) -> &'static str {
+        match self {
+            Self::Version => "libxl_get_version_info",
+            Self::Create(_) => "libxl_domain_create_new",
+            Self::Destroy(_) => "libxl_domain_destroy",
+            Self::Unpause(_) => "libxl_domain_unpause",
+            Self::PowerButton(_) => "libxl_send_trigger",
+        }
+    }
+}
+
+/// A numbered answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The message's number.
+    pub id: u64,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What became of a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Answer to [`Request::Version`].
+    Version {
+        /// File name of the library that was loaded, as in `libxenlight.so.4.17`.
+        library: String,
+        /// `libxl_version_info` as libxl writes it.
+        info: serde_json::Value,
+    },
+    /// The domain was built and has this number.
+    Created(u16),
+    /// Done.
+    Done,
+    /// No domain has this number, or it has another UUID now.
+    NoSuchDomain,
+    /// Xen has less free memory than the domain needs.
+    OutOfMemory {
+        /// What the domain and its overhead need, in KiB.
+        need_kib: u64,
+        /// What is free, in KiB.
+        free_kib: u64,
+    },
+    /// libxl said no, with this negative number; its log says why.
+    Refused(i32),
+}
+
+/// The line that ends a call's part of the log.
+#[must_use]
+pub fn end_of_log(id: u64) -> String {
+    format!("{SUBCOMMAND}: end of call {id}")
+}

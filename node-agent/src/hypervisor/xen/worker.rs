@@ -1,0 +1,147 @@
+//! A libxl worker: the agent's own binary under the subcommand [`SUBCOMMAND`].
+//!
+//! It does nothing but call libxl, so libxl may fork, handle SIGCHLD, block for minutes or abort as it likes, and the
+//! agent ends any call by killing the process. Device models that libxl starts run in sessions of their own and
+//! outlive their worker.
+//!
+//! A worker ends when its standard input does. If a call is in progress then, the agent has died without waiting
+//! for it: the worker kills its whole process group, so that the next agent finds nobody else at work. The end of
+//! the pipe is used and not the parent-death signal, because that one is sent when the *thread* that forked ends,
+//! which in a thread pool says nothing about the process.
+
+use super::{
+    ffi::{CallError, Libxl},
+    protocol::{LINE_LIMIT, Message, Outcome, Reply, Request, SUBCOMMAND, Target, end_of_log},
+};
+use rustix::{
+    fs::{Mode, OFlags},
+    io::fcntl_dupfd_cloexec,
+    process::{Signal, getpgrp, getpid, kill_process_group},
+    stdio,
+};
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Read, Write},
+    process::ExitCode,
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+};
+
+/// Serves requests until standard input ends. Exit code 2 means that libxl cannot be used here.
+pub fn main() -> ExitCode {
+    let libxl = match Libxl::open() {
+        Ok(libxl) => libxl,
+        Err(error) => {
+            eprintln!("{SUBCOMMAND}: {:#}", anyhow::Error::from(error));
+            return ExitCode::from(2);
+        }
+    };
+    match serve(&libxl) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{SUBCOMMAND}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(libxl: &Libxl) -> io::Result<()> {
+    let (input, mut output) = take_standard_streams()?;
+    let busy = Arc::new(Mutex::new(false));
+    let (sender, messages) = sync_channel(1);
+    let reader_busy = Arc::clone(&busy);
+    // The thread is never joined: it ends the process, or the process ends it.
+    std::thread::spawn(move || read_messages(input, &sender, &reader_busy));
+    answer_messages(libxl, &messages, &busy, &mut output)
+}
+
+/// Moves the protocol away from the numbers 0 and 1, so that no library and no hotplug script that inherits them
+/// can read requests or write between answers.
+fn take_standard_streams() -> io::Result<(File, File)> {
+    let input = fcntl_dupfd_cloexec(stdio::stdin(), 3)?;
+    let output = fcntl_dupfd_cloexec(stdio::stdout(), 3)?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    stdio::dup2_stdin(null)?;
+    stdio::dup2_stdout(stdio::stderr())?;
+    Ok((File::from(input), File::from(output)))
+}
+
+/// Hands on one message after the other. At the end of the input the process ends, whatever it does.
+fn read_messages(input: File, sender: &SyncSender<Message>, busy: &Mutex<bool>) {
+    let mut input = BufReader::new(input);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = (&mut input).take(LINE_LIMIT as u64).read_until(b'\n', &mut line);
+        if read.is_err() || !line.ends_with(b"\n") {
+            break;
+        }
+        match serde_json::from_slice(&line) {
+            Ok(message) => {
+                if sender.send(message).is_err() {
+                    break;
+                }
+            }
+            Err(error) => {
+                eprintln!("{SUBCOMMAND}: not a request: {error}");
+                break;
+            }
+        }
+    }
+    // The lock is held until the process is gone, so that no call begins now.
+    let busy = busy.lock().unwrap_or_else(PoisonError::into_inner);
+    // Only a group of its own may be killed: by hand the worker may run in a shell's.
+    if *busy && getpgrp() == getpid() {
+        let _ = kill_process_group(getpgrp(), Signal::KILL);
+    }
+    std::process::exit(0);
+}
+
+fn answer_messages(
+    libxl: &Libxl,
+    messages: &Receiver<Message>,
+    busy: &Mutex<bool>,
+    output: &mut File,
+) -> io::Result<()> {
+    while let Ok(Message { id, request }) = messages.recv() {
+        *busy.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        let outcome = perform(libxl, &request);
+        *busy.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        eprintln!("{}", end_of_log(id));
+        let mut line = serde_json::to_vec(&Reply { id, outcome })?;
+        line.push(b'\n');
+        output.write_all(&line)?;
+    }
+    Ok(())
+}
+
+fn perform(libxl: &Libxl, request: &Request) -> Outcome {
+    let result = match request {
+        Request::Version => {
+            libxl.version().map(|info| Outcome::Version { library: libxl.library_name().to_owned(), info })
+        }
+        Request::Create(config) => libxl.create(config).map(Outcome::Created),
+        Request::Destroy(target) => on(libxl, target, Libxl::destroy),
+        Request::Unpause(target) => on(libxl, target, Libxl::unpause),
+        Request::PowerButton(target) => on(libxl, target, Libxl::power_button),
+    };
+    result.unwrap_or_else(|error| match error {
+        CallError::NoSuchDomain => Outcome::NoSuchDomain,
+        CallError::OutOfMemory { need_kib, free_kib } => Outcome::OutOfMemory { need_kib, free_kib },
+        CallError::Refused(code) => Outcome::Refused(code),
+    })
+}
+
+/// Calls a function on a domain if it is still the one that is meant: Xen gives numbers again.
+fn on(
+    libxl: &Libxl,
+    target: &Target,
+    call: fn(&Libxl, u16) -> Result<(), CallError>,
+) -> Result<Outcome, CallError> {
+    if libxl.uuid(target.domid)? != target.uuid {
+        return Err(CallError::NoSuchDomain);
+    }
+    call(libxl, target.domid).map(|()| Outcome::Done)
+}
