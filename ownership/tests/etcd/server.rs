@@ -140,13 +140,13 @@ fn binary() -> PathBuf {
 
 /// A free port that nobody else is given while this lives: it is bound, and shared with whoever asks for just this
 /// one. Since nothing listens on the socket here, all connections are etcd's.
-struct ReservedPort {
-    number: u16,
+pub struct ReservedPort {
+    pub number: u16,
     _socket: OwnedFd,
 }
 
 impl ReservedPort {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let socket =
             socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
         sockopt::set_socket_reuseport(&socket, true).unwrap();
