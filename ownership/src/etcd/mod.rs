@@ -23,7 +23,10 @@ use crate::store::{OwnershipStore, Release, Start, StoreError};
 /// How many records one answer holds at most: 1,000 of 150 bytes are far below the 4 MiB that the client accepts.
 const PAGE: i64 = 1_000;
 
-/// The ownership store in etcd 3.4 or later.
+/// The ownership store in etcd.
+///
+/// etcd must be 3.4.42, 3.5.28, 3.6.9 or later: before that, a member that had been paused could answer a linearizable
+/// read with an old state (etcd issue 20418).
 ///
 /// It connects at the first call, and again after each failure, to the next endpoint. A call ends within a few times
 /// the request limit: a read is tried once more than there are endpoints; a verb is a read and a transaction and, if
