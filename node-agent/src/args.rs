@@ -140,7 +140,7 @@ async fn dependencies(config: &AgentConfig) -> Result<Dependencies> {
                     profile.clone(),
                     clock.clone(),
                 )?),
-                Arc::new(DirectoryStorage::files_only(config.locations.clone())?),
+                Arc::new(DirectoryStorage::files_only(config.locations.clone(), &config.state_directory.join("attached"))?),
                 Arc::new(SimulatedNetwork::new(config.uplinks.keys().cloned())),
             ),
             HypervisorConfig::Xen => (

@@ -1,0 +1,191 @@
+//! A model of one domain and the guest in it.
+
+use crate::hypervisor::{DomId, DomainConfig, DomainInfo, DomainState};
+use jiff::{SignedDuration, Timestamp};
+use kubexen_crds::domain::StopReason;
+use serde::{Deserialize, Serialize};
+use std::{fmt::Write, time::Duration};
+use uuid::Uuid;
+
+/// One domain of the model. It is kept as JSON in the ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Guest {
+    pub(super) uuid: Uuid,
+    pub(super) domid: DomId,
+    /// The token it was made under, or is being made under; none if others made it.
+    pub(super) token: Option<u64>,
+    pub(super) memory_kib: u64,
+    pub(super) vcpus: u32,
+    pub(super) state: GuestState,
+    /// How long it ran before it was paused last.
+    ran: SignedDuration,
+    /// When it stops by itself.
+    stop: Option<Stop>,
+    pub(super) console: String,
+}
+
+/// What a domain of the model does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum GuestState {
+    HalfBuilt,
+    Paused,
+    Running { since: Timestamp },
+    Shutdown(StopReason),
+    Dying { until: Timestamp },
+}
+
+/// A guest stops by itself after it ran for some time; while it is paused that time stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Stop {
+    after: SignedDuration,
+    reason: StopReason,
+}
+
+/// How long a guest runs before it does what `kubexen.exit` says, if `kubexen.exit-after` says nothing.
+const DEFAULT_EXIT_AFTER: SignedDuration = SignedDuration::from_secs(5);
+
+impl Guest {
+    /// A domain whose building begins.
+    pub(super) fn half_built(domid: DomId, config: &DomainConfig) -> Self {
+        Self {
+            uuid: config.uuid,
+            domid,
+            token: Some(config.token),
+            memory_kib: config.memory_kib,
+            vcpus: config.vcpus,
+            state: GuestState::HalfBuilt,
+            ran: SignedDuration::ZERO,
+            stop: config.kernel.as_ref().and_then(|kernel| asked_stop(&kernel.command_line)),
+            console: String::new(),
+        }
+    }
+
+    /// A running domain that somebody else made.
+    pub(super) fn foreign(domid: DomId, uuid: Uuid, memory_kib: u64, now: Timestamp) -> Self {
+        Self {
+            uuid,
+            domid,
+            token: None,
+            memory_kib,
+            vcpus: 1,
+            state: GuestState::Running { since: now },
+            ran: SignedDuration::ZERO,
+            stop: None,
+            console: String::new(),
+        }
+    }
+
+    /// The domain as the hypervisor shows it.
+    pub(super) fn info(&self) -> DomainInfo {
+        let (state, token) = match self.state {
+            GuestState::HalfBuilt => (DomainState::HalfBuilt, None),
+            GuestState::Paused => (DomainState::Paused, self.token),
+            GuestState::Running { .. } => (DomainState::Running, self.token),
+            GuestState::Shutdown(reason) => (DomainState::Shutdown(reason), self.token),
+            GuestState::Dying { .. } => (DomainState::Dying, self.token),
+        };
+        DomainInfo {
+            uuid: self.uuid,
+            domid: self.domid,
+            state,
+            token,
+            memory_kib: self.memory_kib,
+            vcpus: self.vcpus,
+        }
+    }
+
+    /// Ends the building.
+    pub(super) fn finish(&mut self) {
+        self.state = GuestState::Paused;
+    }
+
+    /// Lets a paused guest run.
+    pub(super) fn unpause(&mut self, now: Timestamp) {
+        if self.state == GuestState::Paused {
+            if self.console.is_empty() {
+                let (uuid, vcpus, memory) = (self.uuid, self.vcpus, self.memory_kib);
+                self.say(format_args!("Simulated guest {uuid} started with {vcpus} vCPUs and {memory} KiB"));
+            }
+            self.state = GuestState::Running { since: now };
+        }
+    }
+
+    /// Stops a running guest's time.
+    pub(super) fn pause(&mut self, now: Timestamp) {
+        if matches!(self.state, GuestState::Running { .. }) {
+            self.ran = self.ran_until(now);
+            self.state = GuestState::Paused;
+        }
+    }
+
+    /// Makes the guest stop after it ran for `delay` from now on, unless it stops before that.
+    pub(super) fn stop_after(&mut self, now: Timestamp, delay: Duration, reason: StopReason) {
+        let after = self.ran_until(now).saturating_add(signed(delay));
+        if self.stop.is_none_or(|stop| after < stop.after) {
+            self.stop = Some(Stop { after, reason });
+        }
+    }
+
+    /// The moment at which the domain changes by itself, if it does.
+    pub(super) fn due(&self) -> Option<Timestamp> {
+        match self.state {
+            GuestState::Running { since } => {
+                self.stop.map(|stop| later(since, stop.after.saturating_sub(self.ran)))
+            }
+            GuestState::Dying { until } => Some(until),
+            GuestState::HalfBuilt | GuestState::Paused | GuestState::Shutdown(_) => None,
+        }
+    }
+
+    /// The guest does what it was to do by itself.
+    pub(super) fn stop_now(&mut self) {
+        if let Some(stop) = self.stop {
+            let word = match stop.reason {
+                StopReason::Poweroff => "Power down",
+                StopReason::Reboot => "Restarting system",
+                StopReason::Crash => "Kernel panic",
+                StopReason::Vanished => "Gone",
+            };
+            self.say(format_args!("{word}"));
+            self.state = GuestState::Shutdown(stop.reason);
+        }
+    }
+
+    fn ran_until(&self, now: Timestamp) -> SignedDuration {
+        match self.state {
+            GuestState::Running { since } => self.ran.saturating_add(now.duration_since(since)),
+            GuestState::HalfBuilt
+            | GuestState::Paused
+            | GuestState::Shutdown(_)
+            | GuestState::Dying { .. } => self.ran,
+        }
+    }
+
+    fn say(&mut self, line: std::fmt::Arguments<'_>) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.console, "{line}\r");
+    }
+}
+
+/// The moment `span` after another; a model has no need of the end of time.
+pub(super) fn later(moment: Timestamp, span: SignedDuration) -> Timestamp {
+    moment.saturating_add(span).unwrap_or(Timestamp::MAX)
+}
+
+/// A span with a sign, which jiff's arithmetic takes.
+pub(super) fn signed(span: Duration) -> SignedDuration {
+    SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX)
+}
+
+/// What the guest is told to do by its kernel's command line. The lab's guest understands the same words.
+fn asked_stop(command_line: &str) -> Option<Stop> {
+    let value = |name: &str| command_line.split_whitespace().rev().find_map(|word| word.strip_prefix(name));
+    let reason = match value("kubexen.exit=")? {
+        "poweroff" => StopReason::Poweroff,
+        "reboot" => StopReason::Reboot,
+        "crash" => StopReason::Crash,
+        _ => return None,
+    };
+    let after = value("kubexen.exit-after=").and_then(|text| text.parse::<u32>().ok());
+    Some(Stop { after: after.map_or(DEFAULT_EXIT_AFTER, |s| SignedDuration::from_secs(s.into())), reason })
+}

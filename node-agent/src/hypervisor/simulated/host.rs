@@ -1,0 +1,176 @@
+//! A simulated host, and what a test does to it behind the agent's back.
+
+use super::{
+    ledger::StartRecord,
+    model::{Faults, Model},
+    profile::Profile,
+};
+use crate::hypervisor::{DomId, DomainInfo, HypervisorError};
+use jiff::Timestamp;
+use kubexen_crds::domain::StopReason;
+use kubexen_runtime::Clock;
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+/// A simulated host. Its guests go on without an agent, as long as one clone of this, or its folder, is kept.
+///
+/// Time is the given clock's. Guests act at moments of that clock and calls wait by `tokio::time`, so under paused time
+/// the clock must be a [`VirtualClock`](kubexen_runtime::clock::VirtualClock).
+#[derive(Clone, Debug)]
+pub struct SimulatedHost {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    model: Mutex<Model>,
+    changes: watch::Sender<u64>,
+    clock: Arc<dyn Clock>,
+}
+
+impl SimulatedHost {
+    /// A host that was just booted and is kept in memory. Its boot id follows from its name and the time.
+    #[must_use]
+    pub fn in_memory(name: &str, profile: Profile, clock: Arc<dyn Clock>) -> Self {
+        let model = Model::booted(name, profile, clock.now());
+        Self::with_model(model, clock)
+    }
+
+    /// The host whose domains are kept as files in `folder`, so that they outlive the process: a process that is killed
+    /// and started again finds them where they would be by now. One process at a time may use the folder.
+    ///
+    /// # Errors
+    /// `Unreachable` when the folder cannot be used or holds a file that cannot be read.
+    pub fn ledgered(folder: &Path, profile: Profile, clock: Arc<dyn Clock>) -> Result<Self, HypervisorError> {
+        let model = Model::ledgered(folder, profile, clock.now())?;
+        Ok(Self::with_model(model, clock))
+    }
+
+    fn with_model(model: Model, clock: Arc<dyn Clock>) -> Self {
+        let (changes, _) = watch::channel(0);
+        Self { shared: Arc::new(Shared { model: Mutex::new(model), changes, clock }) }
+    }
+
+    /// All domains as they are at this moment, sorted by UUID.
+    ///
+    /// # Errors
+    /// `Unreachable` when the host's files cannot be written.
+    pub fn domains(&self) -> Result<Vec<DomainInfo>, HypervisorError> {
+        self.with(|model, _| Ok(model.guests().map(super::guest::Guest::info).collect()))
+    }
+
+    /// Every beginning and end of a domain that has a token, in their order: what `starts.log` tells as well.
+    #[must_use]
+    pub fn start_log(&self) -> Vec<StartRecord> {
+        self.lock().log().to_vec()
+    }
+
+    /// Adds a running domain that somebody else made.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the UUID is taken.
+    pub fn add_foreign(&self, uuid: Uuid, memory_kib: u64) -> Result<DomId, HypervisorError> {
+        self.with(|model, now| model.add_foreign(uuid, memory_kib, now))
+    }
+
+    /// The guest stops by itself: at once if it runs, otherwise as soon as it does.
+    ///
+    /// # Errors
+    /// `NoSuchDomain`; `Refused` for a domain that is half built or being taken apart.
+    pub fn stop_guest(&self, uuid: Uuid, reason: StopReason) -> Result<(), HypervisorError> {
+        self.with(|model, now| {
+            let mut guest = model.whole("stop_guest", uuid)?.clone();
+            guest.stop_after(now, Duration::ZERO, reason);
+            model.put(guest)?;
+            model.advance(now)
+        })
+    }
+
+    /// The host loses all its domains at once, and boots again under another boot id.
+    ///
+    /// # Errors
+    /// `Unreachable` when the host's files cannot be written.
+    pub fn reboot(&self) -> Result<(), HypervisorError> {
+        self.with(Model::reboot)
+    }
+
+    /// Whether guests listen when they are asked to power off from now on, and how long they take.
+    pub fn set_shutdown_time(&self, time: Option<Duration>) {
+        self.lock().profile.shutdown_time = time;
+    }
+
+    /// Begins or ends an outage: during it every call of the agent fails as `Unreachable`; guests go on.
+    pub fn set_unreachable(&self, unreachable: bool) {
+        self.lock().faults.unreachable = unreachable;
+    }
+
+    /// Refuses each of the next `creates`; nothing is left of them.
+    pub fn refuse_creates(&self, creates: u32) {
+        self.lock().faults.refused_creates = creates;
+    }
+
+    /// Lets each of the next `creates` hang until its time limit; a half-built domain is left.
+    pub fn hang_creates(&self, creates: u32) {
+        self.lock().faults.hanging_creates = creates;
+    }
+
+    /// Does each of the next `creates`, but tells nobody: they end at their time limit, and the domain is whole.
+    pub fn lose_creates(&self, creates: u32) {
+        self.lock().faults.lost_creates = creates;
+    }
+
+    /// Changes when the model does.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    /// How long it is until the host changes by itself, after it did what it was to do by now.
+    pub(super) fn until_due(&self) -> Result<Option<Duration>, HypervisorError> {
+        self.with(|model, now| Ok(model.due().map(|due| span(now, due))))
+    }
+
+    /// A call of the agent: fails during an outage.
+    pub(super) fn call<T>(
+        &self,
+        call: impl FnOnce(&mut Model, Timestamp) -> Result<T, HypervisorError>,
+    ) -> Result<T, HypervisorError> {
+        self.with(|model, now| {
+            let Faults { unreachable, .. } = model.faults;
+            if unreachable {
+                Err(HypervisorError::Unreachable("outage injected".into()))
+            } else {
+                call(model, now)
+            }
+        })
+    }
+
+    /// Looks at the model, or changes it, as it is at this moment.
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&mut Model, Timestamp) -> Result<T, HypervisorError>,
+    ) -> Result<T, HypervisorError> {
+        let now = self.shared.clock.now();
+        let mut model = self.lock();
+        let result = model.advance(now).and_then(|()| work(&mut model, now));
+        let changed = model.take_changed();
+        drop(model);
+        if changed {
+            self.shared.changes.send_modify(|count| *count += 1);
+        }
+        result
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Model> {
+        self.shared.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The time from one moment to a later one.
+pub(super) fn span(from: Timestamp, to: Timestamp) -> Duration {
+    Duration::try_from(to.duration_since(from)).unwrap_or(Duration::ZERO)
+}

@@ -1,0 +1,130 @@
+//! What a simulated host keeps on disk, so that its guests outlive the agent's process as a real host's do.
+//!
+//! `host.json` tells the boot, `<uuid>.json` one domain each, and `starts.log` every domain's beginning and end. Files
+//! are replaced by renaming, so that a process killed at any moment leaves each file whole. They are not synced: a
+//! simulated host does not outlive the machine.
+
+use super::guest::Guest;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+use uuid::Uuid;
+
+/// A line of `starts.log`: a domain with a token began or ceased to exist.
+///
+/// The beginning is written before the domain exists and the end after it is gone, so a domain never exists outside
+/// of what the log tells. After a kill in between, the next start of the model writes the missing end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StartRecord {
+    /// Which of the two.
+    pub event: StartEvent,
+    /// The domain's UUID.
+    pub uuid: Uuid,
+    /// The ownership token it was made under.
+    pub token: u64,
+    /// When, by the model's clock.
+    pub at: Timestamp,
+}
+
+/// Whether a domain began or ceased to exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum StartEvent {
+    /// Its building begins.
+    Start,
+    /// It is gone.
+    Stop,
+}
+
+/// What `host.json` tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct HostRecord {
+    pub(super) boot_id: String,
+    pub(super) next_domid: u16,
+}
+
+/// A folder with the files of one simulated host, used by one process at a time.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    folder: PathBuf,
+    log: File,
+}
+
+/// What was found in the folder.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) host: Option<HostRecord>,
+    pub(super) guests: BTreeMap<Uuid, Guest>,
+    pub(super) log: Vec<StartRecord>,
+}
+
+const HOST_FILE: &str = "host.json";
+const LOG_FILE: &str = "starts.log";
+
+impl Ledger {
+    /// Opens the folder, made if it is not there, and reads what it holds.
+    pub(super) fn open(folder: &Path) -> io::Result<(Self, Found)> {
+        fs::create_dir_all(folder)?;
+        let log_path = folder.join(LOG_FILE);
+        let log = OpenOptions::new().create(true).append(true).open(&log_path)?;
+        let records = fs::read_to_string(&log_path)?;
+        let records = records.lines().map(|line| parse(&log_path, line)).collect::<io::Result<_>>()?;
+        let mut found = Found { host: None, guests: BTreeMap::new(), log: records };
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            match (path.file_stem().and_then(|stem| stem.to_str()), path.extension()) {
+                (Some(_), Some(extension)) if extension == "new" => fs::remove_file(&path)?,
+                (Some("host"), Some(extension)) if extension == "json" => found.host = Some(read(&path)?),
+                (Some(_), Some(extension)) if extension == "json" => {
+                    let guest: Guest = read(&path)?;
+                    found.guests.insert(guest.uuid, guest);
+                }
+                (_, _) => {}
+            }
+        }
+        Ok((Self { folder: folder.to_owned(), log }, found))
+    }
+
+    pub(super) fn save_host(&self, host: &HostRecord) -> io::Result<()> {
+        self.replace(HOST_FILE, host)
+    }
+
+    pub(super) fn save(&self, guest: &Guest) -> io::Result<()> {
+        self.replace(&format!("{}.json", guest.uuid), guest)
+    }
+
+    pub(super) fn remove(&self, uuid: Uuid) -> io::Result<()> {
+        match fs::remove_file(self.folder.join(format!("{uuid}.json"))) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Appends a line in one write, which other readers see whole or not at all.
+    pub(super) fn log(&mut self, record: &StartRecord) -> io::Result<()> {
+        let mut line = serde_json::to_vec(record)?;
+        line.push(b'\n');
+        self.log.write_all(&line)
+    }
+
+    fn replace(&self, name: &str, content: &impl Serialize) -> io::Result<()> {
+        let temporary = self.folder.join(format!("{name}.new"));
+        fs::write(&temporary, serde_json::to_vec(content)?)?;
+        fs::rename(&temporary, self.folder.join(name))
+    }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
+    parse(path, &fs::read_to_string(path)?)
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> io::Result<T> {
+    serde_json::from_str(text).map_err(|error| io::Error::other(format!("{}: {error}", path.display())))
+}

@@ -1,0 +1,221 @@
+//! A model of a Xen host: the same trait, the same promises, no Xen.
+//!
+//! A [`SimulatedHost`] is the host: memory, domains, guests that act by themselves, and failures to inject. It is kept in
+//! memory or in a folder, and outlives the agent. A [`SimulatedHypervisor`] is what one run of the agent speaks to.
+//!
+//! Guests understand the words on the kernel command line that the lab's guest understands: `kubexen.exit=poweroff`,
+//! `reboot` or `crash`, and `kubexen.exit-after=SECONDS`.
+
+mod guest;
+mod host;
+mod ledger;
+mod model;
+mod profile;
+#[cfg(test)]
+mod tests;
+
+pub use host::SimulatedHost;
+pub use ledger::{StartEvent, StartRecord};
+pub use profile::Profile;
+
+use super::{DomId, DomainConfig, DomainInfo, HostFacts, Hypervisor, HypervisorError};
+use async_trait::async_trait;
+use guest::{Guest, GuestState};
+use host::span;
+use kubexen_crds::domain::StopReason;
+use kubexen_runtime::Clock;
+use model::Model;
+use std::{path::Path, sync::Arc, time::Duration};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
+
+/// What one run of the agent speaks to. Dropping it leaves the host and its guests alone.
+#[derive(Debug)]
+pub struct SimulatedHypervisor {
+    host: SimulatedHost,
+    /// Tells of what guests do by themselves.
+    _alarm: AbortOnDropHandle<()>,
+}
+
+/// What became of a domain that was just begun.
+enum Build {
+    Ends,
+    Hangs,
+    EndsUntold,
+}
+
+impl SimulatedHypervisor {
+    /// Speaks to this host. Call it inside a tokio runtime.
+    #[must_use]
+    pub fn in_memory(host: SimulatedHost) -> Self {
+        let alarm = AbortOnDropHandle::new(tokio::spawn(alarm(host.clone())));
+        Self { host, _alarm: alarm }
+    }
+
+    /// Speaks to the host that is kept in `folder`. Call it inside a tokio runtime.
+    ///
+    /// # Errors
+    /// As [`SimulatedHost::ledgered`].
+    pub fn ledgered(folder: &Path, profile: Profile, clock: Arc<dyn Clock>) -> Result<Self, HypervisorError> {
+        Ok(Self::in_memory(SimulatedHost::ledgered(folder, profile, clock)?))
+    }
+
+    /// The host.
+    #[must_use]
+    pub fn host(&self) -> &SimulatedHost {
+        &self.host
+    }
+
+    /// A call of the agent. It yields once before it acts, so that concurrent calls interleave.
+    async fn call<T>(
+        &self,
+        call: impl FnOnce(&mut Model, jiff::Timestamp) -> Result<T, HypervisorError>,
+    ) -> Result<T, HypervisorError> {
+        tokio::task::yield_now().await;
+        self.host.call(call)
+    }
+
+    /// Changes a domain that is whole.
+    async fn change(
+        &self,
+        call: &'static str,
+        uuid: Uuid,
+        change: impl FnOnce(&mut Guest, jiff::Timestamp, &Profile),
+    ) -> Result<(), HypervisorError> {
+        self.call(|model, now| {
+            let before = model.whole(call, uuid)?;
+            let mut after = before.clone();
+            change(&mut after, now, &model.profile);
+            if after == *before { Ok(()) } else { model.put(after) }
+        })
+        .await
+    }
+}
+
+/// How soon the alarm tries again after the host's files could not be written.
+const ALARM_RETRY: Duration = Duration::from_secs(1);
+
+/// Looks at the host whenever it is to change by itself, so that the change is told.
+async fn alarm(host: SimulatedHost) {
+    let mut changes = host.changes();
+    loop {
+        // Seen before the host is asked, so that a change after the answer ends the wait.
+        changes.borrow_and_update();
+        let wait = host.until_due().unwrap_or_else(|error| {
+            tracing::warn!(%error, "a simulated host cannot go on");
+            Some(ALARM_RETRY)
+        });
+        let due = async {
+            match wait {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            changed = changes.changed() => if changed.is_err() { return },
+            () = due => {}
+        }
+    }
+}
+
+#[async_trait]
+impl Hypervisor for SimulatedHypervisor {
+    async fn facts(&self) -> Result<HostFacts, HypervisorError> {
+        self.call(|model, _| Ok(model.profile.facts(model.boot_id()))).await
+    }
+
+    async fn free_memory_kib(&self) -> Result<u64, HypervisorError> {
+        self.call(|model, _| Ok(model.free_kib())).await
+    }
+
+    async fn domains(&self) -> Result<Vec<DomainInfo>, HypervisorError> {
+        self.call(|model, _| Ok(model.guests().map(Guest::info).collect())).await
+    }
+
+    async fn find(&self, uuid: Uuid) -> Result<Option<DomainInfo>, HypervisorError> {
+        self.call(|model, _| Ok(model.get(uuid).ok().map(Guest::info))).await
+    }
+
+    async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {
+        let (domid, build, profile) = self
+            .call(|model, now| {
+                let domid = model.begin(config, now)?;
+                let build = if model.faults.hanging_creates > 0 {
+                    model.faults.hanging_creates -= 1;
+                    Build::Hangs
+                } else if model.faults.lost_creates > 0 {
+                    model.faults.lost_creates -= 1;
+                    Build::EndsUntold
+                } else {
+                    Build::Ends
+                };
+                Ok((domid, build, model.profile.clone()))
+            })
+            .await?;
+        let limit = profile.call_limit;
+        let timed_out = || HypervisorError::TimedOut { call: "create", limit };
+        if matches!(build, Build::Hangs) || profile.create_time > limit {
+            tokio::time::sleep(limit).await;
+            return Err(timed_out());
+        }
+        tokio::time::sleep(profile.create_time).await;
+        self.call(|model, _| match model.get(config.uuid) {
+            Ok(guest) if guest.domid == domid && guest.state == GuestState::HalfBuilt => {
+                let mut guest = guest.clone();
+                guest.finish();
+                model.put(guest)
+            }
+            Ok(_) | Err(_) => Err(HypervisorError::Refused {
+                call: "create",
+                detail: "the domain was destroyed while it was built".into(),
+            }),
+        })
+        .await?;
+        if matches!(build, Build::EndsUntold) {
+            tokio::time::sleep(limit.saturating_sub(profile.create_time)).await;
+            return Err(timed_out());
+        }
+        Ok(domid)
+    }
+
+    async fn unpause(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.change("unpause", uuid, |guest, now, _| guest.unpause(now)).await
+    }
+
+    async fn pause(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.change("pause", uuid, |guest, now, _| guest.pause(now)).await
+    }
+
+    async fn request_shutdown(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.change("request_shutdown", uuid, |guest, now, profile| {
+            if let Some(time) = profile.shutdown_time {
+                guest.stop_after(now, time, StopReason::Poweroff);
+            }
+        })
+        .await
+    }
+
+    async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        let Some(domid) = self.call(|model, now| model.kill(uuid, now)).await? else { return Ok(()) };
+        loop {
+            let wait = self
+                .call(|model, now| {
+                    let same = model.get(uuid).ok().filter(|guest| guest.domid == domid);
+                    Ok(same.and_then(Guest::due).map(|due| span(now, due)))
+                })
+                .await?;
+            let Some(wait) = wait else { return Ok(()) };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn console(&self, uuid: Uuid) -> Result<Vec<u8>, HypervisorError> {
+        self.call(|model, _| Ok(model.get(uuid)?.console.clone().into_bytes())).await
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.host.changes()
+    }
+}

@@ -1,0 +1,260 @@
+//! The state of a simulated host, without time: callers say what time it is.
+
+use super::{
+    guest::{Guest, GuestState, later, signed},
+    ledger::{HostRecord, Ledger, StartEvent, StartRecord},
+    profile::Profile,
+};
+use crate::hypervisor::{DomId, DomainConfig, HypervisorError};
+use jiff::Timestamp;
+use std::{collections::BTreeMap, io, path::Path};
+use uuid::Uuid;
+
+/// All there is to know of a simulated host.
+#[derive(Debug)]
+pub(super) struct Model {
+    pub(super) profile: Profile,
+    pub(super) faults: Faults,
+    name: String,
+    host: HostRecord,
+    guests: BTreeMap<Uuid, Guest>,
+    ledger: Option<Ledger>,
+    log: Vec<StartRecord>,
+    changed: bool,
+}
+
+/// Failures that are to be injected.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    pub(super) unreachable: bool,
+    pub(super) refused_creates: u32,
+    pub(super) hanging_creates: u32,
+    pub(super) lost_creates: u32,
+}
+
+/// Numbers from here on are Xen's own (`DOMID_FIRST_RESERVED`).
+const FIRST_RESERVED_DOMID: u16 = 0x7ff0;
+
+impl Model {
+    /// A host that was just booted.
+    pub(super) fn booted(name: &str, profile: Profile, now: Timestamp) -> Self {
+        Self {
+            profile,
+            faults: Faults::default(),
+            name: name.to_owned(),
+            host: HostRecord { boot_id: boot_id(name, now), next_domid: 1 },
+            guests: BTreeMap::new(),
+            ledger: None,
+            log: Vec::new(),
+            changed: false,
+        }
+    }
+
+    /// The host that a folder tells of; one that was just booted if the folder is empty.
+    pub(super) fn ledgered(folder: &Path, profile: Profile, now: Timestamp) -> Result<Self, HypervisorError> {
+        let (ledger, found) = Ledger::open(folder).map_err(lost)?;
+        let mut model = Self::booted(&folder.to_string_lossy(), profile, now);
+        if let Some(host) = found.host {
+            model.host = host;
+        } else {
+            ledger.save_host(&model.host).map_err(lost)?;
+        }
+        let mut open = BTreeMap::new();
+        for record in &found.log {
+            match record.event {
+                StartEvent::Start => open.insert(record.uuid, record.token),
+                StartEvent::Stop => open.remove(&record.uuid),
+            };
+        }
+        (model.guests, model.log, model.ledger) = (found.guests, found.log, Some(ledger));
+        for (uuid, token) in open {
+            if model.guests.get(&uuid).is_none_or(|guest| guest.token != Some(token)) {
+                model.record(StartEvent::Stop, uuid, Some(token), now)?;
+            }
+        }
+        Ok(model)
+    }
+
+    pub(super) fn boot_id(&self) -> &str {
+        &self.host.boot_id
+    }
+
+    pub(super) fn guests(&self) -> impl Iterator<Item = &Guest> {
+        self.guests.values()
+    }
+
+    pub(super) fn log(&self) -> &[StartRecord] {
+        &self.log
+    }
+
+    /// Whether something changed since this was asked last.
+    pub(super) fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    pub(super) fn get(&self, uuid: Uuid) -> Result<&Guest, HypervisorError> {
+        self.guests.get(&uuid).ok_or(HypervisorError::NoSuchDomain(uuid))
+    }
+
+    /// A domain that can be paused, unpaused and asked: neither half built nor being taken apart.
+    pub(super) fn whole(&self, call: &'static str, uuid: Uuid) -> Result<&Guest, HypervisorError> {
+        let refused = |detail: &str| HypervisorError::Refused { call, detail: detail.to_owned() };
+        let guest = self.get(uuid)?;
+        match guest.state {
+            GuestState::HalfBuilt => Err(refused("the domain is half built")),
+            GuestState::Dying { .. } => Err(refused("the domain is being taken apart")),
+            GuestState::Paused | GuestState::Running { .. } | GuestState::Shutdown(_) => Ok(guest),
+        }
+    }
+
+    /// Memory that no domain holds, in KiB.
+    pub(super) fn free_kib(&self) -> u64 {
+        let held: u64 = self.guests.values().map(|guest| guest.memory_kib).sum();
+        self.profile.memory_kib.saturating_sub(self.profile.dom0_memory_kib).saturating_sub(held)
+    }
+
+    /// The moment at which the host changes next by itself.
+    pub(super) fn due(&self) -> Option<Timestamp> {
+        self.guests.values().filter_map(Guest::due).min()
+    }
+
+    /// Does what guests and dying domains do by themselves up to `now`.
+    pub(super) fn advance(&mut self, now: Timestamp) -> Result<(), HypervisorError> {
+        let due = |guest: &&Guest| guest.due().is_some_and(|due| due <= now);
+        let mut ready: Vec<Guest> = self.guests.values().filter(due).cloned().collect();
+        ready.sort_by_key(|guest| (guest.due(), guest.uuid));
+        for mut guest in ready {
+            if matches!(guest.state, GuestState::Dying { .. }) {
+                self.remove(&guest, now)?;
+            } else {
+                guest.stop_now();
+                self.put(guest)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to build a domain.
+    pub(super) fn begin(&mut self, config: &DomainConfig, now: Timestamp) -> Result<DomId, HypervisorError> {
+        let refused = |detail: &str| HypervisorError::Refused { call: "create", detail: detail.to_owned() };
+        if self.guests.contains_key(&config.uuid) {
+            return Err(HypervisorError::AlreadyExists(config.uuid));
+        }
+        if config.vcpus == 0 || config.memory_kib == 0 {
+            return Err(refused("a domain needs a vCPU and memory"));
+        }
+        if self.faults.refused_creates > 0 {
+            self.faults.refused_creates -= 1;
+            return Err(refused("refusal injected"));
+        }
+        let free = self.free_kib();
+        if config.memory_kib > free {
+            let detail = format!("{free} KiB are free, {} KiB are needed", config.memory_kib);
+            return Err(HypervisorError::OutOfMemory(detail));
+        }
+        let domid = self.take_domid()?;
+        self.record(StartEvent::Start, config.uuid, Some(config.token), now)?;
+        self.put(Guest::half_built(domid, config))?;
+        Ok(domid)
+    }
+
+    /// Adds a running domain that somebody else made.
+    pub(super) fn add_foreign(
+        &mut self,
+        uuid: Uuid,
+        memory_kib: u64,
+        now: Timestamp,
+    ) -> Result<DomId, HypervisorError> {
+        if self.guests.contains_key(&uuid) {
+            return Err(HypervisorError::AlreadyExists(uuid));
+        }
+        let domid = self.take_domid()?;
+        self.put(Guest::foreign(domid, uuid, memory_kib, now))?;
+        Ok(domid)
+    }
+
+    /// Begins to take a domain apart, if it is there.
+    pub(super) fn kill(&mut self, uuid: Uuid, now: Timestamp) -> Result<Option<DomId>, HypervisorError> {
+        let Some(guest) = self.guests.get(&uuid) else { return Ok(None) };
+        let domid = guest.domid;
+        if !matches!(guest.state, GuestState::Dying { .. }) {
+            let mut guest = guest.clone();
+            guest.state = GuestState::Dying { until: later(now, signed(self.profile.destroy_time)) };
+            self.put(guest)?;
+        }
+        Ok(Some(domid))
+    }
+
+    /// The host loses all domains at once and boots again.
+    pub(super) fn reboot(&mut self, now: Timestamp) -> Result<(), HypervisorError> {
+        for guest in self.guests.values().cloned().collect::<Vec<_>>() {
+            self.remove(&guest, now)?;
+        }
+        self.host = HostRecord { boot_id: boot_id(&self.name, now), next_domid: 1 };
+        self.changed = true;
+        self.save_host()
+    }
+
+    /// Keeps a domain's new state.
+    pub(super) fn put(&mut self, guest: Guest) -> Result<(), HypervisorError> {
+        if let Some(ledger) = &self.ledger {
+            ledger.save(&guest).map_err(lost)?;
+        }
+        self.guests.insert(guest.uuid, guest);
+        self.changed = true;
+        Ok(())
+    }
+
+    fn remove(&mut self, guest: &Guest, now: Timestamp) -> Result<(), HypervisorError> {
+        if let Some(ledger) = &self.ledger {
+            ledger.remove(guest.uuid).map_err(lost)?;
+        }
+        self.guests.remove(&guest.uuid);
+        self.changed = true;
+        self.record(StartEvent::Stop, guest.uuid, guest.token, now)
+    }
+
+    /// Logs the beginning or the end of a domain that has a token; those of others are none of our business.
+    fn record(
+        &mut self,
+        event: StartEvent,
+        uuid: Uuid,
+        token: Option<u64>,
+        at: Timestamp,
+    ) -> Result<(), HypervisorError> {
+        let Some(token) = token else { return Ok(()) };
+        let record = StartRecord { event, uuid, token, at };
+        if let Some(ledger) = &mut self.ledger {
+            ledger.log(&record).map_err(lost)?;
+        }
+        self.log.push(record);
+        Ok(())
+    }
+
+    /// The next number that no domain has, as Xen counts them.
+    fn take_domid(&mut self) -> Result<DomId, HypervisorError> {
+        for _ in 1..FIRST_RESERVED_DOMID {
+            let domid = DomId(self.host.next_domid);
+            self.host.next_domid = if domid.0 + 1 < FIRST_RESERVED_DOMID { domid.0 + 1 } else { 1 };
+            if self.guests.values().all(|guest| guest.domid != domid) {
+                self.save_host()?;
+                return Ok(domid);
+            }
+        }
+        Err(HypervisorError::Refused { call: "create", detail: "no domain number is free".into() })
+    }
+
+    fn save_host(&self) -> Result<(), HypervisorError> {
+        self.ledger.as_ref().map_or(Ok(()), |ledger| ledger.save_host(&self.host)).map_err(lost)
+    }
+}
+
+/// The identity of the boot of a host at this moment.
+fn boot_id(name: &str, now: Timestamp) -> String {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{name} booted at {now}").as_bytes()).to_string()
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature that map_err takes")]
+fn lost(error: io::Error) -> HypervisorError {
+    HypervisorError::Unreachable(format!("the simulated host's files: {error}"))
+}

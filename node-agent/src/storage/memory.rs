@@ -1,0 +1,322 @@
+//! Storage in memory: a model for simulation and tests, with faults to inject.
+
+use super::{LocationFacts, Storage, StorageError, VolumeId, check_size};
+use async_trait::async_trait;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// Storage in memory. What is stored outlives the agent as long as one clone of this is kept.
+///
+/// A clone is the same host again, as after a restart of its agent; [`MemoryStorage::on_another_host`] sees the
+/// same volumes with attachments of its own. Each call yields to the executor once before it acts, so that concurrent
+/// calls interleave as they do with real storage.
+#[derive(Clone, Debug)]
+pub struct MemoryStorage {
+    shared: Arc<Mutex<Shared>>,
+    host: Arc<Mutex<Host>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Capacity in bytes by location.
+    locations: BTreeMap<String, u64>,
+    /// Size in bytes.
+    volumes: BTreeMap<VolumeId, u64>,
+}
+
+#[derive(Debug, Default)]
+struct Host {
+    /// Attached volumes and whether they are read-only.
+    attached: BTreeMap<VolumeId, bool>,
+    /// Devices that somebody holds open.
+    held: BTreeSet<VolumeId>,
+    outage: bool,
+    refusals: u32,
+    lost_answers: u32,
+}
+
+/// How long a call whose answer is lost keeps its caller waiting.
+const LOST_ANSWER: Duration = Duration::from_secs(60);
+
+impl MemoryStorage {
+    /// Empty storage with these locations and their capacities in bytes.
+    #[must_use]
+    pub fn new(locations: BTreeMap<String, u64>) -> Self {
+        let shared = Shared { locations, volumes: BTreeMap::new() };
+        Self { shared: Arc::new(Mutex::new(shared)), host: Arc::default() }
+    }
+
+    /// The same locations and volumes as another host sees them: nothing is attached there.
+    #[must_use]
+    pub fn on_another_host(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), host: Arc::default() }
+    }
+
+    /// Begins or ends an outage on this host: during it every call fails and no location can be used.
+    pub fn set_outage(&self, outage: bool) {
+        self.host().outage = outage;
+    }
+
+    /// Refuses each of the next `calls` changes on this host.
+    pub fn refuse_next(&self, calls: u32) {
+        self.host().refusals = calls;
+    }
+
+    /// Does each of the next `calls` changes on this host, but answers `TimedOut` a minute later.
+    pub fn lose_answers(&self, calls: u32) {
+        self.host().lost_answers = calls;
+    }
+
+    /// Opens an attached volume's device, or closes it: while it is open it cannot be detached.
+    pub fn hold(&self, volume: &VolumeId, held: bool) {
+        let mut host = self.host();
+        if held {
+            host.held.insert(volume.clone());
+        } else {
+            host.held.remove(volume);
+        }
+    }
+
+    /// Reboots this host: nothing is attached to it any more.
+    pub fn reboot(&self) {
+        let mut host = self.host();
+        host.attached.clear();
+        host.held.clear();
+    }
+
+    /// All volumes with their sizes in bytes.
+    #[must_use]
+    pub fn volumes(&self) -> BTreeMap<VolumeId, u64> {
+        self.shared().volumes.clone()
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn host(&self) -> MutexGuard<'_, Host> {
+        self.host.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reach(&self, call: &'static str) -> Result<(), StorageError> {
+        if self.host().outage { Err(injected(call, "outage injected")) } else { Ok(()) }
+    }
+
+    /// A change, with the faults that were injected.
+    async fn change<T>(
+        &self,
+        call: &'static str,
+        change: impl FnOnce(&mut Shared, &mut Host) -> Result<T, StorageError> + Send,
+    ) -> Result<T, StorageError> {
+        tokio::task::yield_now().await;
+        self.reach(call)?;
+        let (result, lost) = {
+            let (mut shared, mut host) = (self.shared(), self.host());
+            if host.refusals > 0 {
+                host.refusals -= 1;
+                return Err(injected(call, "refusal injected"));
+            }
+            let result = change(&mut shared, &mut host);
+            let lost = host.lost_answers > 0;
+            host.lost_answers = host.lost_answers.saturating_sub(1);
+            (result, lost)
+        };
+        if lost {
+            tokio::time::sleep(LOST_ANSWER).await;
+            return Err(StorageError::TimedOut { call, limit: LOST_ANSWER });
+        }
+        result
+    }
+}
+
+fn injected(call: &'static str, reason: &'static str) -> StorageError {
+    StorageError::Io { call, source: io::Error::other(reason) }
+}
+
+impl Shared {
+    fn capacity(&self, location: &str) -> Result<u64, StorageError> {
+        self.locations
+            .get(location)
+            .copied()
+            .ok_or_else(|| StorageError::UnknownLocation(location.to_owned()))
+    }
+
+    /// Refuses unless `more` bytes fit into the location.
+    fn reserve(&self, location: &str, more: u64) -> Result<(), StorageError> {
+        let used: u64 =
+            self.volumes.iter().filter(|(id, _)| id.location == location).map(|(_, size)| size).sum();
+        let available = self.capacity(location)?.saturating_sub(used);
+        if more <= available {
+            Ok(())
+        } else {
+            Err(StorageError::NoSpace { location: location.to_owned(), available, requested: more })
+        }
+    }
+}
+
+#[async_trait]
+impl Storage for MemoryStorage {
+    async fn locations(&self) -> Vec<LocationFacts> {
+        tokio::task::yield_now().await;
+        if self.host().outage {
+            return Vec::new();
+        }
+        let facts =
+            |(name, capacity): (&String, &u64)| LocationFacts { name: name.clone(), capacity: *capacity };
+        self.shared().locations.iter().map(facts).collect()
+    }
+
+    async fn find(&self, volume: &VolumeId) -> Result<Option<u64>, StorageError> {
+        tokio::task::yield_now().await;
+        self.reach("find")?;
+        let shared = self.shared();
+        shared.capacity(&volume.location)?;
+        Ok(shared.volumes.get(volume).copied())
+    }
+
+    async fn create(&self, volume: &VolumeId, size: u64) -> Result<(), StorageError> {
+        check_size(size)?;
+        self.change("create", |shared, _| {
+            shared.capacity(&volume.location)?;
+            match shared.volumes.get(volume) {
+                Some(existing) if *existing == size => Ok(()),
+                Some(&existing) => {
+                    Err(StorageError::OtherSize { volume: volume.clone(), existing, requested: size })
+                }
+                None => {
+                    shared.reserve(&volume.location, size)?;
+                    shared.volumes.insert(volume.clone(), size);
+                    Ok(())
+                }
+            }
+        })
+        .await
+    }
+
+    async fn grow(&self, volume: &VolumeId, size: u64) -> Result<(), StorageError> {
+        check_size(size)?;
+        self.change("grow", |shared, _| {
+            shared.capacity(&volume.location)?;
+            let existing =
+                *shared.volumes.get(volume).ok_or_else(|| StorageError::NoSuchVolume(volume.clone()))?;
+            let Some(more) = size.checked_sub(existing) else {
+                return Err(StorageError::WouldShrink { volume: volume.clone(), existing, requested: size });
+            };
+            shared.reserve(&volume.location, more)?;
+            shared.volumes.insert(volume.clone(), size);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn delete(&self, volume: &VolumeId) -> Result<(), StorageError> {
+        self.change("delete", |shared, host| {
+            shared.capacity(&volume.location)?;
+            if host.attached.contains_key(volume) {
+                return Err(StorageError::InUse(volume.clone()));
+            }
+            shared.volumes.remove(volume);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn attach(&self, volume: &VolumeId, read_only: bool) -> Result<PathBuf, StorageError> {
+        self.change("attach", |shared, host| {
+            shared.capacity(&volume.location)?;
+            if !shared.volumes.contains_key(volume) {
+                return Err(StorageError::NoSuchVolume(volume.clone()));
+            }
+            if *host.attached.entry(volume.clone()).or_insert(read_only) != read_only {
+                return Err(StorageError::InUse(volume.clone()));
+            }
+            Ok(PathBuf::from(format!("/dev/simulated/{}/{}", volume.location, volume.uuid)))
+        })
+        .await
+    }
+
+    async fn detach(&self, volume: &VolumeId) -> Result<(), StorageError> {
+        self.change("detach", |shared, host| {
+            shared.capacity(&volume.location)?;
+            if host.held.contains(volume) {
+                return Err(StorageError::InUse(volume.clone()));
+            }
+            host.attached.remove(volume);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn attached(&self) -> Result<BTreeSet<VolumeId>, StorageError> {
+        tokio::task::yield_now().await;
+        self.reach("attached")?;
+        Ok(self.host().attached.keys().cloned().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::conformance::{SIZE, every_promise_holds};
+    use uuid::Uuid;
+
+    fn storage() -> (MemoryStorage, VolumeId) {
+        let storage = MemoryStorage::new(BTreeMap::from([("local".to_owned(), 4 * SIZE)]));
+        (storage, VolumeId { location: "local".into(), uuid: Uuid::from_u128(1) })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_keeps_every_promise_of_storage() {
+        every_promise_holds(&storage().0, "local").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn hosts_share_volumes_and_not_attachments() {
+        let (one, volume) = storage();
+        let two = one.on_another_host();
+        one.create(&volume, SIZE).await.unwrap();
+        one.attach(&volume, false).await.unwrap();
+        assert_eq!(two.find(&volume).await.unwrap(), Some(SIZE));
+        assert!(two.attached().await.unwrap().is_empty());
+        one.reboot();
+        assert!(one.attached().await.unwrap().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_answer_leaves_the_work_done() {
+        let (storage, volume) = storage();
+        storage.lose_answers(1);
+        let lost = storage.create(&volume, SIZE).await;
+        assert!(matches!(lost, Err(StorageError::TimedOut { .. })), "{lost:?}");
+        assert_eq!(storage.find(&volume).await.unwrap(), Some(SIZE));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_and_outages_change_nothing() {
+        let (storage, volume) = storage();
+        storage.refuse_next(1);
+        assert!(storage.create(&volume, SIZE).await.is_err());
+        assert_eq!(storage.find(&volume).await.unwrap(), None);
+        storage.set_outage(true);
+        assert!(storage.find(&volume).await.is_err());
+        assert!(storage.locations().await.is_empty());
+        storage.set_outage(false);
+        storage.create(&volume, SIZE).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_device_that_is_held_open_is_not_detached() {
+        let (storage, volume) = storage();
+        storage.create(&volume, SIZE).await.unwrap();
+        storage.attach(&volume, false).await.unwrap();
+        storage.hold(&volume, true);
+        assert!(matches!(storage.detach(&volume).await, Err(StorageError::InUse(_))));
+        storage.hold(&volume, false);
+        storage.detach(&volume).await.unwrap();
+    }
+}

@@ -1,0 +1,194 @@
+//! The storage boundary: volumes as block devices of this host.
+//!
+//! A volume lives in a location, a place that the agent's configuration names, and is known by the UUID of its
+//! `VirtualDisk`. What exists and what is attached is read from the storage and from the kernel each time, so an
+//! agent that was killed loses nothing. Every call ends within a time limit.
+//!
+//! - [`directory`] keeps raw sparse files in a folder and attaches them through loop devices.
+//! - [`memory`] is a model for simulation, with faults to inject.
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeSet, fmt, io, path::PathBuf, time::Duration};
+use uuid::Uuid;
+
+#[cfg(test)]
+mod conformance;
+pub mod directory;
+mod folder;
+mod loop_device;
+mod marker;
+pub mod memory;
+
+pub use directory::DirectoryStorage;
+pub use memory::MemoryStorage;
+
+/// A volume: where it lives and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct VolumeId {
+    /// Name of the location in the agent's configuration.
+    pub location: String,
+    /// The uid of its `VirtualDisk`.
+    pub uuid: Uuid,
+}
+
+impl fmt::Display for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in {}", self.uuid, self.location)
+    }
+}
+
+/// A location that can be used at this moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocationFacts {
+    /// Its name in the agent's configuration.
+    pub name: String,
+    /// The sum that the sizes of its volumes may reach, in bytes.
+    pub capacity: u64,
+}
+
+/// Why a call to the storage failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The agent's configuration names no such location.
+    #[error("This host has no storage location {0}")]
+    UnknownLocation(String),
+    /// The configuration cannot be followed whatever the host looks like.
+    #[error("The storage location {location} cannot be used: {reason}")]
+    BadConfig {
+        /// The location.
+        location: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no such volume.
+    #[error("There is no volume {0}")]
+    NoSuchVolume(VolumeId),
+    /// The volume exists with another size than it is to be created with.
+    #[error("The volume {volume} exists with {existing} bytes, not {requested}")]
+    OtherSize {
+        /// The volume.
+        volume: VolumeId,
+        /// Its size in bytes.
+        existing: u64,
+        /// The size asked for, in bytes.
+        requested: u64,
+    },
+    /// A volume never shrinks.
+    #[error("The volume {volume} has {existing} bytes and cannot shrink to {requested}")]
+    WouldShrink {
+        /// The volume.
+        volume: VolumeId,
+        /// Its size in bytes.
+        existing: u64,
+        /// The size asked for, in bytes.
+        requested: u64,
+    },
+    /// A size that no volume can have.
+    #[error("{size} bytes is no size of a volume: it must be a positive multiple of {SECTOR_BYTES}")]
+    BadSize {
+        /// The size asked for, in bytes.
+        size: u64,
+    },
+    /// The location's capacity, or the space that is free below it, does not suffice.
+    #[error("The storage location {location} has {available} bytes left, {requested} more are needed")]
+    NoSpace {
+        /// The location.
+        location: String,
+        /// What is left of it, in bytes.
+        available: u64,
+        /// What the call needs, in bytes.
+        requested: u64,
+    },
+    /// The volume is attached, or its device is still open, or it is attached for another kind of access.
+    #[error("The volume {0} is in use")]
+    InUse(VolumeId),
+    /// The call did not end in time. What it did is unknown: observe.
+    #[error("{call} did not end within {} s; what it did is not known", limit.as_secs())]
+    TimedOut {
+        /// The call.
+        call: &'static str,
+        /// The time limit.
+        limit: Duration,
+    },
+    /// The storage cannot be reached, or refused.
+    #[error("{call} failed")]
+    Io {
+        /// What was done.
+        call: &'static str,
+        /// The operating system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl StorageError {
+    /// A label from a fixed set, for metrics and conditions.
+    #[must_use]
+    pub fn category(&self) -> &'static str {
+        match self {
+            Self::UnknownLocation(_) => "UnknownLocation",
+            Self::BadConfig { .. } => "BadConfig",
+            Self::NoSuchVolume(_) => "NoSuchVolume",
+            Self::OtherSize { .. } => "OtherSize",
+            Self::WouldShrink { .. } => "WouldShrink",
+            Self::BadSize { .. } => "BadSize",
+            Self::NoSpace { .. } => "NoSpace",
+            Self::InUse(_) => "InUse",
+            Self::TimedOut { .. } => "TimedOut",
+            Self::Io { .. } => "Io",
+        }
+    }
+}
+
+/// Sizes are multiples of this: it is the sector that every guest sees, on whatever host it runs.
+pub const SECTOR_BYTES: u64 = 512;
+
+/// Refuses what is no size of a volume.
+fn check_size(size: u64) -> Result<(), StorageError> {
+    if size != 0 && size.is_multiple_of(SECTOR_BYTES) { Ok(()) } else { Err(StorageError::BadSize { size }) }
+}
+
+/// The storage of one host.
+#[async_trait]
+pub trait Storage: Send + Sync + fmt::Debug {
+    /// The locations that can be used at this moment, sorted by name.
+    async fn locations(&self) -> Vec<LocationFacts>;
+
+    /// The size of a volume in bytes, or nothing if there is no such volume.
+    async fn find(&self, volume: &VolumeId) -> Result<Option<u64>, StorageError>;
+
+    /// Makes a blank volume of exactly this size in bytes. It is there whole or not at all. Succeeds when the volume
+    /// exists with this size.
+    ///
+    /// # Errors
+    /// `OtherSize` when it exists with another size; `NoSpace` when the location's capacity does not allow it.
+    async fn create(&self, volume: &VolumeId, size: u64) -> Result<(), StorageError>;
+
+    /// Makes a volume larger; an attached device learns its new size. Succeeds when it has this size.
+    ///
+    /// # Errors
+    /// `WouldShrink` when it is larger already, `NoSuchVolume`, `NoSpace`.
+    async fn grow(&self, volume: &VolumeId, size: u64) -> Result<(), StorageError>;
+
+    /// Deletes a volume with its content. Succeeds when there is no such volume.
+    ///
+    /// # Errors
+    /// `InUse` while it is attached on this host.
+    async fn delete(&self, volume: &VolumeId) -> Result<(), StorageError>;
+
+    /// Makes a volume a device node of this host. A volume that is attached answers the device that it has.
+    ///
+    /// # Errors
+    /// `NoSuchVolume`; `InUse` when it is attached with another `read_only`.
+    async fn attach(&self, volume: &VolumeId, read_only: bool) -> Result<PathBuf, StorageError>;
+
+    /// Takes the device away. Succeeds when the volume is not attached, or does not exist.
+    ///
+    /// # Errors
+    /// `InUse` when somebody holds the device open: it goes when they let go, so try again.
+    async fn detach(&self, volume: &VolumeId) -> Result<(), StorageError>;
+
+    /// The volumes that are attached on this host, as the host itself sees it.
+    async fn attached(&self) -> Result<BTreeSet<VolumeId>, StorageError>;
+}
