@@ -247,6 +247,44 @@ fn later_requests_see_what_earlier_ones_took() {
 }
 
 #[test]
+fn the_score_sees_what_earlier_requests_took() {
+    // In percent of memory and CPU: after its first guest xen-1 stands at 20 and 1; xen-2 begins at 21 and 2.
+    let hosts = ["xen-1", "xen-2"].map(|name| HostView {
+        labels: labels(&[("zone", name)]),
+        memory_allocatable: 100 * GIB,
+        cpus: 25,
+        ..host(name)
+    });
+    let [one, mut two] = hosts;
+    (two.memory_used, two.vcpus_used) = (21 * GIB, 2);
+    let first = Request {
+        memory: 20 * GIB - 256 * MIB,
+        vcpus: 1,
+        selector: selector(&[("zone", "xen-1")]),
+        ..guest("a")
+    };
+    let second = Request { memory: MIB, vcpus: 10, selector: HostSelector::default(), ..guest("b") };
+    assert_eq!(hosts_of(&place(&snapshot(vec![one, two]), &[first, second])), ["xen-1", "xen-1"]);
+}
+
+#[test]
+fn a_large_pool_is_used_whole() {
+    let hosts: Vec<HostView> = (0..130).map(|index| host(&format!("xen-{index:03}"))).collect();
+    let names: Vec<String> = hosts.iter().map(|host| host.name.clone()).collect();
+    let alone = Request { anti_affinity: web(AntiAffinityMode::Required), ..guest("web") };
+    let verdicts = place(&snapshot(hosts.clone()), &vec![alone; 131]);
+    assert_eq!(hosts_of(&verdicts[..130]), names);
+    let Verdict::Unplaced(rejections) = &verdicts[130] else { panic!("{:?}", verdicts[130]) };
+    assert_eq!(rejections.to_string(), "0/130 hosts fit: 130 anti-affinity");
+
+    let mut hosts = hosts;
+    hosts.iter_mut().filter(|host| host.name != "xen-101").for_each(|host| host.schedulable = false);
+    assert_eq!(message(&snapshot(hosts.clone()), guest("web")), "placed on xen-101");
+    hosts[101].memory_allocatable = GIB;
+    assert_eq!(message(&snapshot(hosts), guest("web")), "0/130 hosts fit: 129 not schedulable, 1 memory");
+}
+
+#[test]
 fn groups_of_two_namespaces_are_two_groups() {
     let mut taken = host("xen-1");
     taken.groups.insert(group_key("bank", "web"), 1);
@@ -261,9 +299,8 @@ fn preferred_anti_affinity_goes_before_load_and_yields_where_nothing_else_fits()
     busy.memory_used = 50 * GIB;
     let mut web_guest = guest("web");
     web_guest.anti_affinity = web(AntiAffinityMode::Preferred);
-    let verdicts =
-        place(&snapshot(vec![empty, busy]), &[web_guest.clone(), web_guest.clone(), web_guest.clone()]);
-    assert_eq!(hosts_of(&verdicts), ["xen-1", "xen-2", "xen-1"]);
+    let verdicts = place(&snapshot(vec![empty, busy]), &vec![web_guest; 4]);
+    assert_eq!(hosts_of(&verdicts), ["xen-1", "xen-2", "xen-1", "xen-2"]);
 }
 
 #[test]
