@@ -5,4 +5,5 @@ pub mod lab;
 pub mod pool;
 pub mod process;
 pub mod programs;
+pub mod progress;
 pub mod scratch;

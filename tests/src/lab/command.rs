@@ -1,4 +1,4 @@
-//! `lab up|down|list|exec|logs`: the lab for people.
+//! `lab up|down|list|power|exec|logs`: the lab for people.
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::control::quoted;
 use super::host::{LabHost, read_from};
@@ -40,6 +40,13 @@ enum Verb {
     },
     /// List the labs and their hosts.
     List,
+    /// Switch a host on again, or cut its power.
+    Power {
+        /// The host, such as xen-1.
+        host: String,
+        /// What to do.
+        switch: Switch,
+    },
     /// Run a command in the dom0 of a host.
     Exec(ExecArgs),
     /// Print the console of a host.
@@ -59,6 +66,12 @@ enum Verb {
         #[arg(long)]
         hosts: usize,
     },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Debug, Args)]
@@ -118,6 +131,13 @@ impl Verb {
                 }
             }
             Self::List => list(&root)?,
+            Self::Power { host, switch } => {
+                let host = Lab::open(&root, &name)?.host(&host)?;
+                match switch {
+                    Switch::On => host.power_on().await?,
+                    Switch::Off => host.power_off().await?,
+                }
+            }
             Self::Exec(args) => return exec(args, &Lab::open(&root, &name)?).await,
             Self::Logs { host, follow, agent } => {
                 let host = Lab::open(&root, &name)?.host(&host)?;

@@ -71,7 +71,7 @@ const LIBRARIES: [&str; 4] =
 
 /// Folders and files that are copied as they are: Xen's hotplug scripts, firmware for HVM guests, and what QEMU's device
 /// model looks for when it makes network cards and keyboards.
-const DATA: [&str; 9] = [
+const DATA: [&str; 10] = [
     "/etc/xen/scripts",
     "/usr/lib/xen-4.17/boot",
     "/usr/share/seabios/bios-256k.bin",
@@ -79,13 +79,14 @@ const DATA: [&str; 9] = [
     "/usr/share/seabios/vgabios-stdvga.bin",
     "/usr/share/ovmf/OVMF.fd",
     "/usr/share/qemu/keymaps/en-us",
+    "/usr/share/qemu/linuxboot.bin",
     "/usr/lib/ipxe/qemu/efi-e1000.rom",
     "/usr/lib/ipxe/qemu/efi-rtl8139.rom",
 ];
 
 /// Modules that are loaded when dom0 starts. xenfs and the Xen devices come before xenstored; the others belong to QEMU's
 /// devices, or to devices for which nothing asks the kernel by name.
-const LOADED: [&str; 14] = [
+const LOADED: [&str; 15] = [
     "xenfs",
     "xen-evtchn",
     "xen-gntdev",
@@ -100,10 +101,11 @@ const LOADED: [&str; 14] = [
     "bridge",
     "loop",
     "dm-mod",
+    "tun",
 ];
 
 /// Modules that the kernel or a person loads when they are wanted.
-const AVAILABLE: [&str; 20] = [
+const AVAILABLE: [&str; 19] = [
     "8021q",
     "bonding",
     "crc32c-intel",
@@ -117,7 +119,6 @@ const AVAILABLE: [&str; 20] = [
     "libcrc32c",
     "nfs",
     "nfsv4",
-    "tun",
     "veth",
     "vxlan",
     "xen-acpi-processor",
@@ -177,6 +178,7 @@ pub fn archive(modules: &Modules, guest: &GuestFiles) -> Result<Archive> {
     archive.file("/guest/vmlinux", &guest.vmlinux)?;
     archive.file("/guest/vmlinuz", &guest.vmlinuz)?;
     archive.file("/guest/initrd", &guest.initrd)?;
+    archive.file("/guest/hvm.img", &guest.hvm_disk)?;
     Ok(archive)
 }
 
@@ -185,10 +187,12 @@ pub fn archive(modules: &Modules, guest: &GuestFiles) -> Result<Archive> {
 pub struct GuestFiles {
     /// The ELF kernel, for PVH and PV guests.
     pub vmlinux: PathBuf,
-    /// The same as a bzImage, which is what the device model of an HVM guest boots.
+    /// The same as a bzImage, which the device model of an HVM guest can boot, though it needs minutes for it.
     pub vmlinuz: PathBuf,
     /// See [`super::guest`].
     pub initrd: PathBuf,
+    /// A disk that HVM guests boot from; in dom0 `/guest/hvm.img`, to be copied before it is used.
+    pub hvm_disk: PathBuf,
 }
 
 /// busybox under all its names that no real program has.

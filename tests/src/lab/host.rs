@@ -176,7 +176,14 @@ impl LabHost {
     /// # Errors
     /// As there.
     pub async fn exec_with_input(&self, command: &str, input: &[u8], limit: Duration) -> Result<Output> {
-        self.control()?.run(command, input, limit).await.with_context(|| format!("on {}", self.name()))
+        let outcome = self.control()?.run(command, input, limit).await;
+        outcome.with_context(|| {
+            if self.is_on() {
+                format!("on {}", self.name())
+            } else {
+                format!("{} went off: see its console in {}", self.name(), self.console_log().display())
+            }
+        })
     }
 
     /// Runs a command that must succeed, and returns its standard output as text.

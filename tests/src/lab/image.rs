@@ -20,7 +20,7 @@ use super::kernel;
 use super::libraries::add_program;
 use super::modules::Modules;
 use super::packages::{self, Unpacked};
-use super::progress::Step;
+use crate::progress::Step;
 
 /// A file of this machine that is to stand in every dom0 of a lab.
 ///
@@ -86,7 +86,9 @@ fn build_parts(cache: &Cache, unpacked: &Unpacked) -> Result<Image> {
         compress(target)
     })?;
 
-    let dom0 = dom0::archive(&modules, &GuestFiles { vmlinux, vmlinuz: vmlinuz.clone(), initrd })?;
+    let hvm_disk = cache.part("hvm-disk", guest::hvm_disk_digest(), guest::write_hvm_disk)?;
+
+    let dom0 = dom0::archive(&modules, &GuestFiles { vmlinux, vmlinuz: vmlinuz.clone(), initrd, hvm_disk })?;
     let base = cache.part("dom0", dom0.digest()?, |target| {
         let step = Step::begin("building the dom0 image");
         let mut output = BufWriter::new(File::create(target)?);

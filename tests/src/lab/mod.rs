@@ -10,8 +10,9 @@
 //! Each host has a disk of its own, ext4, at `/srv/kubexen`, which keeps its data when the host is switched off. Services on
 //! this machine's loopback are at 10.0.2.2 in dom0; [`LabHost::forward`] opens the way into dom0.
 //!
-//! The test guest's files are `/guest/vmlinux` (PVH, PV), `/guest/vmlinuz` (HVM) and `/guest/initrd`;
-//! `files/guest-init.sh` says what it does.
+//! The test guest's files in dom0 are `/guest/vmlinux` and `/guest/initrd` (PVH, PV), and `/guest/hvm.img`, a disk to be
+//! copied for an HVM guest; `files/guest-init.sh` and `files/hvm-boot.s` say what they do. `/guest/vmlinuz` boots as an HVM
+//! guest's kernel too, but its way through emulated ports takes minutes.
 //!
 //! ```text
 //! image ── packages, kernel, modules, libraries, guest, dom0 ──▶ cache ──▶ host boots from it
@@ -34,7 +35,6 @@ mod modules;
 pub mod packages;
 mod pool;
 pub mod process;
-mod progress;
 mod qmp;
 pub mod state;
 

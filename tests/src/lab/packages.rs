@@ -9,7 +9,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 use tokio::process::Command;
 
-use super::progress::Step;
+use crate::progress::Step;
 
 /// Installed packages, each with what the lab takes from it in its name or in [`super::dom0`].
 const INSTALLED: [&str; 19] = [
