@@ -1,0 +1,250 @@
+//! What every reconciler works with: the view, the queues, and the only way to write.
+
+use crate::{
+    error::Error,
+    host::heartbeat::Heartbeats,
+    lease::Leadership,
+    metrics::Metrics,
+    scheduler::Scheduler,
+    view::{View, uid},
+    watched::Watched,
+};
+use kube::{
+    Client, Resource, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
+};
+use kubexen_crds::names::CONTROLLER_FINALIZER;
+use kubexen_runtime::{
+    Clock, Key, WorkQueue,
+    events::Events,
+    mirror::Change,
+    write::{self, limited},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+/// Who the API server says changed a field.
+pub(crate) const MANAGER: &str = "kubexen-controller";
+
+/// What every reconciler works with.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) events: Events,
+    pub(crate) metrics: Metrics,
+    pub(crate) leadership: Leadership,
+    pub(crate) view: View,
+    pub(crate) queues: Queues,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) heartbeats: Heartbeats,
+    pub(crate) access: crate::host::access::Looks,
+}
+
+/// The queues of all kinds. They take keys only while this process leads: each term begins with every object anyway.
+#[derive(Debug, Default)]
+pub(crate) struct Queues {
+    open: AtomicBool,
+    pub(crate) machines: WorkQueue<Key>,
+    pub(crate) disks: WorkQueue<Key>,
+    pub(crate) networks: WorkQueue<Key>,
+    pub(crate) repositories: WorkQueue<Key>,
+    pub(crate) hosts: WorkQueue<Key>,
+    pub(crate) pools: WorkQueue<Key>,
+}
+
+impl Queues {
+    /// Adds a key to one of the queues, while they are open.
+    pub(crate) fn add(&self, queue: &WorkQueue<Key>, key: Key) {
+        if self.open.load(Ordering::Relaxed) {
+            queue.add(key);
+        }
+    }
+
+    /// Adds keys to one of the queues, while they are open.
+    pub(crate) fn add_all(&self, queue: &WorkQueue<Key>, keys: impl IntoIterator<Item = Key>) {
+        for key in keys {
+            self.add(queue, key);
+        }
+    }
+
+    /// Adds a key after a delay, while they are open.
+    pub(crate) fn add_after(&self, queue: &WorkQueue<Key>, key: Key, delay: Duration) {
+        if self.open.load(Ordering::Relaxed) {
+            queue.add_after(key, delay);
+        }
+    }
+
+    /// Empties all queues, and opens or closes them.
+    pub(crate) fn restart(&self, open: bool) {
+        self.open.store(open, Ordering::Relaxed);
+        for queue in
+            [&self.machines, &self.disks, &self.networks, &self.repositories, &self.hosts, &self.pools]
+        {
+            queue.clear();
+        }
+    }
+}
+
+impl Context {
+    /// Takes a change that a watch showed.
+    pub(crate) fn changed<K: Watched>(&self, change: &Change<'_, K>) {
+        let version = |object: Option<&Arc<K>>| object.and_then(|object| object.resource_version());
+        let (before, after) = (version(change.before), version(change.after));
+        if before.is_some() && before == after {
+            // The echo of a write of ours: its answer was taken already.
+            return;
+        }
+        K::index(&self.view, change);
+        K::wake(self, change);
+        if let Some(queue) = K::queue(&self.queues) {
+            self.queues.add(queue, change.key.clone());
+        }
+    }
+
+    /// Takes the answer to a write of ours. The object itself is not queued: who wrote it looks again anyway.
+    pub(crate) fn learn<K: Watched>(&self, object: K) {
+        K::mirror(&self.view).learn_with(object, |change| {
+            K::index(&self.view, change);
+            K::wake(self, change);
+        });
+    }
+
+    /// Creates an object; if one of its name is there already, learns that one instead.
+    pub(crate) async fn create<K: Watched>(&self, object: &K) -> Result<(), Error> {
+        let key = Key::of(object);
+        let api = K::api(&self.client, &key.namespace);
+        self.may_write::<K>("create")?;
+        match limited(api.create(&PostParams::default(), object)).await {
+            Ok(created) => self.learn(created),
+            Err(error) if error.is_already_exists() => {
+                if let Some(present) = self.get::<K>(&key).await? {
+                    self.learn(present);
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Merges a change into an object's metadata or spec.
+    pub(crate) async fn merge<K: Watched>(&self, key: &Key, change: &Value) -> Result<(), Error> {
+        self.may_write::<K>("patch")?;
+        let api = K::api(&self.client, &key.namespace);
+        self.learn(write::merge(&api, &key.name, MANAGER, change).await?);
+        Ok(())
+    }
+
+    /// Writes the status of `object` where it differs; says whether there was anything to write.
+    ///
+    /// It is a compare-and-swap on the version that was seen: whoever looked at an older state writes nothing, least
+    /// of all a controller that was deposed meanwhile.
+    pub(crate) async fn write_status<K, S>(
+        &self,
+        object: &K,
+        before: Option<&S>,
+        after: &S,
+    ) -> Result<bool, Error>
+    where
+        K: Watched,
+        S: Serialize,
+    {
+        let before = before.map(serde_json::to_value).transpose()?.unwrap_or_else(|| json!({}));
+        let Some(status) = write::merge_patch(&before, &serde_json::to_value(after)?) else {
+            return Ok(false);
+        };
+        self.may_write::<K>("patch_status")?;
+        let meta = object.meta();
+        let patch = Patch::Merge(json!({
+            "metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version},
+            "status": status,
+        }));
+        let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let api = K::api(&self.client, &object.namespace().unwrap_or_default());
+        self.learn(limited(api.patch_status(&object.name_any(), &parameters, &patch)).await?);
+        Ok(true)
+    }
+
+    /// Deletes exactly this object, not one that has its name now; says whether the server still had it.
+    pub(crate) async fn delete<K: Watched>(&self, object: &K) -> Result<bool, Error> {
+        self.may_write::<K>("delete")?;
+        let api = K::api(&self.client, &object.namespace().unwrap_or_default());
+        let only_this = Preconditions { uid: Some(uid(object).to_owned()), resource_version: None };
+        let parameters = DeleteParams::default().preconditions(only_this);
+        match limited(api.delete(&object.name_any(), &parameters)).await {
+            Ok(answer) => {
+                // An object with finalizers is answered as it stands now, one without is gone.
+                if let Some(marked) = answer.left() {
+                    self.learn(marked);
+                }
+                Ok(true)
+            }
+            Err(error) if error.is_not_found() || error.is_conflict() => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Puts the controller's finalizer on an object.
+    pub(crate) async fn add_finalizer<K: Watched>(&self, object: &K) -> Result<(), Error> {
+        match write::with_finalizer(object, CONTROLLER_FINALIZER) {
+            Some(change) => self.merge::<K>(&Key::of(object), &change).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the controller's finalizer off an object, which may be gone then.
+    pub(crate) async fn remove_finalizer<K: Watched>(&self, object: &K) -> Result<(), Error> {
+        let Some(change) = write::without_finalizer(object, CONTROLLER_FINALIZER) else { return Ok(()) };
+        self.may_write::<K>("patch")?;
+        let key = Key::of(object);
+        let api = K::api(&self.client, &key.namespace);
+        // The answer is not learnt: it shows an object that the same request may have ended.
+        match write::merge(&api, &key.name, MANAGER, &change).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Reads an object from the server, linearizably.
+    pub(crate) async fn get<K: Watched>(&self, key: &Key) -> Result<Option<K>, Error> {
+        Ok(limited(K::api(&self.client, &key.namespace).get_opt(&key.name)).await?)
+    }
+
+    /// Reads all objects of this name in all namespaces from the server, linearizably.
+    pub(crate) async fn list_named<K: Watched>(&self, name: &str) -> Result<Vec<K>, Error> {
+        let parameters = ListParams::default().fields(&format!("metadata.name={name}"));
+        let list = limited(K::api_all(&self.client).list(&parameters)).await?;
+        Ok(list.items.into_iter().filter(|object| object.name_any() == name).collect())
+    }
+
+    /// Reads all objects in a namespace from the server, linearizably.
+    pub(crate) async fn list_in<K: Watched>(&self, namespace: &str) -> Result<Vec<K>, Error> {
+        Ok(limited(K::api(&self.client, namespace).list(&ListParams::default())).await?.items)
+    }
+
+    /// Counts a write that is about to be sent, or refuses it because this process does not lead.
+    pub(crate) fn may_write<K: Resource<DynamicType = ()>>(&self, verb: &'static str) -> Result<(), Error> {
+        if !self.leadership.holds() {
+            return Err(Error::Deposed);
+        }
+        self.metrics.wrote(K::kind(&()), verb);
+        Ok(())
+    }
+
+    /// Wall-clock age of an object, as far as clocks agree; for what only people see.
+    pub(crate) fn age(&self, object: &impl Resource) -> Duration {
+        object
+            .meta()
+            .creation_timestamp
+            .as_ref()
+            .and_then(|created| Duration::try_from(self.clock.now().duration_since(created.0)).ok())
+            .unwrap_or_default()
+    }
+}

@@ -1,0 +1,121 @@
+//! The whole policy of a host, pure.
+
+use super::heartbeat::Heartbeat;
+use crate::view::{has_finalizer, is_deleting};
+use kubexen_crds::{
+    Host,
+    condition::{State, Wanted, find},
+    names::HEARTBEAT_TIMEOUT_SECONDS,
+};
+use kubexen_runtime::Key;
+use std::{sync::Arc, time::Duration};
+
+/// How long a host's agent may be silent.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(HEARTBEAT_TIMEOUT_SECONDS);
+/// How often what an agent's access consists of is compared with what it should be.
+pub(crate) const ACCESS_LOOK: Duration = Duration::from_secs(300);
+
+/// What is known of a host at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Observed {
+    /// The host.
+    pub(crate) host: Arc<Host>,
+    /// Its agent's heartbeat.
+    pub(crate) heartbeat: Heartbeat,
+    /// How long ago its agent's access was looked after; none if this process never did.
+    pub(crate) access_age: Option<Duration>,
+    /// Its Domains, if it is being deleted.
+    pub(crate) domains: Vec<Key>,
+    /// Its Volumes, if it is being deleted.
+    pub(crate) volumes: Vec<Key>,
+}
+
+/// What is to be done about a host, and what is to be said of it then.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Plan {
+    /// What to do, in this order.
+    pub(crate) actions: Vec<Action>,
+    /// The condition Ready; none leaves it as it is.
+    pub(crate) report: Option<Wanted>,
+    /// When to look again even if nothing changes.
+    pub(crate) again: Option<Duration>,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Put the controller's finalizer on the host.
+    AddFinalizer,
+    /// Make or mend the agent's namespace, identity and rights.
+    GrantAccess,
+    /// See by a linearizable read that nothing is left on the host, and take the finalizer off.
+    LetGo,
+}
+
+/// What to do about a host.
+pub(crate) fn decide(observed: &Observed) -> Plan {
+    let host = &*observed.host;
+    match (is_deleting(host), has_finalizer(host)) {
+        (true, false) => Plan::default(),
+        (false, false) => Plan { actions: vec![Action::AddFinalizer], ..Plan::default() },
+        (true, true) => delete(observed),
+        (false, true) => keep(observed),
+    }
+}
+
+fn delete(observed: &Observed) -> Plan {
+    let left = match (observed.domains.first(), observed.volumes.first()) {
+        (Some(domain), _) => Some((domain, "Domain", observed.domains.len())),
+        (None, Some(volume)) => Some((volume, "Volume", observed.volumes.len())),
+        (None, None) => None,
+    };
+    let Some((first, kind, count)) = left else {
+        return Plan { actions: vec![Action::LetGo], ..Plan::default() };
+    };
+    let message = format!(
+        "the host is being deleted and waits for its last {kind}: {count} left, {first} among them; halt or delete \
+         what they belong to"
+    );
+    // Its agent is still needed to carry the deletions out.
+    let again = observed.access_age.map_or(Duration::ZERO, |age| ACCESS_LOOK.saturating_sub(age));
+    let actions = if again.is_zero() { vec![Action::GrantAccess] } else { Vec::new() };
+    let report = Some(Wanted::new("Ready", State::False, "Deleting", message));
+    Plan { actions, report, again: (!again.is_zero()).then_some(again) }
+}
+
+fn keep(observed: &Observed) -> Plan {
+    let access = observed.access_age.map_or(Duration::ZERO, |age| ACCESS_LOOK.saturating_sub(age));
+    let actions = if access.is_zero() { vec![Action::GrantAccess] } else { Vec::new() };
+    let conditions =
+        observed.host.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let said = find(conditions, "Ready");
+    let (report, fresh_for) = match observed.heartbeat {
+        Heartbeat::Beaten(age) if age < TIMEOUT => (Some(reporting()), TIMEOUT - age),
+        Heartbeat::Unwitnessed(age) if age < TIMEOUT => {
+            // What was said before this process began is believed until the heartbeat shows or is overdue.
+            let believed = said.filter(|ready| ready.status == State::True.as_str()).map(|_| reporting());
+            (believed, TIMEOUT - age)
+        }
+        Heartbeat::Beaten(_) | Heartbeat::Unwitnessed(_) => (Some(silent()), Duration::MAX),
+        Heartbeat::Never => (Some(never_seen(&Key::of(&*observed.host).name)), Duration::MAX),
+    };
+    let again = if access.is_zero() { fresh_for } else { fresh_for.min(access) };
+    Plan { actions, report, again: (again < Duration::MAX).then_some(again) }
+}
+
+fn reporting() -> Wanted {
+    Wanted::new("Ready", State::True, "AgentReporting", "the host's agent reports")
+}
+
+fn silent() -> Wanted {
+    let message = format!(
+        "the host's agent has not renewed its heartbeat for {HEARTBEAT_TIMEOUT_SECONDS} s or more: see whether the host and \
+         its agent run and reach the API server"
+    );
+    Wanted::new("Ready", State::Unknown, "AgentSilent", message)
+}
+
+fn never_seen(host: &str) -> Wanted {
+    let message = format!("no agent has reported yet: start one on host {host} with this host's credentials");
+    Wanted::new("Ready", State::False, "AgentNeverSeen", message)
+}

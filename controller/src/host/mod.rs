@@ -1,0 +1,111 @@
+//! Host: gives each host's agent its place and its rights, and says whether it is alive.
+//!
+//! ```text
+//!   Host ──────────────────────▶ access: namespace, service account, roles and their bindings
+//!   Lease `heartbeat` ─ beat ──▶ decide ──▶ condition Ready ──▶ placement, machines
+//! ```
+//!
+//! # What it watches
+//! The Host, the heartbeat Lease in its namespace, and, while the Host is being deleted, what is left there.
+//!
+//! # What it decides
+//! A host is Ready while its heartbeat changes, by the controller's own monotonic clock: the times that the agent writes
+//! into the Lease are for people. A host that is being deleted waits until it has neither a Domain nor a Volume.
+//!
+//! # What it writes
+//! The finalizer, what [`access`] makes, and of the status only `conditions` and `observedGeneration`; the rest is the
+//! agent's.
+
+pub mod access;
+pub(crate) mod decide;
+pub(crate) mod heartbeat;
+
+#[cfg(test)]
+mod tests;
+
+use crate::{context::Context, error::Error};
+use decide::{Action, Observed, decide};
+use kubexen_crds::{Domain, Host, Volume, condition, names::host_namespace};
+use kubexen_runtime::{Key, Outcome, events::Severity};
+use std::time::Duration;
+
+const ROUNDS: usize = 4;
+const LATER: Duration = Duration::from_secs(1);
+
+/// One look at a host.
+pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, Error> {
+    for _ in 0..ROUNDS {
+        let Some(observed) = observe(context, key) else {
+            context.access.forget(&key.name);
+            return Ok(Outcome::Settled);
+        };
+        let host = &*observed.host;
+        let plan = decide(&observed);
+        let mut acted = false;
+        for action in plan.actions {
+            acted = true;
+            match action {
+                Action::AddFinalizer => context.add_finalizer(host).await?,
+                Action::GrantAccess => access::grant(context, host).await?,
+                Action::LetGo => {
+                    if !is_empty(context, &key.name).await? {
+                        return Ok(Outcome::Again(LATER));
+                    }
+                    context.remove_finalizer(host).await?;
+                    return Ok(Outcome::Settled);
+                }
+            }
+        }
+        if let Some(report) = plan.report {
+            acted |= say(context, host, report).await?;
+        }
+        if !acted {
+            return Ok(plan.again.map_or(Outcome::Settled, Outcome::Again));
+        }
+    }
+    Ok(Outcome::Again(LATER))
+}
+
+fn observe(context: &Context, key: &Key) -> Option<Observed> {
+    let host = context.view.hosts.get(key)?;
+    let namespace = host_namespace(&key.name);
+    let deleting = crate::view::is_deleting(&*host);
+    let left = |keys: Vec<Key>| keys.into_iter().filter(|key| key.namespace == namespace).collect();
+    Some(Observed {
+        heartbeat: context.heartbeats.of(&key.name),
+        access_age: context.access.age(&key.name, crate::view::uid(&*host)),
+        // Looked for only where it matters: it is a scan.
+        domains: if deleting { left(context.view.domains.keys()) } else { Vec::new() },
+        volumes: if deleting { left(context.view.volumes.keys()) } else { Vec::new() },
+        host,
+    })
+}
+
+async fn say(context: &Context, host: &Host, report: condition::Wanted) -> Result<bool, Error> {
+    let before = host.status.clone().unwrap_or_default();
+    let generation = host.metadata.generation;
+    let was_ready = crate::view::is_ready(host);
+    let (state, reason, message) = (report.state, report.reason, report.message.clone());
+    let after = kubexen_crds::HostStatus {
+        observed_generation: generation,
+        conditions: condition::set(&before.conditions, vec![report], generation, context.clock.now()),
+        ..before.clone()
+    };
+    let written = context.write_status(host, Some(&before), &after).await?;
+    if written && was_ready != (state == condition::State::True) {
+        let severity = if was_ready { Severity::Warning } else { Severity::Normal };
+        context.events.record(host, severity, reason, "Reconcile", message);
+    }
+    Ok(written)
+}
+
+/// Whether the server has neither a Domain nor a Volume in the host's namespace.
+async fn is_empty(context: &Context, host: &str) -> Result<bool, Error> {
+    let namespace = host_namespace(host);
+    let domains: Vec<Domain> = context.list_in(&namespace).await?;
+    let volumes: Vec<Volume> = context.list_in(&namespace).await?;
+    let empty = domains.is_empty() && volumes.is_empty();
+    domains.into_iter().for_each(|domain| context.learn(domain));
+    volumes.into_iter().for_each(|volume| context.learn(volume));
+    Ok(empty)
+}

@@ -1,0 +1,66 @@
+//! Pool: counts the hosts.
+//!
+//! ```text
+//!   Pool, Hosts ──▶ decide ──▶ status
+//! ```
+//!
+//! Its policy is read by the scheduler. An installation does without the object just as well.
+
+use crate::{context::Context, error::Error, view::is_ready};
+use kubexen_crds::{
+    PoolStatus,
+    condition::{self, State, Wanted},
+};
+use kubexen_runtime::{Key, Outcome};
+
+/// One look at the pool.
+pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, Error> {
+    let Some(pool) = context.view.pools.get(key) else { return Ok(Outcome::Settled) };
+    let hosts = context.view.hosts.list();
+    let ready = hosts.iter().filter(|host| is_ready(host)).count();
+    let before = pool.status.clone().unwrap_or_default();
+    let generation = pool.metadata.generation;
+    let wanted = vec![decide(hosts.len(), ready)];
+    let after = PoolStatus {
+        observed_generation: generation,
+        hosts: i32::try_from(hosts.len()).ok(),
+        ready_hosts: i32::try_from(ready).ok(),
+        conditions: condition::set(&before.conditions, wanted, generation, context.clock.now()),
+    };
+    context.write_status(&*pool, pool.status.as_ref(), &after).await?;
+    Ok(Outcome::Settled)
+}
+
+fn decide(hosts: usize, ready: usize) -> Wanted {
+    if hosts == 0 {
+        return Wanted::new(
+            "Ready",
+            State::False,
+            "NoHosts",
+            "there are no hosts: create a Host and start its agent",
+        );
+    }
+    if ready == hosts {
+        return Wanted::new(
+            "Ready",
+            State::True,
+            "AllHostsReady",
+            format!("{hosts} of {hosts} hosts are ready"),
+        );
+    }
+    Wanted::new("Ready", State::False, "HostsNotReady", format!("{ready} of {hosts} hosts are ready"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_is_ready_when_it_has_hosts_and_all_are() {
+        let cases =
+            [(0, 0, "NoHosts"), (3, 3, "AllHostsReady"), (3, 2, "HostsNotReady"), (1, 0, "HostsNotReady")];
+        for (hosts, ready, reason) in cases {
+            assert_eq!(decide(hosts, ready).reason, reason, "{ready} of {hosts}");
+        }
+    }
+}

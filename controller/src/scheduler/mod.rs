@@ -1,0 +1,293 @@
+//! Finds hosts for the machines that wait for one.
+//!
+//! ```text
+//!   VirtualMachine look ──ask──▶ pending ──┐                    ┌──▶ assigned ──▶ that machine looks again
+//!                                          ├─▶ pass: place(…) ──┤
+//!   any change of what could fit ──wake──▶ ┘                    └──▶ rejected, with the reason counted
+//! ```
+//!
+//! # Guarantees
+//! A pass takes all machines that wait, oldest first, and is a pure function of what the mirrors show and of what was
+//! assigned before; a host that was assigned counts as used until the machine's Domain is in the mirror. One pass at a
+//! time; what changes meanwhile leads to another. Nothing is placed by a timer.
+//!
+//! # Caveats
+//! It writes nothing. A machine's own look carries the answer out, so that a machine has one writer.
+
+mod snapshot;
+
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    context::Context,
+    placement::{DiskNeed, NetworkNeed, Request, Verdict, group_key, place},
+    view::uid,
+    virtual_machine::references::{Resolved, Site, resolve},
+};
+use kubexen_crds::VirtualMachine;
+use kubexen_runtime::Key;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{sync::Notify, time::Instant};
+
+/// How long changes are collected before a pass: a storm of machines becomes a few batches.
+const WINDOW: Duration = Duration::from_millis(25);
+/// How often at most a machine that fits nowhere says so in other words; counts change with every neighbour.
+const REWORD: Duration = Duration::from_secs(5);
+
+/// What the scheduler says of a machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// It will be in the next pass.
+    Waiting,
+    /// This host is to run it; the room is kept.
+    Assigned(String),
+    /// No host fits, for these reasons; every pass tries again.
+    Rejected(String),
+}
+
+/// The machines that wait for a host.
+#[derive(Debug, Default)]
+pub(crate) struct Scheduler {
+    pending: Mutex<BTreeMap<Key, Pending>>,
+    wake: Notify,
+}
+
+#[derive(Debug)]
+struct Pending {
+    uid: String,
+    generation: Option<i64>,
+    answer: Answer,
+    /// What was assigned, to be counted as used; the disks in it by key.
+    claim: Option<Claim>,
+}
+
+/// What an assigned machine will use.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Claim {
+    pub(crate) host: String,
+    pub(crate) request: Request,
+    pub(crate) disks: BTreeSet<Key>,
+    /// Of the disks those that are to be made: location and size in bytes.
+    pub(crate) new_disks: BTreeMap<Key, (String, u64)>,
+}
+
+impl Scheduler {
+    /// What is said of this machine as it is now; none if nobody has asked.
+    pub(crate) fn answer(&self, key: &Key, machine: &VirtualMachine) -> Option<Answer> {
+        let pending = self.lock();
+        pending.get(key).filter(|entry| entry.is_about(machine)).map(|entry| entry.answer.clone())
+    }
+
+    /// Asks for a host for this machine as it is now.
+    pub(crate) fn ask(&self, key: &Key, machine: &VirtualMachine) {
+        let mut pending = self.lock();
+        if pending.get(key).is_none_or(|entry| !entry.is_about(machine)) {
+            let entry = Pending {
+                uid: uid(machine).to_owned(),
+                generation: machine.metadata.generation,
+                answer: Answer::Waiting,
+                claim: None,
+            };
+            pending.insert(key.clone(), entry);
+        }
+        drop(pending);
+        self.wake();
+    }
+
+    /// The machine's Domain is in the mirror: its place is used, no longer kept.
+    pub(crate) fn started(&self, key: &Key) {
+        self.lock().remove(key);
+    }
+
+    /// The machine does not want a host any more.
+    pub(crate) fn forget(&self, key: &Key) {
+        let gone = self.lock().remove(key);
+        if gone.is_some_and(|entry| entry.claim.is_some()) {
+            self.wake();
+        }
+    }
+
+    /// Forgets all machines, at the beginning of a term.
+    pub(crate) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    /// Something changed that may make room.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Whether a machine that was assigned a host is about to use this disk.
+    pub(crate) fn claims_disk(&self, disk: &Key) -> bool {
+        self.lock().values().filter_map(|entry| entry.claim.as_ref()).any(|claim| claim.disks.contains(disk))
+    }
+
+    fn claims(&self) -> Vec<Claim> {
+        self.lock().values().filter_map(|entry| entry.claim.clone()).collect()
+    }
+
+    /// Machines without an assignment.
+    fn waiting(&self) -> Vec<Key> {
+        self.lock().iter().filter(|(_, entry)| entry.claim.is_none()).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Notes the verdict; says whether the machine hears something new, and whether that was its first answer.
+    fn note(&self, key: &Key, answer: Answer, claim: Option<Claim>) -> Option<News> {
+        let mut pending = self.lock();
+        let entry = pending.get_mut(key)?;
+        if entry.answer == answer {
+            return None;
+        }
+        let reworded = matches!((&entry.answer, &answer), (Answer::Rejected(_), Answer::Rejected(_)));
+        entry.answer = answer;
+        entry.claim = claim;
+        Some(if reworded { News::Reworded } else { News::Decided })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum News {
+    Decided,
+    Reworded,
+}
+
+impl Pending {
+    fn is_about(&self, machine: &VirtualMachine) -> bool {
+        self.uid == uid(machine) && self.generation == machine.metadata.generation
+    }
+}
+
+/// Runs passes whenever there is a reason to, for ever.
+pub(crate) async fn run(context: &Context) {
+    loop {
+        context.scheduler.wake.notified().await;
+        tokio::time::sleep(WINDOW).await;
+        pass(context);
+    }
+}
+
+/// One pass over all machines that wait.
+pub(crate) fn pass(context: &Context) {
+    let started = Instant::now();
+    let scheduler = &context.scheduler;
+    let waiting = scheduler.waiting();
+    if !waiting.is_empty() {
+        let claims = scheduler.claims();
+        let batch = batch(context, &waiting, &claims);
+        let requests: Vec<Request> = batch.iter().map(|candidate| candidate.request.clone()).collect();
+        let verdicts = place(&snapshot::take(&context.view, &claims), &requests);
+        for (candidate, verdict) in batch.into_iter().zip(verdicts) {
+            let key = candidate.request.key.clone();
+            let news = match verdict {
+                Verdict::Placed { host } => {
+                    let claim = candidate.claim(host.clone());
+                    scheduler.note(&key, Answer::Assigned(host), Some(claim))
+                }
+                Verdict::Unplaced(reasons) => {
+                    scheduler.note(&key, Answer::Rejected(reasons.to_string()), None)
+                }
+            };
+            match news {
+                Some(News::Decided) => context.queues.add(&context.queues.machines, key),
+                Some(News::Reworded) => context.queues.add_after(&context.queues.machines, key, REWORD),
+                None => {}
+            }
+        }
+        context.metrics.placed(started.elapsed().as_secs_f64(), scheduler.waiting().len());
+    } else {
+        context.metrics.pending(0);
+    }
+}
+
+/// A machine in a pass.
+struct Candidate {
+    request: Request,
+    disks: BTreeSet<Key>,
+    new_disks: BTreeMap<Key, (String, u64)>,
+}
+
+impl Candidate {
+    fn claim(self, host: String) -> Claim {
+        let Self { request, disks, new_disks } = self;
+        Claim { host, request, disks, new_disks }
+    }
+}
+
+/// The machines that can be placed now, oldest first. Of machines that name the same disk only the first is taken: the
+/// others hear of it when its Domain is there.
+fn batch(context: &Context, waiting: &[Key], claims: &[Claim]) -> Vec<Candidate> {
+    let mut machines: Vec<_> = waiting.iter().filter_map(|key| context.view.machines.get(key)).collect();
+    machines.sort_by_cached_key(|machine| {
+        (machine.metadata.creation_timestamp.as_ref().map(|created| created.0), Key::of(&**machine))
+    });
+    let mut claimed: BTreeSet<Key> = claims.iter().flat_map(|claim| claim.disks.iter().cloned()).collect();
+    let mut batch = Vec::with_capacity(machines.len());
+    for machine in machines {
+        // A problem is reported by the machine's own look, which every change of what it refers to causes.
+        let Ok(resolved) = resolve(&context.view, &machine) else { continue };
+        let candidate = candidate(&machine, &resolved);
+        if candidate.disks.is_disjoint(&claimed) {
+            claimed.extend(candidate.disks.iter().cloned());
+            batch.push(candidate);
+        }
+    }
+    batch
+}
+
+fn candidate(machine: &VirtualMachine, resolved: &Resolved) -> Candidate {
+    let key = Key::of(machine);
+    let mut new_disks = BTreeMap::new();
+    let mut disks = BTreeSet::new();
+    let mut needs = Vec::with_capacity(resolved.disks.len());
+    for disk in &resolved.disks {
+        let disk_key = Key::of(&*disk.disk);
+        needs.push(match &disk.site {
+            Site::On(host) => DiskNeed::On { disk: disk_key.name.clone(), host: host.clone() },
+            Site::New { location, selector } => {
+                let size = disk.disk.spec.size.bytes().unwrap_or(u64::MAX);
+                new_disks.insert(disk_key.clone(), (location.clone(), size));
+                DiskNeed::New {
+                    repository: disk.disk.spec.repository.clone(),
+                    location: location.clone(),
+                    size,
+                    selector: selector.clone(),
+                }
+            }
+        });
+        disks.insert(disk_key);
+    }
+    let placement = &machine.spec.placement;
+    let anti_affinity = placement
+        .anti_affinity
+        .as_ref()
+        .map(|wanted| (group_key(&key.namespace, &wanted.group), wanted.mode));
+    let request = Request {
+        memory: resolved.machine.memory.bytes().unwrap_or(u64::MAX),
+        vcpus: u32::try_from(resolved.machine.cpus).unwrap_or(u32::MAX),
+        boot: resolved.machine.boot.type_,
+        kernel: resolved.machine.boot.kernel.as_ref().map(|kernel| kernel.name.clone()),
+        selector: placement.host_selector.clone(),
+        anti_affinity,
+        networks: resolved
+            .networks
+            .iter()
+            .map(|network| NetworkNeed {
+                network: network.name.clone(),
+                uplink: network.uplink.clone(),
+                selector: network.selector.clone(),
+            })
+            .collect(),
+        disks: needs,
+        key,
+    };
+    Candidate { request, disks, new_disks }
+}

@@ -1,0 +1,113 @@
+//! The pool as placement sees it.
+
+use super::Claim;
+use crate::{
+    placement::{HostView, Room, Snapshot, group_key, memory_with_overhead},
+    view::{View, has_finalizer, host_of_namespace, is_deleting, is_ready, uid, user_key},
+};
+use kubexen_crds::{Domain, Host};
+use kubexen_runtime::Key;
+use std::collections::BTreeMap;
+
+/// The hosts, with all that their Domains and Volumes use, those that are being deleted included, and with what was
+/// assigned and is not in the mirrors yet.
+pub(crate) fn take(view: &View, claims: &[Claim]) -> Snapshot {
+    let mut hosts: BTreeMap<String, HostView> = view
+        .hosts
+        .list()
+        .iter()
+        .map(|host| {
+            let seen = host_view(host);
+            (seen.name.clone(), seen)
+        })
+        .collect();
+    for domain in view.domains.list() {
+        if let Some(host) = host_of(&domain.metadata.namespace).and_then(|host| hosts.get_mut(host)) {
+            add_domain(view, host, &domain);
+        }
+    }
+    for volume in view.volumes.list() {
+        let Some(host) = host_of(&volume.metadata.namespace).and_then(|host| hosts.get_mut(host)) else {
+            continue;
+        };
+        let size = volume.spec.size.bytes().unwrap_or(u64::MAX);
+        add_volume(host, &volume.spec.location, size);
+    }
+    for claim in claims {
+        if let Some(host) = hosts.get_mut(&claim.host) {
+            add_claim(view, host, claim);
+        }
+    }
+    // The schema allows for one Pool, named default.
+    let policy = view.pools.list().first().map(|pool| pool.spec.placement.clone()).unwrap_or_default();
+    Snapshot { hosts: hosts.into_values().collect(), policy }
+}
+
+fn host_of(namespace: &Option<String>) -> Option<&str> {
+    namespace.as_deref().and_then(host_of_namespace)
+}
+
+fn host_view(host: &Host) -> HostView {
+    let status = host.status.clone().unwrap_or_default();
+    HostView {
+        name: Key::of(host).name,
+        labels: host.metadata.labels.clone().unwrap_or_default(),
+        ready: is_ready(host),
+        schedulable: host.spec.schedulable && !is_deleting(host) && has_finalizer(host),
+        memory_allocatable: status.memory.and_then(|memory| memory.allocatable.bytes().ok()).unwrap_or(0),
+        memory_used: 0,
+        cpus: status.cpu.and_then(|cpu| u32::try_from(cpu.count).ok()).unwrap_or(0),
+        vcpus_used: 0,
+        locations: status
+            .locations
+            .into_iter()
+            .map(|location| {
+                let capacity = location.capacity.bytes().unwrap_or(0);
+                (location.name, Room { capacity, used: 0 })
+            })
+            .collect(),
+        uplinks: status.uplinks.into_iter().map(|uplink| uplink.name).collect(),
+        kernels: status.kernels.into_iter().collect(),
+        capabilities: status.xen.map(|xen| xen.capabilities).unwrap_or_default().into_iter().collect(),
+        groups: BTreeMap::new(),
+    }
+}
+
+fn add_domain(view: &View, host: &mut HostView, domain: &Domain) {
+    let machine = &domain.spec.machine;
+    let vcpus = u32::try_from(machine.cpus).unwrap_or(u32::MAX);
+    let memory = machine.memory.bytes().unwrap_or(u64::MAX);
+    host.vcpus_used = host.vcpus_used.saturating_add(vcpus);
+    host.memory_used =
+        host.memory_used.saturating_add(memory_with_overhead(memory, vcpus, machine.boot.type_));
+    let owner = &domain.spec.virtual_machine;
+    let group = user_key(domain.metadata.name.as_deref().unwrap_or_default())
+        .and_then(|key| view.machines.get(&key))
+        .filter(|machine| uid(&**machine) == owner.uid)
+        .and_then(|machine| machine.spec.placement.anti_affinity.clone());
+    if let Some(group) = group {
+        *host.groups.entry(group_key(&owner.namespace, &group.group)).or_insert(0) += 1;
+    }
+}
+
+fn add_volume(host: &mut HostView, location: &str, size: u64) {
+    if let Some(room) = host.locations.get_mut(location) {
+        room.used = room.used.saturating_add(size);
+    }
+}
+
+fn add_claim(view: &View, host: &mut HostView, claim: &Claim) {
+    let Claim { host: _, request, disks: _, new_disks } = claim;
+    host.vcpus_used = host.vcpus_used.saturating_add(request.vcpus);
+    host.memory_used =
+        host.memory_used.saturating_add(memory_with_overhead(request.memory, request.vcpus, request.boot));
+    if let Some((group, _)) = &request.anti_affinity {
+        *host.groups.entry(group.clone()).or_insert(0) += 1;
+    }
+    for (disk, (location, size)) in new_disks {
+        // A Volume that is in the mirror already was counted there.
+        if view.volumes_of_disk(disk).is_empty() {
+            add_volume(host, location, *size);
+        }
+    }
+}

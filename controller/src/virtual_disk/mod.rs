@@ -1,0 +1,161 @@
+//! VirtualDisk: says where each disk is, lets it grow, and lets it go.
+//!
+//! ```text
+//!   VirtualDisk ─┐                      ┌──▶ finalizer
+//!   its Volumes ─┼─▶ decide ─▶ apply ───┼──▶ Volume: size, reclaim, deletion
+//!   its users ───┘                      └──▶ status
+//! ```
+//!
+//! # What it watches
+//! The disk, the Volumes that stand for it, the Domains that have it attached.
+//!
+//! # What it decides
+//! A disk is made with its first machine: the machine's own look creates the Volume on the host that was chosen, because
+//! only then is the host known. From then on the disk is there. A disk that is being deleted waits for the last Domain
+//! that has it; a linearizable read shows that its Volume is gone before the object goes.
+//!
+//! # What it writes
+//! The finalizer and, as a rule, the status once: as long as a disk is new, what is only about to happen is not worth a
+//! write.
+
+pub(crate) mod decide;
+
+#[cfg(test)]
+mod tests;
+
+use crate::{
+    context::Context,
+    error::Error,
+    view::{host_of_namespace, uid},
+};
+use decide::{Action, Observed, Plan, decide};
+use kubexen_crds::{VirtualDisk, Volume, condition, names::host_object_name};
+use kubexen_runtime::{Key, Outcome};
+use serde_json::{Map, json};
+use std::time::Duration;
+
+const ROUNDS: usize = 6;
+const LATER: Duration = Duration::from_secs(1);
+
+/// One look at a disk.
+pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, Error> {
+    for _ in 0..ROUNDS {
+        let Some(observed) = observe(context, key) else { return Ok(Outcome::Settled) };
+        let plan = decide(&observed);
+        let again = plan.again;
+        match apply(context, &observed, plan).await? {
+            Applied::Nothing => return Ok(again.map_or(Outcome::Settled, Outcome::Again)),
+            Applied::Something => {}
+            Applied::Behind => return Ok(Outcome::Again(LATER)),
+        }
+    }
+    Ok(Outcome::Again(LATER))
+}
+
+fn observe(context: &Context, key: &Key) -> Option<Observed> {
+    let disk = context.view.disks.get(key)?;
+    let (volumes, predecessors): (Vec<_>, Vec<_>) = context
+        .view
+        .volumes_of_disk(key)
+        .into_iter()
+        .partition(|volume| volume.spec.virtual_disk.uid == uid(&*disk));
+    let mut users: Vec<Key> = context
+        .view
+        .domains_of_disk(key)
+        .iter()
+        .map(|domain| Key::new(&domain.spec.virtual_machine.namespace, &domain.spec.virtual_machine.name))
+        .collect();
+    users.sort();
+    users.dedup();
+    let repository = Key::cluster(&disk.spec.repository);
+    Some(Observed {
+        volumes,
+        predecessors: predecessors.iter().map(|volume| Key::of(&**volume)).collect(),
+        users,
+        about_to_be_used: context.scheduler.claims_disk(key),
+        repository_exists: context.view.repositories.get(&repository).is_some(),
+        age: context.age(&*disk),
+        disk,
+    })
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Applied {
+    Nothing,
+    Something,
+    Behind,
+}
+
+async fn apply(context: &Context, observed: &Observed, plan: Plan) -> Result<Applied, Error> {
+    let disk = &*observed.disk;
+    let mut applied = Applied::Nothing;
+    for action in plan.actions {
+        let went_through = match action {
+            Action::AddFinalizer => context.add_finalizer(disk).await.map(|()| true)?,
+            Action::Change { volume, size, reclaim } => {
+                let mut spec = Map::new();
+                if let Some(size) = size {
+                    spec.insert("size".to_owned(), serde_json::to_value(size)?);
+                }
+                if let Some(reclaim) = reclaim {
+                    spec.insert("reclaim".to_owned(), serde_json::to_value(reclaim)?);
+                }
+                context.merge::<Volume>(&volume, &json!({ "spec": spec })).await?;
+                true
+            }
+            Action::DeleteVolume(volume) => match context.view.volumes.get(&volume) {
+                Some(volume) if volume.spec.virtual_disk.uid == uid(disk) => context.delete(&*volume).await?,
+                Some(_) | None => true,
+            },
+            Action::LetGo => {
+                if !is_gone(context, disk).await? {
+                    return Ok(Applied::Behind);
+                }
+                context.remove_finalizer(disk).await?;
+                return Ok(Applied::Nothing);
+            }
+        };
+        if !went_through {
+            return Ok(Applied::Behind);
+        }
+        applied = Applied::Something;
+    }
+    if let Some(report) = plan.report {
+        let before = disk.status.clone().unwrap_or_default();
+        let generation = disk.metadata.generation;
+        let after = kubexen_crds::VirtualDiskStatus {
+            observed_generation: generation,
+            phase: Some(report.phase),
+            // The data stays where it is: once known, the host is never unsaid.
+            host: before.host.clone().or(report.host),
+            capacity: report.capacity.or(before.capacity.clone()),
+            conditions: condition::set(
+                &before.conditions,
+                report.conditions,
+                generation,
+                context.clock.now(),
+            ),
+        };
+        if context.write_status(disk, disk.status.as_ref(), &after).await? {
+            applied = Applied::Something;
+        }
+    }
+    Ok(applied)
+}
+
+/// Whether the server has no Volume of the disk; those that it has are learnt.
+async fn is_gone(context: &Context, disk: &VirtualDisk) -> Result<bool, Error> {
+    let Key { namespace, name } = Key::of(disk);
+    let left: Vec<Volume> = context.list_named(&host_object_name(&namespace, &name)).await?;
+    let mut gone = true;
+    for volume in left {
+        gone &= volume.spec.virtual_disk.uid != uid(disk);
+        context.learn(volume);
+    }
+    Ok(gone)
+}
+
+/// The host that a Volume is on.
+pub(crate) fn host_of(volume: &Volume) -> Option<&str> {
+    volume.metadata.namespace.as_deref().and_then(host_of_namespace)
+}

@@ -1,0 +1,235 @@
+//! Carries out what was decided for a machine.
+
+use super::{
+    decide::{Action, Adjustment, Plan, domain_power_state, restart_requested},
+    observe::Observed,
+    references::{Resolved, Site},
+    status::{self, Report},
+};
+use crate::{
+    context::Context,
+    error::Error,
+    view::{is_deleting, uid},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kubexen_crds::{
+    Domain, DomainSpec, VirtualMachine, Volume, VolumeSpec,
+    domain::VirtualMachineReference,
+    names::{AGENT_FINALIZER, GROUP, host_namespace, host_object_name},
+    virtual_disk::VirtualDisk,
+    volume::VirtualDiskReference,
+};
+use kubexen_runtime::{Key, events::Severity};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// How far carrying out a plan got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Applied {
+    /// There was nothing to do.
+    Nothing,
+    /// Everything was done; the next look sees it.
+    Something,
+    /// The mirrors are behind what the server says, or something must pass: look again later.
+    Behind,
+}
+
+/// Carries out a plan.
+pub(crate) async fn apply(context: &Context, observed: &Observed, plan: Plan) -> Result<Applied, Error> {
+    let machine = &*observed.machine;
+    let mut applied = Applied::Nothing;
+    for action in plan.actions {
+        let went_through = match action {
+            Action::AddFinalizer => context.add_finalizer(machine).await.map(|()| true)?,
+            Action::ConfirmGone => confirm_gone(context, machine).await?,
+            Action::RemoveFinalizer => {
+                context.remove_finalizer(machine).await?;
+                // What follows, the watch tells.
+                return Ok(Applied::Nothing);
+            }
+            Action::AskForHost => {
+                context.scheduler.ask(&Key::of(machine), machine);
+                true
+            }
+            Action::Start { host } => start(context, observed, &host).await?,
+            Action::Adjust { domain, change } => {
+                context.merge::<Domain>(&domain, &adjustment(change)?).await?;
+                true
+            }
+            Action::DeleteDomain { domain, uid: wanted } => match context.view.domains.get(&domain) {
+                Some(domain) if uid(&*domain) == wanted => context.delete(&*domain).await?,
+                Some(_) | None => true,
+            },
+            Action::SettleDuplicates { domains } => settle(context, machine, &domains).await?,
+        };
+        if !went_through {
+            return Ok(Applied::Behind);
+        }
+        applied = Applied::Something;
+    }
+    if let Some(report) = plan.report
+        && say(context, machine, &report).await?
+    {
+        applied = Applied::Something;
+    }
+    Ok(applied)
+}
+
+/// Writes the status, and tells people what happened when it changed.
+async fn say(context: &Context, machine: &VirtualMachine, report: &Report) -> Result<bool, Error> {
+    let after = status::render(machine, report, context.clock.now());
+    let written = context.write_status(machine, machine.status.as_ref(), &after).await?;
+    if written {
+        for happening in status::happenings(machine, report) {
+            context.events.record(machine, happening.severity, happening.reason, "Reconcile", happening.note);
+        }
+    }
+    Ok(written)
+}
+
+/// Whether the server has no Domain of the machine; those that it has are learnt.
+async fn confirm_gone(context: &Context, machine: &VirtualMachine) -> Result<bool, Error> {
+    let left: Vec<Domain> = context.list_named(&domain_name(machine)).await?;
+    let mut gone = true;
+    for domain in left {
+        gone &= domain.spec.virtual_machine.uid != uid(machine);
+        context.learn(domain);
+    }
+    Ok(gone)
+}
+
+fn domain_name(machine: &VirtualMachine) -> String {
+    let Key { namespace, name } = Key::of(machine);
+    host_object_name(&namespace, &name)
+}
+
+/// Makes what is missing on the host. Everything has a fixed name, so that doing it again does no harm, also when
+/// the answer to an earlier try was lost.
+async fn start(context: &Context, observed: &Observed, host: &str) -> Result<bool, Error> {
+    let machine = &*observed.machine;
+    let Ok(resolved) = &observed.references else { return Ok(false) };
+    let started = async {
+        for disk in &resolved.disks {
+            if let Site::New { location, .. } = &disk.site {
+                context.create(&volume(&disk.disk, location, host)).await?;
+            }
+        }
+        context.create(&domain(machine, resolved, host)).await
+    }
+    .await;
+    match started {
+        Ok(()) => {
+            context.scheduler.started(&Key::of(machine));
+            Ok(true)
+        }
+        Err(error) => {
+            // A refusal is certain. After anything else the Domain may be there, so the host stays chosen.
+            if error.is_refusal() {
+                context.scheduler.forget(&Key::of(machine));
+            }
+            Err(error)
+        }
+    }
+}
+
+/// The Volume of a disk that is to be made on this host.
+fn volume(disk: &VirtualDisk, location: &str, host: &str) -> Volume {
+    let Key { namespace, name } = Key::of(disk);
+    Volume {
+        metadata: ObjectMeta {
+            name: Some(host_object_name(&namespace, &name)),
+            namespace: Some(host_namespace(host)),
+            finalizers: Some(vec![AGENT_FINALIZER.to_owned()]),
+            labels: Some(labels("virtual-disk", &namespace, &name)),
+            ..ObjectMeta::default()
+        },
+        spec: VolumeSpec {
+            virtual_disk: VirtualDiskReference { namespace, name, uid: uid(disk).to_owned() },
+            location: location.to_owned(),
+            size: disk.spec.size.clone(),
+            source: disk.spec.source.clone(),
+            reclaim: disk.spec.reclaim,
+        },
+        status: None,
+    }
+}
+
+/// The Domain of a machine on this host.
+pub(crate) fn domain(machine: &VirtualMachine, resolved: &Resolved, host: &str) -> Domain {
+    let Key { namespace, name } = Key::of(machine);
+    Domain {
+        metadata: ObjectMeta {
+            name: Some(domain_name(machine)),
+            namespace: Some(host_namespace(host)),
+            finalizers: Some(vec![AGENT_FINALIZER.to_owned()]),
+            labels: Some(labels("virtual-machine", &namespace, &name)),
+            ..ObjectMeta::default()
+        },
+        spec: DomainSpec {
+            virtual_machine: VirtualMachineReference { namespace, name, uid: uid(machine).to_owned() },
+            power_state: domain_power_state(machine.spec.power_state),
+            restart_requested: restart_requested(machine),
+            machine: resolved.machine.clone(),
+            lifecycle: machine.spec.lifecycle.clone(),
+        },
+        status: None,
+    }
+}
+
+/// Labels by which people find the host-kind objects of a user-kind object.
+fn labels(kind: &str, namespace: &str, name: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (format!("{GROUP}/{kind}-namespace"), namespace.to_owned()),
+        (format!("{GROUP}/{kind}"), name.to_owned()),
+    ])
+}
+
+fn adjustment(change: Adjustment) -> Result<Value, Error> {
+    let Adjustment { power_state, lifecycle, restart_requested } = change;
+    let mut spec = Map::new();
+    if let Some(power_state) = power_state {
+        spec.insert("powerState".to_owned(), serde_json::to_value(power_state)?);
+    }
+    if let Some(lifecycle) = lifecycle {
+        spec.insert("lifecycle".to_owned(), serde_json::to_value(lifecycle)?);
+    }
+    if let Some(at) = restart_requested {
+        spec.insert("restartRequested".to_owned(), Value::String(at));
+    }
+    Ok(json!({ "spec": spec }))
+}
+
+/// Leaves one of several Domains, judged by linearizable reads.
+async fn settle(context: &Context, machine: &VirtualMachine, domains: &[Key]) -> Result<bool, Error> {
+    let mut present = Vec::new();
+    for key in domains {
+        if let Some(domain) = context.get::<Domain>(key).await? {
+            context.learn(domain.clone());
+            if domain.spec.virtual_machine.uid == uid(machine) && !is_deleting(&domain) {
+                present.push(domain);
+            }
+        }
+    }
+    let Some(kept) = survivor(&present) else { return Ok(false) };
+    if present.len() < 2 {
+        // The mirror is behind the server.
+        return Ok(false);
+    }
+    let kept = Key::of(kept);
+    let note = format!("the machine had a Domain on {} hosts; {kept} is kept", present.len());
+    context.events.record(machine, Severity::Warning, "DuplicateDomain", "Reconcile", note);
+    for domain in present.iter().filter(|domain| Key::of(*domain) != kept) {
+        context.delete(domain).await?;
+    }
+    Ok(true)
+}
+
+/// The Domain to keep: the one whose host owned the machine last, otherwise the first by host.
+///
+/// Where two hosts show a token, the larger one is the later owner: tokens are revisions of one store.
+pub(crate) fn survivor(domains: &[Domain]) -> Option<&Domain> {
+    let token = |domain: &Domain| domain.status.as_ref().and_then(|status| status.owner_token);
+    domains
+        .iter()
+        .min_by(|one, other| token(other).cmp(&token(one)).then_with(|| Key::of(*one).cmp(&Key::of(*other))))
+}

@@ -1,0 +1,287 @@
+//! The whole policy of a virtual machine, pure.
+
+use super::{
+    observe::{Observed, host_of},
+    references::{Problem, Resolved},
+    status::{self, Report, Synchronized},
+};
+use crate::{
+    scheduler::Answer,
+    view::{has_finalizer, is_deleting, uid},
+};
+use kubexen_crds::{
+    Domain,
+    domain::{DomainPowerState, Machine},
+    names::RESTART_REQUESTED_AT,
+    virtual_machine::{Lifecycle, PowerState},
+};
+use kubexen_runtime::Key;
+use std::{collections::BTreeSet, sync::Arc};
+
+/// What is to be done about a machine, and what is to be said of it then.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Plan {
+    /// What to do, in this order.
+    pub(crate) actions: Vec<Action>,
+    /// What the status is to say; none leaves it as it is.
+    pub(crate) report: Option<Report>,
+    /// Whether the machine keeps its place at the scheduler.
+    pub(crate) waits_for_host: bool,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Action {
+    /// Put the controller's finalizer on the machine.
+    AddFinalizer,
+    /// See by a linearizable read that no Domain of the machine is left; if one is, do nothing else.
+    ConfirmGone,
+    /// Take the finalizer off.
+    RemoveFinalizer,
+    /// Have the scheduler find a host.
+    AskForHost,
+    /// Make the Volumes that are missing, and the Domain, on the host that the scheduler has chosen.
+    Start {
+        /// The host.
+        host: String,
+    },
+    /// Change a Domain's spec.
+    Adjust {
+        /// The Domain.
+        domain: Key,
+        /// What to change.
+        change: Adjustment,
+    },
+    /// Delete a Domain.
+    DeleteDomain {
+        /// The Domain.
+        domain: Key,
+        /// Its uid, so that no other of its name is meant.
+        uid: String,
+    },
+    /// Of several Domains leave one.
+    SettleDuplicates {
+        /// All of them.
+        domains: Vec<Key>,
+    },
+}
+
+/// A change of a Domain's spec.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Adjustment {
+    /// The new power state.
+    pub(crate) power_state: Option<DomainPowerState>,
+    /// The new lifecycle.
+    pub(crate) lifecycle: Option<Lifecycle>,
+    /// The new request for a restart.
+    pub(crate) restart_requested: Option<String>,
+}
+
+impl Plan {
+    fn act(action: Action) -> Self {
+        Self { actions: vec![action], ..Self::default() }
+    }
+
+    fn say(report: Report) -> Self {
+        Self { report: Some(report), ..Self::default() }
+    }
+
+    fn keeping_place(self) -> Self {
+        Self { waits_for_host: true, ..self }
+    }
+}
+
+/// What to do about a machine.
+pub(crate) fn decide(observed: &Observed) -> Plan {
+    let machine = &*observed.machine;
+    match (is_deleting(machine), has_finalizer(machine)) {
+        (true, false) => Plan::default(),
+        (false, false) => Plan::act(Action::AddFinalizer),
+        (true, true) => let_go(observed),
+        (false, true) => match machine.spec.power_state {
+            PowerState::Halted => halt(observed),
+            PowerState::Running | PowerState::Paused => run(observed),
+        },
+    }
+}
+
+/// The machine is being deleted.
+fn let_go(observed: &Observed) -> Plan {
+    if observed.domains.is_empty() {
+        return Plan { actions: vec![Action::ConfirmGone, Action::RemoveFinalizer], ..Plan::default() };
+    }
+    stop(observed, "the machine is being deleted")
+}
+
+/// The machine is to be off.
+fn halt(observed: &Observed) -> Plan {
+    if observed.domains.is_empty() {
+        return Plan { actions: confirmation(observed), ..Plan::say(status::halted()) };
+    }
+    stop(observed, "the machine is to be halted")
+}
+
+/// Deletes every Domain that is not being deleted yet.
+fn stop(observed: &Observed, why: &str) -> Plan {
+    let actions = observed.domains.iter().filter(|domain| !is_deleting(&***domain)).map(deletion).collect();
+    let report = observed.domains.first().map(|domain| status::stopping(domain, observed.host_ready, why));
+    Plan { actions, report, waits_for_host: false }
+}
+
+fn deletion(domain: &Arc<Domain>) -> Action {
+    Action::DeleteDomain { domain: Key::of(&**domain), uid: uid(&**domain).to_owned() }
+}
+
+/// A machine that had a Domain is only said to have none after a linearizable read.
+fn confirmation(observed: &Observed) -> Vec<Action> {
+    let had_one = observed.machine.status.as_ref().is_some_and(|status| status.domain.is_some());
+    if had_one { vec![Action::ConfirmGone] } else { Vec::new() }
+}
+
+/// The machine is to be on.
+fn run(observed: &Observed) -> Plan {
+    let live: Vec<_> = observed.domains.iter().filter(|domain| !is_deleting(&***domain)).collect();
+    match live.as_slice() {
+        [] => match observed.domains.first() {
+            Some(leaving) => Plan::say(status::stopping(
+                leaving,
+                observed.host_ready,
+                "the machine starts again afterwards",
+            )),
+            None => start(observed),
+        },
+        [domain] => keep(observed, domain),
+        [_, _, ..] => Plan::act(Action::SettleDuplicates {
+            domains: live.iter().map(|domain| Key::of(&***domain)).collect(),
+        }),
+    }
+}
+
+/// No Domain: the machine has to be placed.
+fn start(observed: &Observed) -> Plan {
+    let confirmation = confirmation(observed);
+    if !confirmation.is_empty() {
+        return Plan { actions: confirmation, ..Plan::say(status::waiting_for_host()) };
+    }
+    if let Some(predecessor) = observed.predecessors.first() {
+        return Plan::say(status::predecessor_stopping(predecessor));
+    }
+    match (&observed.references, &observed.answer) {
+        (Err(Problem::DiskNew), _) => Plan::default(),
+        (Err(problem), _) => Plan::say(status::pending(problem)),
+        (Ok(_), None) => Plan::act(Action::AskForHost).keeping_place(),
+        (Ok(_), Some(Answer::Waiting)) => Plan::default().keeping_place(),
+        (Ok(_), Some(Answer::Rejected(why))) => Plan::say(status::unschedulable(why)).keeping_place(),
+        (Ok(_), Some(Answer::Assigned(host))) => {
+            Plan::act(Action::Start { host: host.clone() }).keeping_place()
+        }
+    }
+}
+
+/// One Domain: it follows the machine as far as a running guest can.
+fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
+    let machine = &*observed.machine;
+    let changes = match &observed.references {
+        Ok(Resolved { machine: wanted, .. }) => Ok(changed_fields(wanted, &domain.spec.machine)),
+        Err(problem) => Err(problem),
+    };
+    let restart = restart_requested(machine).filter(|at| domain.spec.restart_requested.as_ref() != Some(at));
+    let restart_in_place = match (&restart, &changes) {
+        (None, _) => None,
+        (Some(at), Ok(changes)) if changes.is_empty() => Some(at.clone()),
+        (Some(_), Ok(_)) => {
+            let why = "the machine restarts with its changed spec";
+            return Plan {
+                actions: vec![deletion(domain)],
+                ..Plan::say(status::stopping(domain, observed.host_ready, why))
+            };
+        }
+        // What the machine would be made of is not known: it restarts when that is mended.
+        (Some(_), Err(_)) => None,
+    };
+    let power_state = domain_power_state(machine.spec.power_state);
+    let change = Adjustment {
+        power_state: (power_state != domain.spec.power_state).then_some(power_state),
+        lifecycle: (machine.spec.lifecycle != domain.spec.lifecycle).then(|| machine.spec.lifecycle.clone()),
+        restart_requested: restart_in_place,
+    };
+    if change != Adjustment::default() {
+        return Plan::act(Action::Adjust { domain: Key::of(&**domain), change });
+    }
+    let synchronized = match changes {
+        Ok(changes) if changes.is_empty() => Synchronized::Yes,
+        Ok(changes) => Synchronized::RestartRequired(changes),
+        Err(problem) => Synchronized::Unresolved(problem.clone()),
+    };
+    Plan::say(status::of_domain(
+        domain,
+        host_of(domain).unwrap_or_default(),
+        observed.host_ready,
+        &synchronized,
+    ))
+}
+
+/// The value of the restart annotation.
+pub(crate) fn restart_requested(machine: &kubexen_crds::VirtualMachine) -> Option<String> {
+    machine.metadata.annotations.as_ref().and_then(|all| all.get(RESTART_REQUESTED_AT)).cloned()
+}
+
+/// What a Domain is told for a machine that has one.
+pub(crate) fn domain_power_state(wanted: PowerState) -> DomainPowerState {
+    match wanted {
+        PowerState::Paused => DomainPowerState::Paused,
+        // A halted machine has no Domain, so this is never asked for one.
+        PowerState::Running | PowerState::Halted => DomainPowerState::Running,
+    }
+}
+
+/// The fields of the machine's spec in which what is wanted differs from what the Domain is made of.
+fn changed_fields(wanted: &Machine, present: &Machine) -> Vec<String> {
+    let Machine { cpus, memory, boot, disks, interfaces } = wanted;
+    let mut fields = Vec::new();
+    if *cpus != present.cpus {
+        fields.push("spec.cpu.count".to_owned());
+    }
+    if memory.bytes() != present.memory.bytes() {
+        fields.push("spec.memory.size".to_owned());
+    }
+    if boot.type_ != present.boot.type_ {
+        fields.push("spec.boot.type".to_owned());
+    }
+    if boot.kernel != present.boot.kernel {
+        fields.push("spec.boot.kernel".to_owned());
+    }
+    changed_entries(&mut fields, "spec.disks", disks, &present.disks, |disk| &disk.name);
+    changed_entries(&mut fields, "spec.interfaces", interfaces, &present.interfaces, |interface| {
+        &interface.name
+    });
+    fields
+}
+
+fn changed_entries<T: PartialEq>(
+    fields: &mut Vec<String>,
+    list: &str,
+    wanted: &[T],
+    present: &[T],
+    name: impl Fn(&T) -> &String,
+) {
+    if wanted == present {
+        return;
+    }
+    let named = |entries: &'_ [T], wanted: &str| entries.iter().position(|entry| name(entry) == wanted);
+    let names: BTreeSet<&String> = wanted.iter().chain(present).map(&name).collect();
+    let before = fields.len();
+    for entry in names {
+        let same = match (named(wanted, entry), named(present, entry)) {
+            (Some(new), Some(old)) => wanted[new] == present[old],
+            (Some(_), None) | (None, Some(_)) | (None, None) => false,
+        };
+        if !same {
+            fields.push(format!("{list}[{entry}]"));
+        }
+    }
+    if fields.len() == before {
+        // The same entries in another order, which the guest sees.
+        fields.push(list.to_owned());
+    }
+}

@@ -1,0 +1,67 @@
+//! VirtualMachine: finds each machine its host, writes its Domain there, and says how it goes.
+//!
+//! ```text
+//!  VirtualMachine, VirtualDisks, Networks, StorageRepositories     (what is wanted)
+//!          │
+//!          ▼            ask                       assigned
+//!   observe → decide ──────────▶ scheduler ─────────────────────┐
+//!               │ ▲                                              │ looks again
+//!               │ └──────────────────────────────────────────────┘
+//!               ├──▶ apply: finalizer · Volumes and Domain in the host's namespace · changes of the Domain
+//!               └──▶ status, from the Domain's status and the host's readiness
+//! ```
+//!
+//! # What it watches
+//! The machine; its Domains, found by the machine's name and told apart by its uid; the disks, networks and
+//! repositories that it names; whether its host is Ready.
+//!
+//! # What it decides
+//! All policy is in [`decide`], which is pure. Two rules are worth more than the others:
+//! - A machine has a Domain on at most one host. Before a machine that had a Domain is placed anew, called Halted or
+//!   let go, a linearizable read shows that the Domain is gone.
+//! - A machine on a silent host is never started elsewhere: silence proves nothing about a guest.
+//!
+//! # What it writes
+//! A plain start costs the finalizer, the Domain, and the status twice: when the Domain is there and when the guest
+//! runs. A look goes on until it finds nothing to do, so its own writes need not wake it, and a look that finds
+//! nothing at once writes nothing.
+
+mod address;
+mod apply;
+mod decide;
+mod observe;
+pub(crate) mod references;
+mod status;
+
+#[cfg(test)]
+mod tests;
+
+use crate::{context::Context, error::Error};
+use apply::Applied;
+use kubexen_runtime::{Key, Outcome};
+use std::time::Duration;
+
+/// Rounds of observing and acting within one look. A start takes two; the bound is for what nobody foresaw.
+const ROUNDS: usize = 6;
+/// When to look again at what could not be finished for a reason that no watch may show.
+const LATER: Duration = Duration::from_secs(1);
+
+/// One look at a machine.
+pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, Error> {
+    for _ in 0..ROUNDS {
+        let Some(observed) = observe::observe(context, key) else {
+            context.scheduler.forget(key);
+            return Ok(Outcome::Settled);
+        };
+        let plan = decide::decide(&observed);
+        if !plan.waits_for_host {
+            context.scheduler.forget(key);
+        }
+        match apply::apply(context, &observed, plan).await? {
+            Applied::Nothing => return Ok(Outcome::Settled),
+            Applied::Something => {}
+            Applied::Behind => return Ok(Outcome::Again(LATER)),
+        }
+    }
+    Ok(Outcome::Again(LATER))
+}

@@ -1,0 +1,56 @@
+//! What is known of a machine at one moment.
+
+use super::references::{self, Problem, Resolved};
+use crate::{
+    context::Context,
+    scheduler::Answer,
+    view::{host_of_namespace, uid},
+};
+use kube::Resource;
+use kubexen_crds::{Domain, VirtualMachine};
+use kubexen_runtime::Key;
+use std::sync::Arc;
+
+/// What is known of a machine at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Observed {
+    /// The machine.
+    pub(crate) machine: Arc<VirtualMachine>,
+    /// Its Domains, sorted by host; more than one only after a deposed controller's late write.
+    pub(crate) domains: Vec<Arc<Domain>>,
+    /// Domains of an earlier machine of the same name.
+    pub(crate) predecessors: Vec<Key>,
+    /// What it refers to.
+    pub(crate) references: Result<Resolved, Problem>,
+    /// What the scheduler says of it; none if it was not asked for the machine as it is now.
+    pub(crate) answer: Option<Answer>,
+    /// Whether the host of its first Domain is Ready.
+    pub(crate) host_ready: bool,
+}
+
+/// Looks at a machine; none if there is no such machine.
+pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
+    let machine = context.view.machines.get(key)?;
+    let (domains, others): (Vec<_>, Vec<_>) = context
+        .view
+        .domains_of_machine(key)
+        .into_iter()
+        .partition(|domain| domain.spec.virtual_machine.uid == uid(&*machine));
+    let host_ready = domains
+        .first()
+        .and_then(|domain| host_of(domain))
+        .is_some_and(|host| context.view.is_host_ready(host));
+    Some(Observed {
+        references: references::resolve(&context.view, &machine),
+        answer: context.scheduler.answer(key, &machine),
+        predecessors: others.iter().map(|domain| Key::of(&**domain)).collect(),
+        domains,
+        host_ready,
+        machine,
+    })
+}
+
+/// The host that a Domain is on.
+pub(crate) fn host_of(domain: &Domain) -> Option<&str> {
+    domain.meta().namespace.as_deref().and_then(host_of_namespace)
+}

@@ -1,0 +1,310 @@
+//! What a machine refers to, resolved: the disks, networks and repositories that it names, and what a Domain for it
+//! is therefore made of.
+
+use super::address;
+use crate::view::{View, has_finalizer, host_of_namespace, is_deleting, uid};
+use kubexen_crds::{
+    ByteQuantity, StorageRepository, VirtualDisk, VirtualMachine,
+    domain::{DomainDisk, DomainInterface, Machine},
+    names::host_object_name,
+    network::NetworkType,
+    quantity::HostSelector,
+    storage_repository::RepositoryType,
+};
+use kubexen_runtime::Key;
+use std::{collections::BTreeSet, sync::Arc};
+
+/// A machine's references, resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Resolved {
+    /// What its Domain is made of.
+    pub(crate) machine: Machine,
+    /// Its disks, in its order.
+    pub(crate) disks: Vec<Disk>,
+    /// Its networks, in the order of its interfaces.
+    pub(crate) networks: Vec<Network>,
+}
+
+/// A disk of a machine.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Disk {
+    /// The VirtualDisk.
+    pub(crate) disk: Arc<VirtualDisk>,
+    /// Where it is, or where it can be made.
+    pub(crate) site: Site,
+}
+
+/// Where a disk is, or can be made.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Site {
+    /// It is on this host.
+    On(String),
+    /// It is not made yet.
+    New {
+        /// Storage location that the host must have.
+        location: String,
+        /// Hosts that the repository is for.
+        selector: HostSelector,
+    },
+}
+
+/// A network of a machine.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Network {
+    /// Name of the Network.
+    pub(crate) name: String,
+    /// Uplink that the host must have.
+    pub(crate) uplink: String,
+    /// Hosts that the Network is for.
+    pub(crate) selector: HostSelector,
+}
+
+/// Why a machine cannot be started yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Problem {
+    /// A disk does not exist.
+    DiskNotFound { disk: String, namespace: String },
+    /// A disk is being deleted.
+    DiskDeleting { disk: String },
+    /// A disk is there since a moment and will be usable in another.
+    DiskNew,
+    /// The machine names a disk twice.
+    DiskListedTwice { disk: String },
+    /// Another machine's Domain has the disk.
+    DiskInUse { disk: String, machine: Key },
+    /// A disk that had the same name is still being removed from a host.
+    DiskPredecessor { disk: String, host: String },
+    /// A disk was made, and its Volume is not there any more.
+    DiskLost { disk: String, host: String },
+    /// A disk's repository does not exist.
+    RepositoryNotFound { repository: String, disk: String },
+    /// A network does not exist.
+    NetworkNotFound { network: String },
+    /// A network is being deleted.
+    NetworkDeleting { network: String },
+    /// A field cannot be understood; the API server lets no such value through.
+    Malformed { field: &'static str, value: String },
+}
+
+impl Problem {
+    /// One word from a fixed set.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::DiskNotFound { .. } => "DiskNotFound",
+            Self::DiskDeleting { .. } => "DiskDeleting",
+            Self::DiskNew => "DiskNotReady",
+            Self::DiskListedTwice { .. } => "DiskListedTwice",
+            Self::DiskInUse { .. } => "DiskInUse",
+            Self::DiskPredecessor { .. } => "DiskPredecessorDeleting",
+            Self::DiskLost { .. } => "DiskLost",
+            Self::RepositoryNotFound { .. } => "RepositoryNotFound",
+            Self::NetworkNotFound { .. } => "NetworkNotFound",
+            Self::NetworkDeleting { .. } => "NetworkDeleting",
+            Self::Malformed { .. } => "InvalidSpec",
+        }
+    }
+
+    /// What is so, and what to change.
+    pub(crate) fn message(&self) -> String {
+        match self {
+            Self::DiskNotFound { disk, namespace } => format!(
+                "VirtualDisk {disk} does not exist in namespace {namespace}: create it, or change `spec.disks`"
+            ),
+            Self::DiskDeleting { disk } => {
+                format!("VirtualDisk {disk} is being deleted: create it again, or change `spec.disks`")
+            }
+            Self::DiskNew => "a disk is being taken into account".to_owned(),
+            Self::DiskListedTwice { disk } => {
+                format!("VirtualDisk {disk} is listed twice: remove one of its entries from `spec.disks`")
+            }
+            Self::DiskInUse { disk, machine } => format!(
+                "VirtualDisk {disk} is used by VirtualMachine {machine}: halt that one, or change `spec.disks`"
+            ),
+            Self::DiskPredecessor { disk, host } => {
+                format!("an earlier VirtualDisk {disk} is still being deleted from host {host}")
+            }
+            Self::DiskLost { disk, host } => format!(
+                "the Volume of VirtualDisk {disk} on host {host} does not exist any more: change `spec.disks`, or create \
+                 the disk again"
+            ),
+            Self::RepositoryNotFound { repository, disk } => format!(
+                "StorageRepository {repository} of VirtualDisk {disk} does not exist: create it, or use another disk"
+            ),
+            Self::NetworkNotFound { network } => {
+                format!("Network {network} does not exist: create it, or change `spec.interfaces`")
+            }
+            Self::NetworkDeleting { network } => {
+                format!("Network {network} is being deleted: change `spec.interfaces`")
+            }
+            Self::Malformed { field, value } => format!("`{field}` is {value:?}, which cannot be understood"),
+        }
+    }
+
+    /// Whether nothing but a change of the machine itself helps.
+    pub(crate) fn is_terminal(&self) -> bool {
+        match self {
+            Self::DiskListedTwice { .. } | Self::Malformed { .. } => true,
+            Self::DiskNotFound { .. }
+            | Self::DiskDeleting { .. }
+            | Self::DiskNew
+            | Self::DiskInUse { .. }
+            | Self::DiskPredecessor { .. }
+            | Self::DiskLost { .. }
+            | Self::RepositoryNotFound { .. }
+            | Self::NetworkNotFound { .. }
+            | Self::NetworkDeleting { .. } => false,
+        }
+    }
+}
+
+/// Resolves what a machine refers to. A machine that has a Domain keeps what it has: disks in its use are no problem.
+pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved, Problem> {
+    let spec = &machine.spec;
+    let memory = spec
+        .memory
+        .size
+        .bytes()
+        .map_err(|_| Problem::Malformed { field: "spec.memory.size", value: spec.memory.size.to_string() })?;
+    let disks = disks(view, machine)?;
+    let networks = spec
+        .interfaces
+        .iter()
+        .map(|interface| network(view, &interface.network))
+        .collect::<Result<Vec<_>, _>>()?;
+    let namespace = machine.metadata.namespace.as_deref().unwrap_or_default();
+    let machine = Machine {
+        cpus: spec.cpu.count,
+        memory: ByteQuantity::from_bytes(memory),
+        boot: spec.boot.clone(),
+        disks: spec
+            .disks
+            .iter()
+            .map(|disk| DomainDisk {
+                name: disk.name.clone(),
+                volume: host_object_name(namespace, &disk.disk),
+                read_only: disk.read_only,
+            })
+            .collect(),
+        interfaces: spec
+            .interfaces
+            .iter()
+            .zip(&networks)
+            .map(|(interface, network)| DomainInterface {
+                name: interface.name.clone(),
+                uplink: network.uplink.clone(),
+                mac: address_of(view, machine, interface),
+            })
+            .collect(),
+    };
+    Ok(Resolved { machine, disks, networks })
+}
+
+fn disks(view: &View, machine: &VirtualMachine) -> Result<Vec<Disk>, Problem> {
+    let namespace = machine.metadata.namespace.as_deref().unwrap_or_default();
+    let mut seen = BTreeSet::new();
+    let mut disks = Vec::with_capacity(machine.spec.disks.len());
+    for entry in &machine.spec.disks {
+        let name = entry.disk.clone();
+        let key = Key::new(namespace, &name);
+        if !seen.insert(&entry.disk) {
+            return Err(Problem::DiskListedTwice { disk: name });
+        }
+        let Some(disk) = view.disks.get(&key) else {
+            return Err(Problem::DiskNotFound { disk: name, namespace: namespace.to_owned() });
+        };
+        if is_deleting(&*disk) {
+            return Err(Problem::DiskDeleting { disk: name });
+        }
+        if !has_finalizer(&*disk) {
+            return Err(Problem::DiskNew);
+        }
+        let user = view.domains_of_disk(&key).into_iter().map(|domain| domain.spec.virtual_machine.clone());
+        if let Some(other) = user.into_iter().find(|user| user.uid != uid(machine)) {
+            return Err(Problem::DiskInUse { disk: name, machine: Key::new(other.namespace, other.name) });
+        }
+        disks.push(Disk { site: site(view, &key, &disk)?, disk });
+    }
+    Ok(disks)
+}
+
+fn site(view: &View, key: &Key, disk: &VirtualDisk) -> Result<Site, Problem> {
+    let volumes = view.volumes_of_disk(key);
+    let host = |namespace: Option<&String>| {
+        namespace.and_then(|namespace| host_of_namespace(namespace)).unwrap_or_default().to_owned()
+    };
+    if let Some(other) = volumes.iter().find(|volume| volume.spec.virtual_disk.uid != uid(disk)) {
+        return Err(Problem::DiskPredecessor {
+            disk: key.name.clone(),
+            host: host(other.metadata.namespace.as_ref()),
+        });
+    }
+    if let Some(bound) = disk.status.as_ref().and_then(|status| status.host.clone()) {
+        return match volumes.is_empty() {
+            false => Ok(Site::On(bound)),
+            true => Err(Problem::DiskLost { disk: key.name.clone(), host: bound }),
+        };
+    }
+    if let Some(volume) = volumes.first() {
+        return Ok(Site::On(host(volume.metadata.namespace.as_ref())));
+    }
+    let found = view.repositories.get(&Key::cluster(&disk.spec.repository));
+    let usable = found.as_deref().filter(|repository| !is_deleting(*repository));
+    match usable.and_then(|repository| location(repository).map(|location| (repository, location))) {
+        Some((repository, location)) => {
+            Ok(Site::New { location: location.to_owned(), selector: repository.spec.host_selector.clone() })
+        }
+        None => Err(Problem::RepositoryNotFound {
+            repository: disk.spec.repository.clone(),
+            disk: key.name.clone(),
+        }),
+    }
+}
+
+/// The storage location of a repository; a schema rule makes sure that there is one.
+pub(crate) fn location(repository: &StorageRepository) -> Option<&str> {
+    match repository.spec.type_ {
+        RepositoryType::Directory => {
+            repository.spec.directory.as_ref().map(|directory| directory.location.as_str())
+        }
+    }
+}
+
+/// The uplink of a network; a schema rule makes sure that there is one.
+pub(crate) fn uplink(network: &kubexen_crds::Network) -> Option<&str> {
+    match network.spec.type_ {
+        NetworkType::Bridge => network.spec.bridge.as_ref().map(|bridge| bridge.uplink.as_str()),
+    }
+}
+
+fn network(view: &View, name: &str) -> Result<Network, Problem> {
+    let network = view.networks.get(&Key::cluster(name));
+    if network.as_deref().is_some_and(is_deleting) {
+        return Err(Problem::NetworkDeleting { network: name.to_owned() });
+    }
+    match (network.as_deref().and_then(uplink), network.as_deref()) {
+        (Some(uplink), Some(network)) => Ok(Network {
+            name: name.to_owned(),
+            uplink: uplink.to_owned(),
+            selector: network.spec.host_selector.clone(),
+        }),
+        _ => Err(Problem::NetworkNotFound { network: name.to_owned() }),
+    }
+}
+
+/// The address of an interface: the given one, the one it had, or a derived one.
+fn address_of(
+    view: &View,
+    machine: &VirtualMachine,
+    interface: &kubexen_crds::virtual_machine::Interface,
+) -> String {
+    if let Some(given) = &interface.mac {
+        return given.clone();
+    }
+    let me = uid(machine);
+    let taken = |address: &str| view.is_address_taken(address, me);
+    let present = machine.status.as_ref().map(|status| status.interfaces.as_slice()).unwrap_or_default();
+    match present.iter().find(|present| present.name == interface.name) {
+        Some(present) if !taken(&present.mac) => present.mac.clone(),
+        Some(_) | None => address::derive(me, &interface.name, taken),
+    }
+}

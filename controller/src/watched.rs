@@ -1,0 +1,373 @@
+//! The kinds that the controller watches: where each is mirrored, what refers to what, and who has to look again
+//! when one of them changes.
+//!
+//! Every rule here only wakes. What is to be done is decided by those who are woken, from what they see then; waking
+//! too often costs microseconds, waking too seldom leaves something undone until the next change.
+
+use crate::{
+    context::{Context, Queues},
+    view::{View, disks_of, has_finalizer, host_of_namespace, is_deleting, is_ready, uid, user_key},
+};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{Api, Client, Resource, core::DeserializeGuard, runtime::watcher};
+use kubexen_crds::{
+    Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, Volume,
+    names::HEARTBEAT_LEASE,
+};
+use kubexen_runtime::{Key, Mirror, WorkQueue, mirror::Change};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{collections::BTreeSet, fmt::Debug, sync::Arc};
+
+/// A kind that the controller watches.
+pub(crate) trait Watched:
+    Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static
+{
+    /// Where the kind is mirrored.
+    fn mirror(view: &View) -> &Mirror<Self>;
+
+    /// The objects of a namespace; for cluster-scoped kinds the namespace is empty.
+    fn api(client: &Client, namespace: &str) -> Api<Self>;
+
+    /// The objects of all namespaces.
+    fn api_all(client: &Client) -> Api<Self> {
+        Api::all(client.clone())
+    }
+
+    /// The objects of all namespaces, one that cannot be decoded being no obstacle for the others.
+    fn api_guarded(client: &Client) -> Api<DeserializeGuard<Self>> {
+        Api::all(client.clone())
+    }
+
+    /// Which objects are watched.
+    fn selection() -> watcher::Config {
+        watcher::Config::default()
+    }
+
+    /// The queue of the kind, if it has one.
+    fn queue(queues: &Queues) -> Option<&WorkQueue<Key>>;
+
+    /// Notes what the object refers to.
+    fn index(_view: &View, _change: &Change<'_, Self>) {}
+
+    /// Queues other objects that may have to act.
+    fn wake(context: &Context, change: &Change<'_, Self>);
+}
+
+/// What `of` says of the object before and after.
+fn differs<K, T: PartialEq>(change: &Change<'_, K>, of: impl Fn(&K) -> T) -> bool {
+    change.before.map(|object| of(object)) != change.after.map(|object| of(object))
+}
+
+/// What `of` says of the object, before and after taken together.
+fn either<K>(change: &Change<'_, K>, of: impl Fn(&K) -> BTreeSet<Key>) -> BTreeSet<Key> {
+    [change.before, change.after].into_iter().flatten().flat_map(|object: &Arc<K>| of(object)).collect()
+}
+
+/// What `of` says of the object as it is now; nothing if it is gone.
+fn now<K>(change: &Change<'_, K>, of: impl Fn(&K) -> BTreeSet<Key>) -> BTreeSet<Key> {
+    change.after.map(|object| of(object)).unwrap_or_default()
+}
+
+fn attached_disks(machine: &VirtualMachine) -> BTreeSet<Key> {
+    let namespace = machine.metadata.namespace.as_deref().unwrap_or_default();
+    machine.spec.disks.iter().map(|disk| Key::new(namespace, &disk.disk)).collect()
+}
+
+fn attached_networks(machine: &VirtualMachine) -> BTreeSet<Key> {
+    machine.spec.interfaces.iter().map(|interface| Key::cluster(&interface.network)).collect()
+}
+
+fn machine_of(domain: &Domain) -> BTreeSet<Key> {
+    let machine = &domain.spec.virtual_machine;
+    BTreeSet::from([Key::new(&machine.namespace, &machine.name)])
+}
+
+impl Watched for VirtualMachine {
+    fn mirror(view: &View) -> &Mirror<Self> {
+        &view.machines
+    }
+
+    fn api(client: &Client, namespace: &str) -> Api<Self> {
+        Api::namespaced(client.clone(), namespace)
+    }
+
+    fn queue(queues: &Queues) -> Option<&WorkQueue<Key>> {
+        Some(&queues.machines)
+    }
+
+    fn index(view: &View, change: &Change<'_, Self>) {
+        view.machines_of_disk.set(change.key, now(change, attached_disks));
+        view.machines_of_network.set(change.key, now(change, attached_networks));
+    }
+
+    fn wake(context: &Context, change: &Change<'_, Self>) {
+        // A network that is being deleted waits for the last machine that names it.
+        if differs(change, attached_networks) {
+            for key in either(change, attached_networks) {
+                if context.view.networks.get(&key).is_some_and(|network| is_deleting(&*network)) {
+                    context.queues.add(&context.queues.networks, key);
+                }
+            }
+        }
+    }
+}
+
+impl Watched for VirtualDisk {
+    fn mirror(view: &View) -> &Mirror<Self> {
+        &view.disks
+    }
+
+    fn api(client: &Client, namespace: &str) -> Api<Self> {
+        Api::namespaced(client.clone(), namespace)
+    }
+
+    fn queue(queues: &Queues) -> Option<&WorkQueue<Key>> {
+        Some(&queues.disks)
+    }
+
+    fn index(view: &View, change: &Change<'_, Self>) {
+        let repository = |disk: &Self| BTreeSet::from([Key::cluster(&disk.spec.repository)]);
+        view.disks_of_repository.set(change.key, now(change, repository));
+    }
+
+    fn wake(context: &Context, change: &Change<'_, Self>) {
+        // Of a disk's status, machines care for nothing but where it is.
+        let usable = |disk: &Self| {
+            let host = disk.status.as_ref().and_then(|status| status.host.clone());
+            (uid(disk).to_owned(), is_deleting(disk), has_finalizer(disk), host)
+        };
+        if differs(change, usable) {
+            context.queues.add_all(&context.queues.machines, context.view.machines_of_disk.to(change.key));
+            context.scheduler.wake();
+        }
+        if change.after.is_none()
+            && let Some(disk) = change.before
+        {
+            context.queues.add(&context.queues.repositories, Key::cluster(&disk.spec.repository));
+        }
+    }
+}
+
+impl Watched for Network {
+    fn mirror(view: &View) -> &Mirror<Self> {
+        &view.networks
+    }
+
+    fn api(client: &Client, _namespace: &str) -> Api<Self> {
+        Api::all(client.clone())
+    }
+
+    fn queue(queues: &Queues) -> Option<&WorkQueue<Key>> {
+        Some(&queues.networks)
+    }
+
+    fn wake(context: &Context, change: &Change<'_, Self>) {
+        if differs(change, |network| (uid(network).to_owned(), is_deleting(network), network.spec.clone())) {
+            context.queues.add_all(&context.queues.machines, context.view.machines_of_network.to(change.key));
+            context.scheduler.wake();
+        }
+    }
+}
+
+impl Watched for StorageRepository {
+    fn mirror(view: &View) -> &Mirror<Self> {
+        &view.repositories
+    }
+
+    fn api(client: &Client, _namespace: &str) -> Api<Self> {
+        Api::all(client.clone())
+    }
+
+    fn queue(queues: &Queues) -> Option<&WorkQueue<Key>> {
+        Some(&queues.repositories)
+    }
+
+    fn wake(context: &Context, change: &Change<'_, Self>) {
+        if differs(change, |repository| {
+            (uid(repository).to_owned(), is_deleting(repository), repository.spec.clone())
+        }) {
+            for disk in context.view.disks_of_repository.to(change.key) {
+                context.queues.add_all(&context.queues.machines, context.view.machines_of_disk.to(&disk));
+                context.queues.add(&context.queues.disks, disk);
+            }
+            context.scheduler.wake();
+        }
+    }
+}
+
+impl Watched for Host {
+    fn mirror(view: &View) -> &Mirror<Self> {
+        &view.hosts
+    }
+
+    fn api(client: &Client, _namespace: &str) -> Api<Self> {
+        Api::all(client.clone())
+    }
+
+    fn queue(queues: &Queues) -> Option<&WorkQueue<Key>> {
+        Some(&queues.hosts)
+    }
+
+    fn wake(context: &Context, change: &Change<'_, Self>) {
+        let Context { view, queues, scheduler, .. } = context;
+        if differs(change, is_ready) {
+            let domains = view.domains_of_host(&change.key.name);
+            queues.add_all(&queues.machines, domains.iter().flat_map(|domain| machine_of(domain)));
+        }
+        let offers = |host: &Self| {
+            let status = host.status.clone().unwrap_or_default();
+            let labels = host.metadata.labels.clone();
+            let room = (status.memory, status.cpu.map(|cpu| cpu.count), status.locations, status.uplinks);
+            let software = (status.kernels, status.xen);
+            (is_ready(host), is_deleting(host), host.spec.clone(), labels, room, software)
+        };
+        if differs(change, offers) {
+            queues.add_all(&queues.networks, view.networks.keys());
+            queues.add_all(&queues.repositories, view.repositories.keys());
+            queues.add_all(&queues.pools, view.pools.keys());
+            scheduler.wake();
+        }
+    }
+}
+
+impl Watched for Pool {
+    fn mirror(view: &View) -> &Mirror<Self> {
+        &view.pools
+    }
+
+    fn api(client: &Client, _namespace: &str) -> Api<Self> {
+        Api::all(client.clone())
+    }
+
+    fn queue(queues: &Queues) -> Option<&WorkQueue<Key>> {
+        Some(&queues.pools)
+    }
+
+    fn wake(context: &Context, change: &Change<'_, Self>) {
+        if differs(change, |pool| pool.spec.clone()) {
+            context.scheduler.wake();
+        }
+    }
+}
+
+impl Watched for Domain {
+    fn mirror(view: &View) -> &Mirror<Self> {
+        &view.domains
+    }
+
+    fn api(client: &Client, namespace: &str) -> Api<Self> {
+        Api::namespaced(client.clone(), namespace)
+    }
+
+    fn queue(_queues: &Queues) -> Option<&WorkQueue<Key>> {
+        None
+    }
+
+    fn index(view: &View, change: &Change<'_, Self>) {
+        let host = |domain: &Self| domain.metadata.namespace.iter().map(Key::cluster).collect();
+        let addresses = |domain: &Self| {
+            domain.spec.machine.interfaces.iter().map(|interface| Key::cluster(&interface.mac)).collect()
+        };
+        view.domains_of_machine.set(change.key, now(change, machine_of));
+        view.domains_of_host.set(change.key, now(change, host));
+        view.domains_of_disk.set(change.key, now(change, disks_of));
+        view.domains_of_address.set(change.key, now(change, addresses));
+    }
+
+    fn wake(context: &Context, change: &Change<'_, Self>) {
+        let Context { view, queues, scheduler, .. } = context;
+        queues.add_all(&queues.machines, either(change, machine_of));
+        if change.before.is_none() || change.after.is_none() {
+            for disk in either(change, disks_of) {
+                // Machines that want the disk too.
+                queues.add_all(&queues.machines, view.machines_of_disk.to(&disk));
+                if view.disks.get(&disk).is_some_and(|disk| is_deleting(&*disk)) {
+                    queues.add(&queues.disks, disk);
+                }
+            }
+        }
+        if change.after.is_none() {
+            wake_deleted_host(context, &change.key.namespace);
+            scheduler.wake();
+        }
+    }
+}
+
+impl Watched for Volume {
+    fn mirror(view: &View) -> &Mirror<Self> {
+        &view.volumes
+    }
+
+    fn api(client: &Client, namespace: &str) -> Api<Self> {
+        Api::namespaced(client.clone(), namespace)
+    }
+
+    fn queue(_queues: &Queues) -> Option<&WorkQueue<Key>> {
+        None
+    }
+
+    fn index(view: &View, change: &Change<'_, Self>) {
+        let disk = |volume: &Self| {
+            let disk = &volume.spec.virtual_disk;
+            BTreeSet::from([Key::new(&disk.namespace, &disk.name)])
+        };
+        view.volumes_of_disk.set(change.key, now(change, disk));
+    }
+
+    fn wake(context: &Context, change: &Change<'_, Self>) {
+        let Context { view, queues, scheduler, .. } = context;
+        if let Some(disk) = user_key(&change.key.name) {
+            if change.after.is_none() {
+                queues.add_all(&queues.machines, view.machines_of_disk.to(&disk));
+            }
+            queues.add(&queues.disks, disk);
+        }
+        if change.after.is_none() {
+            wake_deleted_host(context, &change.key.namespace);
+            scheduler.wake();
+        }
+    }
+}
+
+/// A host that is being deleted waits for the last object in its namespace.
+fn wake_deleted_host(context: &Context, namespace: &str) {
+    let Some(host) = host_of_namespace(namespace).map(Key::cluster) else { return };
+    if context.view.hosts.get(&host).is_some_and(|host| is_deleting(&*host)) {
+        context.queues.add(&context.queues.hosts, host);
+    }
+}
+
+impl Watched for Lease {
+    fn mirror(view: &View) -> &Mirror<Self> {
+        &view.heartbeats
+    }
+
+    fn api(client: &Client, namespace: &str) -> Api<Self> {
+        Api::namespaced(client.clone(), namespace)
+    }
+
+    fn selection() -> watcher::Config {
+        watcher::Config::default().labels("kubexen.io/heartbeat=true")
+    }
+
+    fn queue(_queues: &Queues) -> Option<&WorkQueue<Key>> {
+        None
+    }
+
+    fn wake(context: &Context, change: &Change<'_, Self>) {
+        let Some(host) =
+            host_of_namespace(&change.key.namespace).filter(|_| change.key.name == HEARTBEAT_LEASE)
+        else {
+            return;
+        };
+        if change.after.is_some() {
+            context.heartbeats.beat(host);
+        } else {
+            context.heartbeats.forget(host);
+        }
+        // A heartbeat of a host that is Ready changes nothing.
+        if change.after.is_none() || !context.view.is_host_ready(host) {
+            context.queues.add(&context.queues.hosts, Key::cluster(host));
+        }
+    }
+}
