@@ -1,6 +1,7 @@
 //! KubeXen's test bed: everything that tests, the demo and the benchmarks stand on.
 
 pub mod control_plane;
+pub mod demo;
 pub mod lab;
 pub mod pool;
 pub mod process;

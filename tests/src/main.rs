@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use kubexen_testbed::control_plane::command::ControlPlaneCommand;
+use kubexen_testbed::demo::command::DemoCommand;
 use kubexen_testbed::lab::command::LabCommand;
 
 /// Runs parts of KubeXen's test bed.
@@ -18,6 +19,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     ControlPlane(ControlPlaneCommand),
+    Demo(DemoCommand),
     Lab(LabCommand),
 }
 
@@ -36,6 +38,7 @@ async fn main() -> ExitCode {
 async fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::ControlPlane(command) => command.run().await.map(|()| ExitCode::SUCCESS),
+        Verb::Demo(command) => command.run().await,
         Verb::Lab(command) => command.run().await,
     }
 }

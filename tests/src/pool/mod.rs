@@ -1,4 +1,5 @@
-//! A whole KubeXen pool on a [`ControlPlane`]: the chart installed by Helm, a controller, and agents of simulated hosts.
+//! A whole KubeXen pool on a [`ControlPlane`]: the chart installed by Helm, a controller, and agents, either of
+//! simulated hosts on this machine or in the dom0s of a [`Lab`].
 //!
 //! Every program runs with the credentials that it has in a cluster: the controller with its service account's, each
 //! agent with those of its own host, which the controller made. Agents keep their state in folders that outlive them,
@@ -6,9 +7,11 @@
 
 mod programs;
 mod simulated;
+mod xen;
 
 use crate::{
-    control_plane::ControlPlane,
+    control_plane::{ControlPlane, Identity},
+    lab::Lab,
     process::{Process, wait_until},
     programs::repository,
 };
@@ -25,6 +28,7 @@ use std::{
 
 pub use programs::{Profile, program};
 pub use simulated::SimulatedHostOptions;
+pub use xen::extras as lab_extras;
 
 /// Namespace that the chart is installed in.
 pub const SYSTEM_NAMESPACE: &str = "kubexen-system";
@@ -66,6 +70,7 @@ impl Default for PoolOptions {
 #[derive(Debug)]
 pub struct Pool {
     options: PoolOptions,
+    hosts: Vec<String>,
     folder: PathBuf,
     controllers: Vec<Option<Process>>,
     agents: Vec<Option<Process>>,
@@ -78,10 +83,42 @@ impl Pool {
     /// # Errors
     /// When a program is missing or a step does not succeed in time.
     pub async fn start(control_plane: &ControlPlane, options: PoolOptions) -> Result<Self> {
+        let hosts = (1..=options.hosts).map(|number| format!("host-{number}")).collect();
+        let mut pool = Self::without_agents(control_plane, options, hosts).await?;
+        pool.write_agent_files(control_plane).await?;
+        for number in 0..pool.options.hosts.div_ceil(pool.options.hosts_per_process) {
+            pool.agents.push(None);
+            pool.start_agent(number)?;
+        }
+        pool.wait_for_hosts(&control_plane.client().await?).await?;
+        Ok(pool)
+    }
+
+    /// As [`Pool::start`], with the hosts of a lab, whose agents run in their dom0s.
+    ///
+    /// # Errors
+    /// When a program is missing or a step does not succeed in time.
+    pub async fn start_on_lab(control_plane: &ControlPlane, lab: &Lab, profile: Profile) -> Result<Self> {
+        let hosts: Vec<String> = lab.hosts().iter().map(|host| host.name()).collect();
+        let options = PoolOptions { hosts: hosts.len(), profile, ..PoolOptions::default() };
+        let pool = Self::without_agents(control_plane, options, hosts).await?;
+        for host in lab.hosts() {
+            let identity = pool.agent_identity(control_plane, &host.name()).await?;
+            xen::start_agent(&host, identity, &control_plane.pool_etcd_endpoint()).await?;
+        }
+        pool.wait_for_hosts(&control_plane.client().await?).await?;
+        Ok(pool)
+    }
+
+    async fn without_agents(
+        control_plane: &ControlPlane,
+        options: PoolOptions,
+        hosts: Vec<String>,
+    ) -> Result<Self> {
         let folder = control_plane.folder().join("pool");
         std::fs::create_dir_all(&folder)?;
         install_chart(control_plane).await?;
-        let mut pool = Self { options, folder, controllers: Vec::new(), agents: Vec::new() };
+        let mut pool = Self { options, hosts, folder, controllers: Vec::new(), agents: Vec::new() };
         let identity = control_plane.service_account(SYSTEM_NAMESPACE, CONTROLLER_ACCOUNT).await?;
         identity.write_kubeconfig(&pool.folder.join("controller.kubeconfig"))?;
         for number in 0..pool.options.controllers {
@@ -90,20 +127,14 @@ impl Pool {
         }
         let client = control_plane.client().await?;
         for name in pool.host_names() {
-            add_host(&client, &name).await?;
+            add_host(&client, name).await?;
         }
-        pool.write_agent_files(control_plane).await?;
-        for number in 0..pool.options.hosts.div_ceil(pool.options.hosts_per_process) {
-            pool.agents.push(None);
-            pool.start_agent(number)?;
-        }
-        pool.wait_for_hosts(&client).await?;
         Ok(pool)
     }
 
     /// The names of all hosts.
-    pub fn host_names(&self) -> Vec<String> {
-        (1..=self.options.hosts).map(|number| format!("host-{number}")).collect()
+    pub fn host_names(&self) -> &[String] {
+        &self.hosts
     }
 
     /// Where the agent of `host` keeps its state: simulated domains, disks.
@@ -182,26 +213,31 @@ impl Pool {
 
     async fn write_agent_files(&self, control_plane: &ControlPlane) -> Result<()> {
         for host in self.host_names() {
-            let namespace = names::host_namespace(&host);
-            let identity = wait_until("the host's service account", Duration::from_secs(30), async || {
-                control_plane.service_account(&namespace, names::AGENT_SERVICE_ACCOUNT).await
-            })
-            .await
-            .with_context(|| format!("the controller did not make access for {host}; {}", self.controller_log()))?;
-            let folder = self.host_folder(&host);
+            let identity = self.agent_identity(control_plane, host).await?;
+            let folder = self.host_folder(host);
             std::fs::create_dir_all(&folder)?;
             identity.write_kubeconfig(&folder.join("kubeconfig"))?;
             let endpoint = control_plane.pool_etcd_endpoint();
-            self.options.simulated.write(&host, &folder, &endpoint)?;
+            self.options.simulated.write(host, &folder, &endpoint)?;
         }
         Ok(())
+    }
+
+    /// The credentials of a host's agent, once the controller made them.
+    async fn agent_identity(&self, control_plane: &ControlPlane, host: &str) -> Result<Identity> {
+        let namespace = names::host_namespace(host);
+        wait_until("the host's service account", Duration::from_secs(30), async || {
+            control_plane.service_account(&namespace, names::AGENT_SERVICE_ACCOUNT).await
+        })
+        .await
+        .with_context(|| format!("the controller did not make access for {host}; {}", self.controller_log()))
     }
 
     async fn wait_for_hosts(&self, client: &Client) -> Result<()> {
         let hosts: Api<Host> = Api::all(client.clone());
         wait_until("every host is Ready", Duration::from_secs(60), async || {
             for name in self.host_names() {
-                let host = hosts.get(&name).await?;
+                let host = hosts.get(name).await?;
                 let status = host.status.unwrap_or_default();
                 if !condition::is_true(&status.conditions, "Ready") || status.memory.is_none() {
                     bail!("{name} is not Ready");

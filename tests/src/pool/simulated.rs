@@ -23,7 +23,7 @@ impl Default for SimulatedHostOptions {
 
 impl SimulatedHostOptions {
     /// Writes `agent.yaml` for `host` into `folder`, where its kubeconfig lies. The host offers the storage location
-    /// `default`, the uplink `lan` and the kernel `lab`, as the hosts of the Xen lab do.
+    /// `default`, the uplink `lan` and the kernel `linux`, as the hosts of the Xen lab do.
     pub(super) fn write(&self, host: &str, folder: &Path, pool_etcd: &str) -> Result<()> {
         let disks = folder.join("disks");
         std::fs::create_dir_all(&disks)?;
@@ -35,7 +35,7 @@ impl SimulatedHostOptions {
             "hypervisor": {"type": "Simulated", "profile": {"cpus": self.cpus, "memory": self.memory}},
             "locations": {"default": {"path": disks, "capacity": self.disk}},
             "uplinks": {"lan": {"bridge": "xenbr0"}},
-            "kernels": {"lab": {"kernel": "/guest/vmlinux", "ramdisk": "/guest/initrd"}},
+            "kernels": {"linux": {"kernel": "/guest/vmlinux", "ramdisk": "/guest/initrd"}},
         });
         std::fs::write(folder.join("agent.yaml"), serde_yaml_ng::to_string(&config)?)?;
         Ok(())

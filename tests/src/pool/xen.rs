@@ -1,0 +1,50 @@
+//! Agents in the dom0s of a lab.
+
+use crate::{
+    control_plane::Identity,
+    lab::{Extra, LabHost},
+};
+use anyhow::Result;
+use serde_json::json;
+
+use super::programs::{Profile, program};
+
+/// Where the agent's program is in dom0.
+const AGENT: &str = "/usr/bin/kubexen-node-agent";
+
+/// Where the agent's configuration is in dom0.
+const CONFIGURATION: &str = "/etc/kubexen/agent.yaml";
+
+/// Address of this machine's loopback as dom0 sees it.
+const MACHINE: &str = "10.0.2.2";
+
+/// What the dom0s need besides the lab's own files: the agent, built with the feature `xen`.
+///
+/// # Errors
+/// When the agent was not built.
+pub fn extras(profile: Profile) -> Result<Vec<Extra>> {
+    Ok(vec![Extra { source: program("kubexen-node-agent", profile)?, destination: AGENT.to_owned() }])
+}
+
+/// Puts configuration and credentials on the host and starts the agent there. The host offers the storage location
+/// `default`, the uplink `lan` and the kernel `linux`.
+pub(super) async fn start_agent(host: &LabHost, identity: Identity, pool_etcd: &str) -> Result<()> {
+    let config = json!({
+        "host": host.name(),
+        "kubeconfig": "/etc/kubexen/kubeconfig",
+        "stateDirectory": "/srv/kubexen/state",
+        "poolStore": {"endpoints": [pool_etcd.replace("127.0.0.1", MACHINE)]},
+        "hypervisor": {"type": "Xen"},
+        "locations": {"default": {"path": "/srv/kubexen/disks"}},
+        "uplinks": {"lan": {"bridge": "xenbr0"}},
+        "kernels": {
+            "linux": {"kernel": "/guest/vmlinux", "ramdisk": "/guest/initrd"},
+            "linux-pc": {"kernel": "/guest/vmlinuz", "ramdisk": "/guest/initrd"},
+        },
+    });
+    host.check("mkdir -p /etc/kubexen /srv/kubexen/disks").await?;
+    host.push(serde_yaml_ng::to_string(&config)?.as_bytes(), CONFIGURATION, 0o600).await?;
+    let kubeconfig = identity.seen_from(MACHINE).kubeconfig()?;
+    host.push(kubeconfig.as_bytes(), "/etc/kubexen/kubeconfig", 0o600).await?;
+    host.start_agent(&[AGENT, "run", "--config", CONFIGURATION]).await
+}
