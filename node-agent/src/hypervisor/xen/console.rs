@@ -196,7 +196,7 @@ impl Consoles {
     async fn tty(&self, domid: u16) -> Result<Option<PathBuf>, StoreError> {
         for console in ["serial/0/tty", "console/tty"] {
             let path = self.store.read_text(&format!("/local/domain/{domid}/{console}")).await?;
-            if let Some(path) = path.filter(|path| path.starts_with("/dev/")) {
+            if let Some(path) = path.filter(|path| path.starts_with("/dev/pts/")) {
                 return Ok(Some(path.into()));
             }
         }

@@ -9,7 +9,7 @@ use super::{
     Inner,
     accounting::{Account, ShutdownReason},
     config::libxl_config,
-    home, mode_path,
+    device_model, home, mode_path,
     protocol::{Outcome, Request, Target},
     supervisor::CallError,
     token_path,
@@ -17,16 +17,20 @@ use super::{
 use crate::hypervisor::{DomId, DomainConfig, DomainInfo, DomainState, HypervisorError};
 use kubexen_crds::{BootType, domain::StopReason};
 use serde_json::Value;
-use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use std::{io, path::Path, time::Duration};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep},
+};
 use uuid::Uuid;
 
 /// Time limits. Building reads kernels from disk and runs hotplug scripts, each of which libxl gives 40 s.
 const CREATE: Duration = Duration::from_secs(120);
 const DESTROY: Duration = Duration::from_secs(90);
 const SHORT: Duration = Duration::from_secs(15);
-/// Time between two looks at a domain that Xen takes apart.
+/// Time between two looks at a domain that Xen takes apart, and between two requests to take it apart.
 const POLL: Duration = Duration::from_millis(50);
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 impl Inner {
     /// Builds a domain; see [`Hypervisor::create`](crate::hypervisor::Hypervisor::create).
@@ -36,11 +40,20 @@ impl Inner {
             return Err(HypervisorError::AlreadyExists(uuid));
         }
         // What an earlier domain of this UUID wrote, if it vanished without our doing.
-        self.consoles.forget(uuid).await.map_err(|error| files(&error))?;
-        let built = self.build(config).await;
-        // After a time limit the domain stays as it is, for the caller to look at.
-        if let Err(HypervisorError::Refused { .. } | HypervisorError::OutOfMemory(_)) = &built {
-            self.destroy(uuid).await?;
+        self.remove_files(uuid).await.map_err(|error| files(&error))?;
+        let mut built = self.build(config).await;
+        match &mut built {
+            Err(HypervisorError::Refused { detail, .. }) => {
+                // libxl knows that a device model failed, but only the device model knows why.
+                if let Some(words) = device_model::last_words(Path::new(device_model::FOLDER), uuid) {
+                    detail.push_str("; device model: ");
+                    detail.push_str(&words);
+                }
+                self.destroy(uuid).await?;
+            }
+            Err(HypervisorError::OutOfMemory(_)) => self.destroy(uuid).await?,
+            // After other errors the domain stays as it is, for the caller to look at.
+            Ok(_) | Err(_) => {}
         }
         self.bump();
         built
@@ -66,18 +79,19 @@ impl Inner {
     /// Takes a domain apart; see [`Hypervisor::destroy`](crate::hypervisor::Hypervisor::destroy).
     pub(super) async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError> {
         let deadline = Instant::now() + DESTROY;
+        let mut asked: Option<Instant> = None;
         while let Some(account) = self.accounting.find(uuid).await? {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if Instant::now() >= deadline {
                 return Err(HypervisorError::TimedOut { call: "libxl_domain_destroy", limit: DESTROY });
             }
-            // One that is dying already waits for others to give its memory back: asking again does not help.
-            if account.dying {
+            // Xen keeps a dying domain until others have given back its pages. Asking again finishes an end that
+            // was interrupted, but need not be done all the time.
+            if asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) {
                 sleep(POLL).await;
                 continue;
             }
-            match self.libxl(Request::Destroy(Target { domid: account.domid, uuid }), left).await {
-                Ok(Outcome::Done) | Err(HypervisorError::NoSuchDomain(_)) => {}
+            match self.libxl(Request::Destroy(Target { domid: account.domid, uuid }), DESTROY).await {
+                Ok(Outcome::Done) | Err(HypervisorError::NoSuchDomain(_)) => asked = Some(Instant::now()),
                 Ok(other) => return Err(unexpected(&other)),
                 Err(error) => return Err(error),
             }
@@ -85,9 +99,15 @@ impl Inner {
         // libxl's node of the virtual machine is the only one that is named by its UUID and may be left behind by
         // a domain that vanished.
         self.store.remove(&format!("/vm/{uuid}")).await?;
-        self.consoles.forget(uuid).await.map_err(|error| files(&error))?;
+        self.remove_files(uuid).await.map_err(|error| files(&error))?;
         self.bump();
         Ok(())
+    }
+
+    /// Removes what the domain's console and device model wrote.
+    async fn remove_files(&self, uuid: Uuid) -> io::Result<()> {
+        self.consoles.forget(uuid).await?;
+        spawn_blocking(move || device_model::remove_logs(Path::new(device_model::FOLDER), uuid)).await?
     }
 
     /// Lets a domain run. The device model of an HVM guest has to be told as well, which libxl does.
@@ -221,8 +241,8 @@ fn unexpected(outcome: &Outcome) -> HypervisorError {
     HypervisorError::Unreachable(format!("the libxl worker answered another question: {outcome:?}"))
 }
 
-fn files(error: &std::io::Error) -> HypervisorError {
-    HypervisorError::Unreachable(format!("the console's files: {error}"))
+fn files(error: &io::Error) -> HypervisorError {
+    HypervisorError::Unreachable(format!("the files of a domain: {error}"))
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ pub mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod console;
+mod device_model;
 mod ffi;
 mod host;
 mod lifecycle;

@@ -22,11 +22,13 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
     sync::Semaphore,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 /// Most libxl calls at one time. They contend for dom0's CPUs, xenstore and the hotplug scripts' lock.
 const WORKERS: usize = 4;
+/// Longest wait for a free worker.
+const QUEUE: Duration = Duration::from_secs(300);
 /// Lines of libxl's log that are kept for an error message, and the bytes kept of each.
 const LOG_LINES: usize = 40;
 const LOG_LINE_BYTES: usize = 512;
@@ -80,22 +82,21 @@ impl Supervisor {
         Self { command, slots: Semaphore::new(WORKERS), idle: Mutex::default() }
     }
 
-    /// Has one request performed. The limit covers the wait for a free worker and the call together.
+    /// Has one request performed. The limit is that of the call; the wait for a free worker has its own.
     ///
     /// If the returned future is dropped, the worker is killed.
     ///
     /// # Errors
     /// [`CallError`]; only [`CallError::NotStarted`] promises that nothing was done.
     pub async fn call(&self, request: Request, limit: Duration) -> Result<Answer, CallError> {
-        let deadline = Instant::now() + limit;
-        let slot = timeout_at(deadline, self.slots.acquire()).await.map_err(|_| CallError::TimedOut)?;
+        let slot = timeout(QUEUE, self.slots.acquire()).await.map_err(|_| CallError::TimedOut)?;
         // Nobody closes the semaphore; if it were closed, going on without a slot would do no harm.
         let _slot = slot.ok();
         let mut worker = match self.idle_worker() {
             Some(worker) => worker,
             None => Worker::start(&self.command).map_err(CallError::NotStarted)?,
         };
-        let result = timeout_at(deadline, worker.call(request)).await.unwrap_or(Err(CallError::TimedOut));
+        let result = timeout(limit, worker.call(request)).await.unwrap_or(Err(CallError::TimedOut));
         match &result {
             // libxl's context may be what is wrong, for instance its connection to xenstore: the next call gets a new one.
             Ok(Answer { outcome: Outcome::Refused(_), .. }) => worker.close().await,
@@ -211,7 +212,7 @@ impl Worker {
     /// Ends an idle worker in its own time: it ends with its input.
     async fn close(mut self) {
         self.requests = None;
-        let waited = tokio::time::timeout(Duration::from_secs(1), self.child.wait()).await;
+        let waited = timeout(Duration::from_secs(1), self.child.wait()).await;
         if waited.is_err() {
             self.kill().await;
         }
@@ -220,7 +221,7 @@ impl Worker {
     async fn kill(mut self) {
         self.signal_group();
         // It is dead but for the kernel's part of it; tokio reaps it if that takes longer than this.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.child.wait()).await;
+        let _ = timeout(Duration::from_secs(1), self.child.wait()).await;
     }
 
     /// Kills the group, unless its leader was reaped: then its number may belong to others.
