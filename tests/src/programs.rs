@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 /// The environment variable that names the folder of the control plane's programs.
 pub const TOOLS: &str = "KUBEXEN_TOOLS";
@@ -23,28 +23,14 @@ pub fn tool(name: &str) -> Result<PathBuf> {
     found(folder.join(name), "cargo xtask tools")
 }
 
-/// The path of one of the workspace's own programs, such as `kubexen-controller`, as it was built with this one.
-///
-/// # Errors
-/// When the program is not there.
-pub fn own(name: &str) -> Result<PathBuf> {
-    found(own_folder()?.join(name), "cargo build --workspace --bins")
-}
-
-/// The path of the node agent that was built with the feature `xen`.
+/// The path of the node agent that was built with the feature `xen`. It has a folder of its own, in whatever profile, because
+/// cargo puts agents with and without the feature into the same place.
 ///
 /// # Errors
 /// When the program is not there.
 pub fn xen_agent() -> Result<PathBuf> {
-    found(own_folder()?.join("../xen/kubexen-node-agent"), "cargo xtask demo --xen` or `cargo xtask test lab")
-}
-
-/// The folder that cargo has put this program's siblings into.
-fn own_folder() -> Result<PathBuf> {
-    let this = std::env::current_exe().context("cannot tell where this program is")?;
-    let folder = this.parent().unwrap_or(Path::new("."));
-    // Test programs are one folder deeper than the others.
-    Ok(if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder }.to_owned())
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
+    found(target.join("xen/kubexen-node-agent"), "cargo xtask demo --xen` or `cargo xtask test lab")
 }
 
 fn found(path: PathBuf, command: &str) -> Result<PathBuf> {

@@ -33,9 +33,15 @@ impl Profile {
     }
 }
 
+/// The feature that builds the node agent for real Xen; it makes that program GPL-3.0-only.
+pub const XEN: &str = "kubexen-node-agent/xen";
+
+/// The node agent's program.
+const AGENT: &str = "kubexen-node-agent";
+
 /// Builds all programs of the workspace.
 pub fn programs(profile: Profile) -> Result<()> {
-    run(cargo()?.args(["build", "--quiet", "--workspace", "--bins", "--profile", profile.name()]))
+    run(cargo()?.args(["build", "--workspace", "--bins", "--profile", profile.name()]))
 }
 
 /// Builds the node agent with the feature `xen`, installs what that needs, and puts it into `target/xen`.
@@ -44,23 +50,20 @@ pub fn programs(profile: Profile) -> Result<()> {
 /// puts the agent without that feature there again.
 pub fn xen_agent(profile: Profile) -> Result<()> {
     packages::ensure(&packages::FOR_XEN).context("the node agent's feature xen needs Debian packages")?;
-    run(cargo()?
-        .args(["build", "--quiet", "-p", "kubexen-node-agent", "--features", "xen", "--bins"])
-        .args(["--profile", profile.name()]))?;
+    let agent = ["build", "--workspace", "--bin", AGENT, "--features", XEN, "--profile", profile.name()];
+    run(cargo()?.args(agent))?;
     let folder = target().join("xen");
     std::fs::create_dir_all(&folder)?;
-    let program = "kubexen-node-agent";
-    let (built, unfinished) = (profile.folder().join(program), folder.join("unfinished"));
+    let (built, unfinished) = (profile.folder().join(AGENT), folder.join("unfinished"));
     std::fs::copy(&built, &unfinished).with_context(|| format!("cannot copy {}", built.display()))?;
     // Moved into place, because a program that is running cannot be written to.
-    std::fs::rename(&unfinished, folder.join(program))?;
+    std::fs::rename(&unfinished, folder.join(AGENT))?;
     Ok(())
 }
 
 /// Builds everything that runs against a real control plane.
 pub fn everything(profile: Profile, xen: bool) -> Result<()> {
     tools::ensure()?;
-    eprintln!("building KubeXen's programs ...");
     if xen {
         xen_agent(profile)?;
     }

@@ -1,9 +1,12 @@
 //! `cargo xtask crds`: what is generated from the API's types.
 
+use std::process::Command;
+
 use anyhow::Result;
 use clap::Args;
 
-use crate::repository::{cargo, run as run_command};
+use crate::build::Profile;
+use crate::repository::{cargo, root, run as run_command};
 
 /// Write what is generated from the API's types: manifests, the chart's templates, the reference
 #[derive(Debug, Args)]
@@ -15,10 +18,11 @@ pub struct Arguments {
 
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let mut command = cargo()?;
-    command.args(["run", "--quiet", "-p", "kubexen-crds", "--bin", "crdgen"]);
+    // Asked about the whole workspace, so that dependencies are built with the features that everything else uses.
+    run_command(cargo()?.args(["build", "--quiet", "--workspace", "--bin", "crdgen"]))?;
+    let mut crdgen = Command::new(Profile::Dev.folder().join("crdgen"));
     if arguments.check {
-        command.args(["--", "--check"]);
+        crdgen.arg("--check");
     }
-    run_command(&mut command)
+    run_command(crdgen.current_dir(root()))
 }

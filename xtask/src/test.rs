@@ -7,10 +7,11 @@ use std::ops::AddAssign;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
+use serde_json::Value;
 
-use crate::repository::cargo;
+use crate::repository::{cargo, output};
 use crate::{build, tools};
 
 /// Run the test suites, all parts or those that are named
@@ -40,17 +41,23 @@ enum Part {
 }
 
 impl Part {
-    /// What cargo is asked to test.
-    fn selection(self) -> &'static [&'static [&'static str]] {
-        match self {
-            Self::Unit => &[
-                &["--workspace", "--exclude", "kubexen-testbed"],
-                &["-p", "kubexen-testbed", "--lib", "--bins"],
-            ],
-            Self::Api => &[&["-p", "kubexen-testbed", "--test", "api"]],
-            Self::E2e => &[&["-p", "kubexen-testbed", "--test", "e2e", "--test", "simulation"]],
-            Self::Lab => &[&["-p", "kubexen-testbed", "--test", "lab"]],
-        }
+    /// What cargo is asked to test, in one run of it or several. It is always asked about the whole workspace and given
+    /// names of targets: for a part of the packages it would choose other features of shared dependencies, and build those
+    /// once more.
+    fn selections(self) -> Result<Vec<Vec<String>>> {
+        let suites = |names: &[&str]| {
+            names.iter().flat_map(|name| ["--test".to_owned(), (*name).to_owned()]).collect()
+        };
+        Ok(match self {
+            Self::Unit => {
+                let mut tests = vec!["--lib".to_owned(), "--bins".to_owned()];
+                tests.extend(integration_tests()?.into_iter().flat_map(|name| ["--test".to_owned(), name]));
+                vec![tests, vec!["--doc".to_owned()]]
+            }
+            Self::Api => vec![suites(&["api"])],
+            Self::E2e => vec![suites(&["e2e", "simulation"])],
+            Self::Lab => vec![suites(&["lab"])],
+        })
     }
 
     /// Builds the programs that the part runs besides the test programs themselves.
@@ -126,16 +133,42 @@ fn run_part(part: Part, filter: &[String]) -> Counts {
     if let Err(error) = part.prepare() {
         return broken(error);
     }
-    for selection in part.selection() {
-        counts += run_tests(selection, filter).unwrap_or_else(broken);
+    match part.selections() {
+        Ok(selections) => {
+            for selection in selections {
+                counts += run_tests(&selection, filter).unwrap_or_else(broken);
+            }
+        }
+        Err(error) => counts += broken(error),
     }
     counts
 }
 
+/// The integration tests of every package but the test bed, whose own are the other parts.
+fn integration_tests() -> Result<BTreeSet<String>> {
+    let text = output(cargo()?.args(["metadata", "--format-version", "1", "--no-deps"]))?;
+    integration_tests_in(
+        &serde_json::from_str(&text).context("cargo metadata printed something else than JSON")?,
+    )
+}
+
+fn integration_tests_in(metadata: &Value) -> Result<BTreeSet<String>> {
+    let list =
+        |value: &Value| value.as_array().cloned().ok_or_else(|| anyhow!("cargo metadata misses a list"));
+    let mut names = BTreeSet::new();
+    for package in list(&metadata["packages"])?.iter().filter(|package| package["name"] != "kubexen-testbed")
+    {
+        let targets = list(&package["targets"])?;
+        let tests = targets.iter().filter(|target| target["kind"][0] == "test");
+        names.extend(tests.filter_map(|target| target["name"].as_str().map(str::to_owned)));
+    }
+    Ok(names)
+}
+
 /// Runs `cargo test` on a selection, shows its output as it comes, and counts.
-fn run_tests(selection: &[&str], filter: &[String]) -> Result<Counts> {
+fn run_tests(selection: &[String], filter: &[String]) -> Result<Counts> {
     let mut command = cargo()?;
-    command.args(["test", "--no-fail-fast"]).args(selection).arg("--");
+    command.args(["test", "--no-fail-fast", "--workspace"]).args(selection).arg("--");
     if std::io::stdout().is_terminal() {
         // libtest sees a pipe.
         command.arg("--color=always");
@@ -143,7 +176,7 @@ fn run_tests(selection: &[&str], filter: &[String]) -> Result<Counts> {
     let (status, counts) = count_while_showing(command.args(filter))?;
     ensure!(
         status.success() || counts.failed > 0,
-        "cargo test {}: {status} without a failed test: it did not build, or a test program died",
+        "cargo test --workspace {}: {status} without a failed test: it did not build, or a test program died",
         selection.join(" ")
     );
     Ok(counts)
@@ -195,9 +228,18 @@ mod tests {
     }
 
     #[test]
+    fn integration_tests_are_those_of_every_package_but_the_test_bed() {
+        let metadata = serde_json::json!({"packages": [
+            {"name": "a", "targets": [{"kind": ["lib"], "name": "a"}, {"kind": ["test"], "name": "etcd"}]},
+            {"name": "kubexen-testbed", "targets": [{"kind": ["test"], "name": "api"}]},
+        ]});
+        assert_eq!(integration_tests_in(&metadata).unwrap(), BTreeSet::from(["etcd".to_owned()]));
+    }
+
+    #[test]
     fn a_test_program_that_dies_counts_as_a_failure_even_without_a_result() {
         let mut command = Command::new("sh");
-        command.args(["-c", "echo 'running 1 test'; kill -9 $$"]);
+        command.args(["-c", "echo about to die; kill -9 $$"]);
         let (status, counts) = count_while_showing(&mut command).unwrap();
         assert!(!status.success());
         assert_eq!(counts, Counts::default());

@@ -8,10 +8,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 
 use super::spdx;
+use crate::build::XEN;
 use crate::repository::{cargo, output, root};
-
-/// The feature that may bring the crates in that `deny.toml` lists as exceptions.
-const XEN: &str = "kubexen-node-agent/xen";
 
 /// What `deny.toml` says about licences.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,7 +19,7 @@ struct Policy {
     exceptions: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// Checks both.
+/// Checks both; the feature `xen` alone may bring in what `deny.toml` lists as exceptions.
 ///
 /// # Errors
 /// When a crate's licence is not allowed; all of them are listed.

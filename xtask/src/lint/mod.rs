@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use clap::Args;
 
+use crate::build::XEN;
 use crate::repository::{cargo, installed, run as run_command};
 use crate::{crds, docs, packages};
 
@@ -81,16 +82,7 @@ fn clippy_xen() -> Result<Outcome> {
         return Ok(Outcome::Skipped(format!("{error:#}")));
     }
     let mut command = cargo()?;
-    command.args([
-        "clippy",
-        "--quiet",
-        "--locked",
-        "-p",
-        "kubexen-node-agent",
-        "--features",
-        "xen",
-        "--all-targets",
-    ]);
+    command.args(["clippy", "--quiet", "--locked", "--workspace", "--features", XEN, "--all-targets"]);
     run_command(command.args(["--", "-Dwarnings"]))?;
     Ok(Outcome::Done)
 }
