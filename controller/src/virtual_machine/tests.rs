@@ -1,1 +1,551 @@
+use super::{
+    apply::survivor,
+    decide::{Action, Adjustment, Plan, decide},
+    observe::Observed,
+    references::{Problem, Resolved},
+    status::{happenings, render},
+};
+use crate::scheduler::Answer;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time};
+use kubexen_crds::{
+    Boot, ByteQuantity, Domain, DomainSpec, DomainStatus, Kernel, VirtualMachine, VirtualMachineSpec,
+    VirtualMachineStatus,
+    condition::find,
+    domain::{DomainInterface, DomainPhase, DomainPowerState, Machine, VirtualMachineReference},
+    names::{CONTROLLER_FINALIZER, RESTART_REQUESTED_AT},
+    virtual_machine::{Cpu, Lifecycle, Memory, Phase, Placement, PowerState},
+};
+use kubexen_runtime::Key;
+use proptest::prelude::*;
+use std::{collections::BTreeMap, sync::Arc};
 
+const UID: &str = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
+
+fn boot() -> Boot {
+    let kernel = Kernel { name: "linux".to_owned(), command_line: String::new() };
+    Boot { type_: kubexen_crds::BootType::Pvh, kernel: Some(kernel) }
+}
+
+fn vm() -> VirtualMachine {
+    VirtualMachine {
+        metadata: ObjectMeta {
+            name: Some("web-1".to_owned()),
+            namespace: Some("shop".to_owned()),
+            uid: Some(UID.to_owned()),
+            generation: Some(3),
+            finalizers: Some(vec![CONTROLLER_FINALIZER.to_owned()]),
+            ..ObjectMeta::default()
+        },
+        spec: VirtualMachineSpec {
+            power_state: PowerState::Running,
+            cpu: Cpu { count: 2 },
+            memory: Memory { size: ByteQuantity("1Gi".to_owned()) },
+            boot: boot(),
+            disks: Vec::new(),
+            interfaces: Vec::new(),
+            placement: Placement::default(),
+            lifecycle: Lifecycle::default(),
+        },
+        status: None,
+    }
+}
+
+fn machine() -> Machine {
+    Machine {
+        cpus: 2,
+        memory: ByteQuantity("1Gi".to_owned()),
+        boot: boot(),
+        disks: Vec::new(),
+        interfaces: vec![DomainInterface {
+            name: "eth0".to_owned(),
+            uplink: "lan".to_owned(),
+            mac: "00:16:3e:00:00:01".to_owned(),
+        }],
+    }
+}
+
+fn resolved() -> Resolved {
+    Resolved { machine: machine(), disks: Vec::new(), networks: Vec::new() }
+}
+
+fn domain_on(host: &str) -> Domain {
+    Domain {
+        metadata: ObjectMeta {
+            name: Some("shop.web-1".to_owned()),
+            namespace: Some(format!("kubexen-host-{host}")),
+            uid: Some(format!("domain-on-{host}")),
+            generation: Some(1),
+            ..ObjectMeta::default()
+        },
+        spec: DomainSpec {
+            virtual_machine: VirtualMachineReference {
+                namespace: "shop".to_owned(),
+                name: "web-1".to_owned(),
+                uid: UID.to_owned(),
+            },
+            power_state: DomainPowerState::Running,
+            restart_requested: None,
+            machine: machine(),
+            lifecycle: Lifecycle::default(),
+        },
+        status: None,
+    }
+}
+
+fn in_phase(mut domain: Domain, phase: DomainPhase) -> Domain {
+    domain.status = Some(DomainStatus {
+        phase: Some(phase),
+        observed_generation: domain.metadata.generation,
+        owner_token: Some(7),
+        domid: Some(4),
+        ..DomainStatus::default()
+    });
+    domain
+}
+
+fn observed(machine: VirtualMachine, domains: Vec<Domain>) -> Observed {
+    Observed {
+        machine: Arc::new(machine),
+        domains: domains.into_iter().map(Arc::new).collect(),
+        predecessors: Vec::new(),
+        references: Ok(resolved()),
+        answer: None,
+        host_ready: true,
+    }
+}
+
+fn deleting<K: kube::Resource>(mut object: K) -> K {
+    object.meta_mut().deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+    object
+}
+
+fn changed(change: impl FnOnce(&mut VirtualMachine)) -> VirtualMachine {
+    let mut machine = vm();
+    change(&mut machine);
+    machine
+}
+
+fn status_after(observed: &Observed) -> VirtualMachineStatus {
+    let report = decide(observed).report.expect("something is to be said");
+    render(&observed.machine, &report, Timestamp::UNIX_EPOCH)
+}
+
+/// Phase, and status and reason of the condition Ready.
+fn said(observed: &Observed) -> (Phase, String, String) {
+    let status = status_after(observed);
+    let ready = find(&status.conditions, "Ready").expect("Ready is always there");
+    (status.phase.expect("a phase"), ready.status.clone(), ready.reason.clone())
+}
+
+fn is(observed: &Observed, phase: Phase, ready: &str, reason: &str) {
+    assert_eq!(said(observed), (phase, ready.to_owned(), reason.to_owned()));
+}
+
+fn delete_on(host: &str) -> Action {
+    Action::DeleteDomain {
+        domain: Key::new(format!("kubexen-host-{host}"), "shop.web-1"),
+        uid: format!("domain-on-{host}"),
+    }
+}
+
+#[test]
+fn the_finalizer_comes_before_everything_else() {
+    let bare = changed(|machine| machine.metadata.finalizers = None);
+    let plan = decide(&observed(bare.clone(), Vec::new()));
+    assert_eq!(plan, Plan { actions: vec![Action::AddFinalizer], ..Plan::default() });
+    assert_eq!(decide(&observed(deleting(bare), Vec::new())), Plan::default());
+}
+
+#[test]
+fn a_machine_without_a_domain_asks_for_a_host_waits_and_starts_there() {
+    let mut seen = observed(vm(), Vec::new());
+    assert_eq!(decide(&seen).actions, [Action::AskForHost]);
+    seen.answer = Some(Answer::Waiting);
+    assert_eq!(decide(&seen), Plan { waits_for_host: true, ..Plan::default() });
+    seen.answer = Some(Answer::Assigned("a".to_owned()));
+    assert_eq!(decide(&seen).actions, [Action::Start { host: "a".to_owned() }]);
+    assert_eq!(decide(&seen).report, None, "the Domain speaks for itself once it is there");
+    seen.answer = Some(Answer::Rejected("0/2 hosts fit: 2 memory".to_owned()));
+    is(&seen, Phase::Scheduling, "False", "Unschedulable");
+    assert!(decide(&seen).waits_for_host);
+}
+
+#[test]
+fn nothing_is_started_while_something_is_in_the_way() {
+    let mut seen = observed(vm(), Vec::new());
+    seen.answer = Some(Answer::Assigned("a".to_owned()));
+    seen.references = Err(Problem::NetworkNotFound { network: "prod".to_owned() });
+    is(&seen, Phase::Pending, "False", "NetworkNotFound");
+    assert_eq!(decide(&seen).actions, []);
+    seen.references = Err(Problem::DiskListedTwice { disk: "root".to_owned() });
+    assert!(find(&status_after(&seen).conditions, "Stalled").is_some(), "only a change of the spec helps");
+    seen.references = Err(Problem::DiskNew);
+    assert_eq!(decide(&seen), Plan::default(), "a moment is not worth a write");
+    seen.references = Ok(resolved());
+    seen.predecessors = vec![Key::new("kubexen-host-a", "shop.web-1")];
+    is(&seen, Phase::Pending, "False", "PredecessorStopping");
+    assert_eq!(decide(&seen).actions, []);
+}
+
+#[test]
+fn a_machine_that_had_a_domain_is_placed_anew_only_after_a_linearizable_read() {
+    let running = observed(vm(), vec![in_phase(domain_on("a"), DomainPhase::Running)]);
+    let status = status_after(&running);
+    for power_state in [PowerState::Running, PowerState::Halted] {
+        let lost = changed(|machine| {
+            machine.status = Some(status.clone());
+            machine.spec.power_state = power_state;
+        });
+        let plan = decide(&observed(lost, Vec::new()));
+        assert_eq!(plan.actions, [Action::ConfirmGone], "{power_state:?}");
+    }
+}
+
+#[test]
+fn a_running_domain_makes_its_machine_ready_with_all_that_was_allocated() {
+    let seen = observed(vm(), vec![in_phase(domain_on("a"), DomainPhase::Running)]);
+    is(&seen, Phase::Running, "True", "Running");
+    let status = status_after(&seen);
+    assert_eq!(status.host.as_deref(), Some("a"));
+    assert_eq!(status.owner_token, Some(7));
+    assert_eq!(status.domain.and_then(|domain| domain.domid), Some(4));
+    assert_eq!(status.interfaces[0].mac, "00:16:3e:00:00:01");
+    assert_eq!(status.observed_generation, Some(3));
+    let generations: Vec<_> =
+        status.conditions.iter().map(|condition| condition.observed_generation).collect();
+    assert_eq!(generations, [Some(3), Some(3), Some(3)]);
+}
+
+#[test]
+fn every_phase_of_a_domain_has_its_word() {
+    let cases = [
+        (None, Phase::Starting, "False", "Starting"),
+        (Some(DomainPhase::Pending), Phase::Starting, "False", "Starting"),
+        (Some(DomainPhase::Running), Phase::Running, "True", "Running"),
+        (Some(DomainPhase::Paused), Phase::Paused, "False", "Resuming"),
+        (Some(DomainPhase::Stopping), Phase::Stopping, "False", "Stopping"),
+        (Some(DomainPhase::Halted), Phase::Halted, "True", "StoppedByGuest"),
+        (Some(DomainPhase::Preserved), Phase::Failed, "False", "Preserved"),
+        (Some(DomainPhase::Failed), Phase::Failed, "False", "StartFailed"),
+    ];
+    for (domain, phase, ready, reason) in cases {
+        let domain = domain.map_or_else(|| domain_on("a"), |phase| in_phase(domain_on("a"), phase));
+        is(&observed(vm(), vec![domain]), phase, ready, reason);
+    }
+}
+
+#[test]
+fn a_paused_machine_is_ready_when_its_domain_is_paused() {
+    let paused = changed(|machine| machine.spec.power_state = PowerState::Paused);
+    let mut domain = in_phase(domain_on("a"), DomainPhase::Running);
+    let plan = decide(&observed(paused.clone(), vec![domain.clone()]));
+    let change = Adjustment { power_state: Some(DomainPowerState::Paused), ..Adjustment::default() };
+    assert_eq!(plan.actions, [Action::Adjust { domain: Key::of(&domain), change }]);
+    domain.spec.power_state = DomainPowerState::Paused;
+    is(&observed(paused.clone(), vec![domain.clone()]), Phase::Running, "False", "Pausing");
+    is(&observed(paused, vec![in_phase(domain, DomainPhase::Paused)]), Phase::Paused, "True", "Paused");
+}
+
+#[test]
+fn ready_waits_until_the_agent_has_seen_the_whole_spec() {
+    let mut domain = in_phase(domain_on("a"), DomainPhase::Running);
+    domain.metadata.generation = Some(2);
+    is(&observed(vm(), vec![domain]), Phase::Running, "False", "Applying");
+}
+
+#[test]
+fn a_silent_host_makes_the_machine_unknown_and_starts_it_nowhere_else() {
+    let mut seen = observed(vm(), vec![in_phase(domain_on("a"), DomainPhase::Running)]);
+    seen.host_ready = false;
+    is(&seen, Phase::Unknown, "Unknown", "HostSilent");
+    assert_eq!(decide(&seen).actions, []);
+}
+
+#[test]
+fn a_change_that_needs_a_restart_is_named_and_not_done() {
+    let domain = in_phase(domain_on("a"), DomainPhase::Running);
+    let mut seen = observed(vm(), vec![domain]);
+    if let Ok(resolved) = &mut seen.references {
+        resolved.machine.cpus = 4;
+        resolved.machine.interfaces[0].uplink = "dmz".to_owned();
+    }
+    assert_eq!(decide(&seen).actions, []);
+    let status = status_after(&seen);
+    let synchronized = find(&status.conditions, "Synchronized").unwrap();
+    assert_eq!((synchronized.status.as_str(), synchronized.reason.as_str()), ("False", "RestartRequired"));
+    assert!(
+        synchronized.message.starts_with("spec.cpu.count, spec.interfaces[eth0] "),
+        "{}",
+        synchronized.message
+    );
+    seen.references = Ok(resolved());
+    let status = status_after(&seen);
+    assert_eq!(find(&status.conditions, "Synchronized").unwrap().status, "True");
+}
+
+#[test]
+fn a_restart_is_done_in_place_or_by_another_domain() {
+    let restarted = changed(|machine| {
+        let at = (RESTART_REQUESTED_AT.to_owned(), "2026-01-01T00:00:00Z".to_owned());
+        machine.metadata.annotations = Some(BTreeMap::from([at]));
+    });
+    let domain = in_phase(domain_on("a"), DomainPhase::Running);
+    let mut seen = observed(restarted.clone(), vec![domain.clone()]);
+    let change =
+        Adjustment { restart_requested: Some("2026-01-01T00:00:00Z".to_owned()), ..Adjustment::default() };
+    assert_eq!(decide(&seen).actions, [Action::Adjust { domain: Key::of(&domain), change }]);
+    seen.references = Err(Problem::NetworkNotFound { network: "prod".to_owned() });
+    assert_eq!(decide(&seen).actions, [], "a restart waits for what the machine needs");
+    if let Ok(resolved) = seen.references.insert_resolved() {
+        resolved.machine.cpus = 4;
+    }
+    assert_eq!(decide(&seen).actions, [delete_on("a")]);
+    let mut asked = domain;
+    asked.spec.restart_requested = Some("2026-01-01T00:00:00Z".to_owned());
+    is(&observed(restarted.clone(), vec![asked.clone()]), Phase::Starting, "False", "Restarting");
+    if let Some(status) = &mut asked.status {
+        status.restart_handled.clone_from(&asked.spec.restart_requested);
+    }
+    is(&observed(restarted, vec![asked]), Phase::Running, "True", "Running");
+}
+
+trait InsertResolved {
+    fn insert_resolved(&mut self) -> Result<&mut Resolved, &mut Problem>;
+}
+
+impl InsertResolved for Result<Resolved, Problem> {
+    fn insert_resolved(&mut self) -> Result<&mut Resolved, &mut Problem> {
+        *self = Ok(resolved());
+        self.as_mut()
+    }
+}
+
+#[test]
+fn a_machine_is_halted_when_its_domain_is_gone() {
+    let halted = changed(|machine| machine.spec.power_state = PowerState::Halted);
+    let seen = observed(halted.clone(), vec![in_phase(domain_on("a"), DomainPhase::Running)]);
+    assert_eq!(decide(&seen).actions, [delete_on("a")]);
+    is(&seen, Phase::Stopping, "False", "Stopping");
+    let leaving = observed(halted.clone(), vec![deleting(in_phase(domain_on("a"), DomainPhase::Stopping))]);
+    assert_eq!(decide(&leaving).actions, [], "once is enough");
+    is(&observed(halted, Vec::new()), Phase::Halted, "True", "Halted");
+}
+
+#[test]
+fn a_deleted_machine_is_let_go_only_after_all_its_domains() {
+    let seen = observed(deleting(vm()), vec![domain_on("a"), domain_on("b")]);
+    assert_eq!(decide(&seen).actions, [delete_on("a"), delete_on("b")]);
+    let gone = observed(deleting(vm()), Vec::new());
+    assert_eq!(decide(&gone).actions, [Action::ConfirmGone, Action::RemoveFinalizer]);
+}
+
+#[test]
+fn of_two_domains_the_one_with_the_later_token_stays() {
+    let seen = observed(vm(), vec![domain_on("a"), domain_on("b")]);
+    let keys = seen.domains.iter().map(|domain| Key::of(&**domain)).collect();
+    assert_eq!(decide(&seen).actions, [Action::SettleDuplicates { domains: keys }]);
+    let with = |host: &str, token: Option<i64>| {
+        let mut domain = in_phase(domain_on(host), DomainPhase::Running);
+        if let Some(status) = &mut domain.status {
+            status.owner_token = token;
+        }
+        domain
+    };
+    let cases = [
+        (None, None, "a"),
+        (Some(3), None, "a"),
+        (None, Some(3), "b"),
+        (Some(3), Some(9), "b"),
+        (Some(9), Some(3), "a"),
+    ];
+    for (a, b, kept) in cases {
+        let domains = [with("a", a), with("b", b)];
+        let survivor = survivor(&domains).expect("one stays");
+        assert_eq!(survivor.metadata.namespace, Some(format!("kubexen-host-{kept}")), "{a:?} {b:?}");
+    }
+}
+
+#[test]
+fn the_token_never_goes_back_and_addresses_outlive_a_halt() {
+    let running = observed(vm(), vec![in_phase(domain_on("a"), DomainPhase::Running)]);
+    let status = status_after(&running);
+    let fresh = observed(changed(|machine| machine.status = Some(status.clone())), vec![domain_on("b")]);
+    assert_eq!(status_after(&fresh).owner_token, Some(7));
+    let off = changed(|machine| {
+        machine.status = Some(status.clone());
+        machine.spec.power_state = PowerState::Halted;
+    });
+    let halted = status_after(&observed(off, Vec::new()));
+    assert_eq!((halted.owner_token, halted.host, halted.domain), (Some(7), None, None));
+    assert_eq!(halted.interfaces, status.interfaces);
+}
+
+#[test]
+fn a_plain_start_is_told_in_two_events() {
+    let reasons = |machine: &VirtualMachine, domain: Domain| {
+        let seen = observed(machine.clone(), vec![domain]);
+        let report = decide(&seen).report.expect("a report");
+        let told: Vec<_> = happenings(machine, &report).iter().map(|happening| happening.reason).collect();
+        (told, render(machine, &report, Timestamp::UNIX_EPOCH))
+    };
+    let (told, starting) = reasons(&vm(), domain_on("a"));
+    assert_eq!(told, ["Scheduled"]);
+    let started = changed(|machine| machine.status = Some(starting));
+    let (told, running) = reasons(&started, in_phase(domain_on("a"), DomainPhase::Running));
+    assert_eq!(told, ["Started"]);
+    let settled = changed(|machine| machine.status = Some(running));
+    let (told, _) = reasons(&settled, in_phase(domain_on("a"), DomainPhase::Running));
+    assert_eq!(told, [""; 0]);
+}
+
+/// Carries a plan out on a model of the cluster, where agents are quick and nothing fails.
+fn apply(mut observed: Observed, plan: Plan) -> Option<Observed> {
+    let mut machine = (*observed.machine).clone();
+    for action in plan.actions {
+        match action {
+            Action::AddFinalizer => machine.metadata.finalizers = Some(vec![CONTROLLER_FINALIZER.to_owned()]),
+            Action::ConfirmGone => assert!(observed.domains.is_empty()),
+            Action::RemoveFinalizer => return None,
+            Action::AskForHost => observed.answer = Some(Answer::Waiting),
+            Action::Start { host } => {
+                assert!(observed.domains.is_empty(), "never a second Domain");
+                let mut domain = domain_on(&host);
+                domain.spec.machine = observed.references.clone().expect("resolved").machine;
+                domain.spec.restart_requested = super::decide::restart_requested(&machine);
+                domain.spec.power_state = super::decide::domain_power_state(machine.spec.power_state);
+                domain.spec.lifecycle = machine.spec.lifecycle.clone();
+                observed.domains.push(Arc::new(domain));
+                observed.answer = None;
+            }
+            Action::Adjust { domain: key, change } => {
+                for domain in &mut observed.domains {
+                    if Key::of(&**domain) == key {
+                        let Adjustment { power_state, lifecycle, restart_requested } = change.clone();
+                        let spec = &mut Arc::make_mut(domain).spec;
+                        spec.power_state = power_state.unwrap_or(spec.power_state);
+                        spec.lifecycle = lifecycle.unwrap_or_else(|| spec.lifecycle.clone());
+                        spec.restart_requested = restart_requested.or(spec.restart_requested.take());
+                    }
+                }
+            }
+            Action::DeleteDomain { domain, .. } => {
+                observed.domains.retain(|present| Key::of(&**present) != domain)
+            }
+            Action::SettleDuplicates { .. } => observed.domains.truncate(1),
+        }
+    }
+    if let Some(report) = plan.report {
+        machine.status = Some(render(&machine, &report, Timestamp::UNIX_EPOCH));
+    }
+    observed.machine = Arc::new(machine);
+    Some(observed)
+}
+
+fn any_domain(host: &'static str) -> impl Strategy<Value = Domain> {
+    let phases = prop_oneof![
+        Just(None),
+        prop::sample::select(vec![
+            DomainPhase::Pending,
+            DomainPhase::Running,
+            DomainPhase::Paused,
+            DomainPhase::Stopping,
+            DomainPhase::Halted,
+            DomainPhase::Preserved,
+            DomainPhase::Failed,
+        ])
+        .prop_map(Some),
+    ];
+    (phases, 1..4_i32, any::<bool>(), any::<bool>(), prop::option::of(0..9_i64)).prop_map(
+        move |(phase, cpus, leaving, paused, token)| {
+            let mut domain = phase.map_or_else(|| domain_on(host), |phase| in_phase(domain_on(host), phase));
+            domain.spec.machine.cpus = cpus;
+            if paused {
+                domain.spec.power_state = DomainPowerState::Paused;
+            }
+            if let Some(status) = &mut domain.status {
+                status.owner_token = token;
+            }
+            if leaving { deleting(domain) } else { domain }
+        },
+    )
+}
+
+prop_compose! {
+    fn any_observed()(
+        finalizer in any::<bool>(),
+        leaving in any::<bool>(),
+        power_state in prop::sample::select(vec![PowerState::Running, PowerState::Halted, PowerState::Paused]),
+        restart in any::<bool>(),
+        first in prop::option::of(any_domain("a")),
+        second in prop::option::of(any_domain("b")),
+        predecessor in any::<bool>(),
+        problem in any::<bool>(),
+        answer in prop::option::of(prop::sample::select(vec![
+            Answer::Waiting, Answer::Assigned("c".to_owned()), Answer::Rejected("none".to_owned()),
+        ])),
+        host_ready in any::<bool>(),
+        token in prop::option::of(0..9_i64),
+    ) -> Observed {
+        let mut machine = changed(|machine| {
+            machine.spec.power_state = power_state;
+            if !finalizer { machine.metadata.finalizers = None; }
+            if restart {
+                machine.metadata.annotations =
+                    Some(BTreeMap::from([(RESTART_REQUESTED_AT.to_owned(), "now".to_owned())]));
+            }
+            machine.status = token.map(|token| VirtualMachineStatus {
+                owner_token: Some(token), ..VirtualMachineStatus::default()
+            });
+        });
+        if leaving { machine = deleting(machine); }
+        let mut seen = observed(machine, first.into_iter().chain(second).collect());
+        if predecessor { seen.predecessors = vec![Key::new("kubexen-host-z", "shop.web-1")]; }
+        if problem { seen.references = Err(Problem::NetworkNotFound { network: "prod".to_owned() }); }
+        seen.answer = answer;
+        seen.host_ready = host_ready;
+        seen
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2048, ..ProptestConfig::default() })]
+
+    #[test]
+    fn carrying_plans_out_leads_to_one_that_changes_nothing(start in any_observed()) {
+        let token = start.machine.status.as_ref().and_then(|status| status.owner_token);
+        let mut seen = start;
+        for round in 0.. {
+            let plan = decide(&seen);
+            let quiet = plan.actions.is_empty() && plan.report.as_ref().is_none_or(|report| {
+                Some(render(&seen.machine, report, Timestamp::MAX)) == seen.machine.status
+            });
+            if quiet {
+                break;
+            }
+            prop_assert!(round < 8, "still not settled: {plan:?}");
+            let Some(next) = apply(seen, plan) else { break };
+            seen = next;
+            let now = seen.machine.status.as_ref().and_then(|status| status.owner_token);
+            prop_assert!(now >= token, "the token went back");
+        }
+    }
+
+    #[test]
+    fn a_domain_is_deleted_only_for_a_reason(seen in any_observed()) {
+        let wanted = !crate::view::is_deleting(&*seen.machine) && seen.machine.spec.power_state != PowerState::Halted;
+        let restart = seen.machine.metadata.annotations.is_some();
+        let deletes = decide(&seen).actions.iter().any(|action| matches!(action, Action::DeleteDomain { .. }));
+        prop_assert!(!(deletes && wanted && !restart));
+    }
+
+    #[test]
+    fn what_is_said_always_has_ready_and_fits_the_schema(seen in any_observed()) {
+        if let Some(report) = decide(&seen).report {
+            let status = render(&seen.machine, &report, Timestamp::UNIX_EPOCH);
+            prop_assert!(find(&status.conditions, "Ready").is_some());
+            let words = |condition: &Condition| !condition.reason.is_empty() && !condition.message.is_empty();
+            prop_assert!(status.conditions.iter().all(words));
+        }
+    }
+}
