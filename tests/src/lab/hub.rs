@@ -1,13 +1,14 @@
-//! The layer-2 segment of a lab with more than two hosts: each frame of one host goes to all others.
+//! The layer-2 segment of a lab with more than two hosts: a switch that learns where addresses are.
 //!
 //! Two hosts need no hub: their QEMU processes send frames to each other. Ports are Unix datagram sockets: the hub
 //! receives a host's frames on `segment/port-N` and sends to `segment/host-N`, which QEMU owns.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -59,16 +60,20 @@ impl Hub {
             socket.set_write_timeout(Some(PATIENCE))?;
             sockets.push((number, Arc::new(socket)));
         }
+        let learned = Arc::new(Learned::default());
         let mut ports = Vec::new();
         for (number, socket) in &sockets {
             let others = sockets.iter().filter(|(other, _)| other != number);
             let others = others.map(|(other, port)| Destination {
+                number: *other,
                 host: folder.join(host_path(*other)),
                 port: Arc::clone(port),
                 stalled: false,
             });
-            let (others, socket, stop) = (others.collect(), Arc::clone(socket), Arc::clone(&stop));
-            ports.push(std::thread::spawn(move || forward(&socket, others, &stop)));
+            let others = others.collect();
+            let (number, socket) = (*number, Arc::clone(socket));
+            let (learned, stop) = (Arc::clone(&learned), Arc::clone(&stop));
+            ports.push(std::thread::spawn(move || forward(number, &socket, others, &learned, &stop)));
         }
         Ok(Self { stop, ports })
     }
@@ -84,8 +89,25 @@ impl Drop for Hub {
     }
 }
 
+/// Where each source address was seen last. Guests move between hosts: a later frame corrects an earlier one.
+#[derive(Default)]
+struct Learned(Mutex<BTreeMap<[u8; 6], usize>>);
+
+impl Learned {
+    /// Notes the sender of a frame that came from `number`, and returns the host to which alone the frame is to go, if that
+    /// is known. Nobody sends from a group address, so frames to groups go everywhere.
+    fn route(&self, frame: &[u8], number: usize) -> Option<usize> {
+        let destination: [u8; 6] = frame.get(0..6)?.try_into().ok()?;
+        let source: [u8; 6] = frame.get(6..12)?.try_into().ok()?;
+        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.insert(source, number);
+        hosts.get(&destination).copied()
+    }
+}
+
 /// A host as another host's port sees it.
 struct Destination {
+    number: usize,
     host: PathBuf,
     /// The host's own port: what it receives comes from there.
     port: Arc<UnixDatagram>,
@@ -107,16 +129,26 @@ impl Destination {
     }
 }
 
-fn forward(socket: &UnixDatagram, mut others: Vec<Destination>, stop: &AtomicBool) {
-    let mut frame = vec![0; FRAME];
+fn forward(
+    number: usize,
+    socket: &UnixDatagram,
+    mut others: Vec<Destination>,
+    learned: &Learned,
+    stop: &AtomicBool,
+) {
+    let mut buffer = vec![0; FRAME];
     while !stop.load(Ordering::Relaxed) {
-        match socket.recv(&mut frame) {
-            Ok(length) => others.iter_mut().for_each(|other| other.send(&frame[..length])),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+        let frame = match socket.recv(&mut buffer) {
+            Ok(length) => &buffer[..length],
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => continue,
             Err(error) => {
                 eprintln!("the lab's hub lost a port: {error}");
                 return;
             }
+        };
+        let only = learned.route(frame, number);
+        for other in others.iter_mut().filter(|other| only.is_none_or(|only| only == other.number)) {
+            other.send(frame);
         }
     }
 }
@@ -138,33 +170,55 @@ mod tests {
         frame[..length].to_vec()
     }
 
-    #[test]
-    fn a_frame_reaches_all_hosts_but_its_sender() {
+    fn frame(to: u8, from: u8, text: &[u8]) -> Vec<u8> {
+        [&[0x52, 0, 0, 0, 0, to], &[0x52, 0, 0, 0, 0, from], text].concat()
+    }
+
+    fn hub() -> (tempfile::TempDir, Hub, Vec<UnixDatagram>) {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("segment")).unwrap();
-        let _hub = Hub::start(folder.path(), 3).unwrap();
-        let hosts: Vec<_> = (1..=3).map(|number| host(folder.path(), number)).collect();
-        hosts[0].send(b"from 1").unwrap();
-        assert_eq!(received(&hosts[1]), b"from 1");
-        assert_eq!(received(&hosts[2]), b"from 1");
+        let hub = Hub::start(folder.path(), 3).unwrap();
+        let hosts = (1..=3).map(|number| host(folder.path(), number)).collect();
+        (folder, hub, hosts)
+    }
+
+    #[test]
+    fn a_frame_to_an_unknown_address_reaches_all_hosts_but_its_sender() {
+        let (_folder, _hub, hosts) = hub();
+        let sent = frame(9, 1, b"from 1");
+        hosts[0].send(&sent).unwrap();
+        assert_eq!(received(&hosts[1]), sent);
+        assert_eq!(received(&hosts[2]), sent);
         // What host 1 receives first is host 2's frame, not its own.
-        hosts[1].send(b"from 2").unwrap();
-        assert_eq!(received(&hosts[0]), b"from 2");
+        let other = frame(9, 2, b"from 2");
+        hosts[1].send(&other).unwrap();
+        assert_eq!(received(&hosts[0]), other);
+    }
+
+    #[test]
+    fn a_frame_to_a_known_address_reaches_its_host_alone_also_after_a_move() {
+        let (_folder, _hub, hosts) = hub();
+        for home in [1, 2] {
+            let hello = frame(0xff, 7, b"I am here");
+            hosts[home].send(&hello).unwrap();
+            assert_eq!(received(&hosts[0]), hello);
+            assert_eq!(received(&hosts[3 - home]), hello);
+            hosts[0].send(&frame(7, 1, b"to 7")).unwrap();
+            assert_eq!(received(&hosts[home]), frame(7, 1, b"to 7"));
+            // The next frame that the third host sees is one for everybody.
+            hosts[0].send(&frame(0xff, 1, b"to all")).unwrap();
+            assert_eq!(received(&hosts[3 - home]), frame(0xff, 1, b"to all"));
+            assert_eq!(received(&hosts[home]), frame(0xff, 1, b"to all"));
+        }
     }
 
     #[test]
     fn a_host_that_does_not_read_does_not_stop_the_others() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("segment")).unwrap();
-        let _hub = Hub::start(folder.path(), 3).unwrap();
-        let hosts: Vec<_> = (1..=3).map(|number| host(folder.path(), number)).collect();
+        let (_folder, _hub, hosts) = hub();
         for count in 0..2000_u32 {
-            hosts[0].send(&count.to_be_bytes()).unwrap();
-            assert_eq!(
-                received(&hosts[1]),
-                count.to_be_bytes(),
-                "host 3 reads nothing, host 2 misses nothing"
-            );
+            let sent = frame(0xff, 1, &count.to_be_bytes());
+            hosts[0].send(&sent).unwrap();
+            assert_eq!(received(&hosts[1]), sent, "host 3 reads nothing, host 2 misses nothing");
         }
     }
 }
