@@ -94,11 +94,13 @@ async fn a_start_makes_the_host_the_owner(subject: &dyn Subject) -> Result<(), S
 async fn a_second_host_is_refused(subject: &dyn Subject) -> Result<(), StoreError> {
     let (store, vm, first) = (subject.client(), vm("second host"), host("xen-1", "boot-1"));
     let token = acquired(store.start(vm, &first).await?);
-    // The boot ids are equal: it is the host that counts.
-    let second = host("xen-2", "boot-1");
-    assert_eq!(store.start(vm, &second).await?, Start::Refused(owner(&first, token)));
-    let refused = Release::NotOwner(Some(owner(&first, token)));
-    assert_eq!(store.release(vm, &second, token).await?, refused, "a stolen token is worth nothing");
+    // With an equal boot id, and with another one: it is the host that counts.
+    for boot in ["boot-1", "boot-2"] {
+        let second = host("xen-2", boot);
+        assert_eq!(store.start(vm, &second).await?, Start::Refused(owner(&first, token)));
+        let refused = Release::NotOwner(Some(owner(&first, token)));
+        assert_eq!(store.release(vm, &second, token).await?, refused, "a stolen token is worth nothing");
+    }
     assert_eq!(store.owner(vm).await?, Some(owner(&first, token)));
     Ok(())
 }

@@ -226,12 +226,11 @@ mod tests {
                 start.decide(Some(&owner("xen-1", "boot-1", 7)), unresolved),
                 commit(Compare::Unchanged { key: KEY, mod_revision: 7 })
             );
-            // The same boot id on another host is another boot.
-            let other = owner("xen-2", "boot-2", 7);
-            assert_eq!(
-                start.decide(Some(&other), unresolved),
-                Decision::Answer(Start::Refused(other.clone()))
-            );
+            // An equal boot id on another host is another boot.
+            for other in [owner("xen-2", "boot-1", 7), owner("xen-2", "boot-2", 7)] {
+                let refused = Decision::Answer(Start::Refused(other.clone()));
+                assert_eq!(start.decide(Some(&other), unresolved), refused);
+            }
         }
         let mine = owner("xen-1", "boot-2", 7);
         assert_eq!(start.decide(Some(&mine), false), Decision::Answer(Start::AlreadyMine(Token(7))));

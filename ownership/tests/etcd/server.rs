@@ -67,8 +67,24 @@ impl Etcd {
     }
 
     /// Stops it where it stands: the connections stay, and nothing answers.
-    pub fn pause(&self) {
+    ///
+    /// The signal is sent at once, but each thread stops only when it next leaves user mode, so this waits for all.
+    pub async fn pause(&self) {
         kill_process(self.pid(), Signal::STOP).unwrap();
+        let deadline = Instant::now() + READY_WITHIN;
+        while !self.has_stopped() {
+            assert!(Instant::now() < deadline, "etcd was not stopped within {READY_WITHIN:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Whether every thread is in state `T` (proc_pid_stat(5): the field after the name in parentheses).
+    fn has_stopped(&self) -> bool {
+        let tasks = format!("/proc/{}/task", self.pid().as_raw_nonzero());
+        std::fs::read_dir(tasks).unwrap().all(|task| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T'))
+        })
     }
 
     pub fn resume(&self) {
