@@ -29,7 +29,8 @@ pub fn tool(name: &str) -> Result<PathBuf> {
 /// # Errors
 /// When the program is not there.
 pub fn xen_agent() -> Result<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
     found(target.join("xen/kubexen-node-agent"), "cargo xtask demo --xen` or `cargo xtask test lab")
 }
 
