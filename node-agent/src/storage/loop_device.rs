@@ -52,9 +52,9 @@ const BLOCK_SIZE: u32 = 512;
 /// How often another program may take the free device first.
 const ATTEMPTS: u32 = 64;
 
-/// How often and after how long it is looked whether a cleared device is gone: two seconds in all, because programs such
-/// as udev look at it for a moment.
-const CLEAR_POLLS: u32 = 400;
+/// How often and after how long it is looked whether a cleared device is gone: half a second in all, because programs
+/// such as udev look at it for a moment.
+const CLEAR_POLLS: u32 = 100;
 const CLEAR_POLL: Duration = Duration::from_millis(5);
 
 /// `struct loop_info64`.

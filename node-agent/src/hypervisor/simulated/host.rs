@@ -1,10 +1,6 @@
 //! A simulated host, and what a test does to it behind the agent's back.
 
-use super::{
-    ledger::StartRecord,
-    model::{Faults, Model},
-    profile::Profile,
-};
+use super::{ledger::StartRecord, model::Model, profile::Profile};
 use crate::hypervisor::{DomId, DomainInfo, HypervisorError};
 use jiff::Timestamp;
 use kubexen_crds::domain::StopReason;
@@ -64,10 +60,13 @@ impl SimulatedHost {
         self.with(|model, _| Ok(model.guests().map(super::guest::Guest::info).collect()))
     }
 
-    /// Every beginning and end of a domain that has a token, in their order: what `starts.log` tells as well.
-    #[must_use]
-    pub fn start_log(&self) -> Vec<StartRecord> {
-        self.lock().log().to_vec()
+    /// Every beginning and end of a domain that has a token, in their order. A host in a folder keeps them in
+    /// `starts.log` alone, one in memory for as long as it lives.
+    ///
+    /// # Errors
+    /// `Unreachable` when the host's files cannot be read.
+    pub fn start_log(&self) -> Result<Vec<StartRecord>, HypervisorError> {
+        self.with(|model, _| model.log())
     }
 
     /// Adds a running domain that somebody else made.
@@ -140,8 +139,7 @@ impl SimulatedHost {
         call: impl FnOnce(&mut Model, Timestamp) -> Result<T, HypervisorError>,
     ) -> Result<T, HypervisorError> {
         self.with(|model, now| {
-            let Faults { unreachable, .. } = model.faults;
-            if unreachable {
+            if model.faults.unreachable {
                 Err(HypervisorError::Unreachable("outage injected".into()))
             } else {
                 call(model, now)
@@ -149,7 +147,8 @@ impl SimulatedHost {
         })
     }
 
-    /// Looks at the model, or changes it, as it is at this moment.
+    /// Looks at the model, or changes it, as it is at this moment. Files are written right here, in the executor: they are
+    /// small, not synced, and a test's or a demonstration's.
     fn with<T>(
         &self,
         work: impl FnOnce(&mut Model, Timestamp) -> Result<T, HypervisorError>,

@@ -62,7 +62,6 @@ pub(super) struct Ledger {
 pub(super) struct Found {
     pub(super) host: Option<HostRecord>,
     pub(super) guests: BTreeMap<Uuid, Guest>,
-    pub(super) log: Vec<StartRecord>,
 }
 
 const HOST_FILE: &str = "host.json";
@@ -72,11 +71,8 @@ impl Ledger {
     /// Opens the folder, made if it is not there, and reads what it holds.
     pub(super) fn open(folder: &Path) -> io::Result<(Self, Found)> {
         fs::create_dir_all(folder)?;
-        let log_path = folder.join(LOG_FILE);
-        let log = OpenOptions::new().create(true).append(true).open(&log_path)?;
-        let records = fs::read_to_string(&log_path)?;
-        let records = records.lines().map(|line| parse(&log_path, line)).collect::<io::Result<_>>()?;
-        let mut found = Found { host: None, guests: BTreeMap::new(), log: records };
+        let log = OpenOptions::new().create(true).append(true).open(folder.join(LOG_FILE))?;
+        let mut found = Found { host: None, guests: BTreeMap::new() };
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
             match (path.file_stem().and_then(|stem| stem.to_str()), path.extension()) {
@@ -105,6 +101,12 @@ impl Ledger {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result,
         }
+    }
+
+    /// All lines of the log.
+    pub(super) fn records(&self) -> io::Result<Vec<StartRecord>> {
+        let path = self.folder.join(LOG_FILE);
+        fs::read_to_string(&path)?.lines().map(|line| parse(&path, line)).collect()
     }
 
     /// Appends a line in one write, which other readers see whole or not at all.

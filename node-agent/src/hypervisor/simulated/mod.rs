@@ -48,7 +48,7 @@ enum Build {
 impl SimulatedHypervisor {
     /// Speaks to this host. Call it inside a tokio runtime.
     #[must_use]
-    pub fn in_memory(host: SimulatedHost) -> Self {
+    pub fn new(host: SimulatedHost) -> Self {
         let alarm = AbortOnDropHandle::new(tokio::spawn(alarm(host.clone())));
         Self { host, _alarm: alarm }
     }
@@ -58,7 +58,7 @@ impl SimulatedHypervisor {
     /// # Errors
     /// As [`SimulatedHost::ledgered`].
     pub fn ledgered(folder: &Path, profile: Profile, clock: Arc<dyn Clock>) -> Result<Self, HypervisorError> {
-        Ok(Self::in_memory(SimulatedHost::ledgered(folder, profile, clock)?))
+        Ok(Self::new(SimulatedHost::ledgered(folder, profile, clock)?))
     }
 
     /// The host.

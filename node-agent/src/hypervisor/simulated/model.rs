@@ -19,6 +19,7 @@ pub(super) struct Model {
     host: HostRecord,
     guests: BTreeMap<Uuid, Guest>,
     ledger: Option<Ledger>,
+    /// What a host without a ledger remembers of its domains.
     log: Vec<StartRecord>,
     changed: bool,
 }
@@ -60,13 +61,13 @@ impl Model {
             ledger.save_host(&model.host).map_err(lost)?;
         }
         let mut open = BTreeMap::new();
-        for record in &found.log {
+        for record in ledger.records().map_err(lost)? {
             match record.event {
                 StartEvent::Start => open.insert(record.uuid, record.token),
                 StartEvent::Stop => open.remove(&record.uuid),
             };
         }
-        (model.guests, model.log, model.ledger) = (found.guests, found.log, Some(ledger));
+        (model.guests, model.ledger) = (found.guests, Some(ledger));
         for (uuid, token) in open {
             if model.guests.get(&uuid).is_none_or(|guest| guest.token != Some(token)) {
                 model.record(StartEvent::Stop, uuid, Some(token), now)?;
@@ -83,8 +84,11 @@ impl Model {
         self.guests.values()
     }
 
-    pub(super) fn log(&self) -> &[StartRecord] {
-        &self.log
+    pub(super) fn log(&self) -> Result<Vec<StartRecord>, HypervisorError> {
+        match &self.ledger {
+            Some(ledger) => ledger.records().map_err(lost),
+            None => Ok(self.log.clone()),
+        }
     }
 
     /// Whether something changed since this was asked last.
@@ -224,11 +228,13 @@ impl Model {
     ) -> Result<(), HypervisorError> {
         let Some(token) = token else { return Ok(()) };
         let record = StartRecord { event, uuid, token, at };
-        if let Some(ledger) = &mut self.ledger {
-            ledger.log(&record).map_err(lost)?;
+        match &mut self.ledger {
+            Some(ledger) => ledger.log(&record).map_err(lost),
+            None => {
+                self.log.push(record);
+                Ok(())
+            }
         }
-        self.log.push(record);
-        Ok(())
     }
 
     /// The next number that no domain has, as Xen counts them.
