@@ -33,8 +33,9 @@ impl Profile {
     }
 }
 
-/// The feature that builds the node agent for real Xen; it makes that program GPL-3.0-only.
-pub const XEN: &str = "kubexen-node-agent/xen";
+/// The features that build the node agent for real Xen, which makes that program GPL-3.0-only, and with the suite that the
+/// lab runs inside dom0.
+pub const XEN: &str = "kubexen-node-agent/xen,kubexen-node-agent/conformance";
 
 /// The node agent's program.
 const AGENT: &str = "kubexen-node-agent";

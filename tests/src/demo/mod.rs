@@ -52,7 +52,7 @@ impl Demo {
             let step = Step::begin(format!("Booting {} Xen hosts in QEMU", show.hosts));
             let mut options = LabOptions::new(format!("demo-{}", std::process::id()));
             options.hosts = show.hosts;
-            options.extras = pool::lab_extras(Profile::Debug)?;
+            options.extras = pool::lab_extras()?;
             let lab = Lab::up(&options).await?;
             step.done();
             let step = Step::begin(

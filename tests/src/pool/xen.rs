@@ -3,11 +3,10 @@
 use crate::{
     control_plane::Identity,
     lab::{Extra, LabHost},
+    programs::xen_agent,
 };
 use anyhow::Result;
 use serde_json::json;
-
-use super::programs::{Profile, program};
 
 /// Where the agent's program is in dom0.
 const AGENT: &str = "/usr/bin/kubexen-node-agent";
@@ -22,8 +21,8 @@ const MACHINE: &str = "10.0.2.2";
 ///
 /// # Errors
 /// When the agent was not built.
-pub fn extras(profile: Profile) -> Result<Vec<Extra>> {
-    Ok(vec![Extra { source: program("kubexen-node-agent", profile)?, destination: AGENT.to_owned() }])
+pub fn extras() -> Result<Vec<Extra>> {
+    Ok(vec![Extra { source: xen_agent()?, destination: AGENT.to_owned() }])
 }
 
 /// Puts configuration and credentials on the host and starts the agent there. The host offers the storage location

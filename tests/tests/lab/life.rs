@@ -1,0 +1,90 @@
+//! The life of guests from their first start to the last trace.
+
+use crate::bed::{Guest, answers, bed, delete_disk, hosts, nothing_is_left, says};
+use anyhow::{Context, Result, ensure};
+use kube::ResourceExt;
+use kubexen_crds::virtual_machine::Phase;
+use serde_json::json;
+
+#[tokio::test]
+async fn a_pvh_guest_lives_keeps_its_data_and_leaves_nothing_behind() -> Result<()> {
+    let bed = bed().await;
+    let disk = Guest::create_disk(bed, "life-data").await?.uid().context("no uid")?;
+    let guest = Guest::create(
+        bed,
+        "life",
+        json!({
+            "boot": {"kernel": {"commandLine": "console=hvc0 quiet kubexen.address=10.88.0.21/24"}},
+            "disks": [{"name": "data", "disk": "life-data"}],
+            "interfaces": [{"name": "eth0", "network": "prod"}],
+            "lifecycle": {"shutdownTimeout": "120s"},
+        }),
+    )
+    .await?;
+    let uuid = guest.uuid().await?;
+    let first = guest.wait_ready("Running").await?;
+    let (home, other) = hosts(bed, &first)?;
+    answers(&other, "10.88.0.21").await?;
+    says(&home, &uuid, "DISK xvda boots=1").await?;
+
+    guest.change(json!({"powerState": "Paused"})).await?;
+    guest.wait_ready("Paused").await?;
+    let silence = other.exec("ping -c 1 -W 2 10.88.0.21").await?;
+    ensure!(silence.code != 0, "a paused guest answered");
+    guest.change(json!({"powerState": "Running"})).await?;
+    guest.wait_ready("Running").await?;
+    answers(&other, "10.88.0.21").await?;
+
+    guest.restart().await?;
+    guest.wait("runs in another domain", |status| {
+        status.phase == Some(Phase::Running) && status.domain.as_ref().and_then(|domain| domain.domid) != domid(&first)
+    })
+    .await?;
+    says(&home, &uuid, "GUEST poweroff").await.context("the guest was not asked to power itself off")?;
+    says(&home, &uuid, "DISK xvda boots=2").await?;
+    answers(&other, "10.88.0.21").await?;
+
+    guest.change(json!({"powerState": "Halted"})).await?;
+    guest.wait_ready("Halted").await?;
+    let domains = home.check("xenstore-ls -f /local/domain").await?;
+    ensure!(!domains.contains(&uuid), "a halted machine has a domain");
+    guest.change(json!({"powerState": "Running"})).await?;
+    let again = guest.wait_ready("Running").await?;
+    ensure!(again.host == first.host, "the machine left its disk");
+    ensure!(again.owner_token > first.owner_token, "the token did not grow: {again:?}");
+    says(&home, &uuid, "DISK xvda boots=3").await?;
+
+    guest.delete().await?;
+    delete_disk(bed, "life-data").await?;
+    nothing_is_left(&home, &uuid, Some(&disk)).await?;
+    let owners = bed.control_plane.pool_keys("/kubexen/owners/").await?;
+    ensure!(!owners.iter().any(|key| key.contains(&uuid)), "an owner key is left: {owners:?}");
+    Ok(())
+}
+
+fn domid(status: &kubexen_crds::VirtualMachineStatus) -> Option<i32> {
+    status.domain.as_ref().and_then(|domain| domain.domid)
+}
+
+#[tokio::test]
+async fn an_hvm_guest_starts_and_answers() -> Result<()> {
+    let bed = bed().await;
+    let guest = Guest::create(
+        bed,
+        "pc",
+        json!({
+            "memory": {"size": "192Mi"},
+            "boot": {"type": "HVM", "kernel": {"name": "linux-pc",
+                "commandLine": "console=ttyS0 quiet kubexen.address=10.88.0.22/24"}},
+            "interfaces": [{"name": "eth0", "network": "prod"}],
+            "lifecycle": {"shutdownTimeout": "5s"},
+        }),
+    )
+    .await?;
+    let uuid = guest.uuid().await?;
+    let status = guest.wait_ready("Running").await?;
+    let (home, other) = hosts(bed, &status)?;
+    answers(&other, "10.88.0.22").await?;
+    guest.delete().await?;
+    nothing_is_left(&home, &uuid, None).await
+}

@@ -1,0 +1,7 @@
+//! The suite on real Xen: two hosts in the lab, an agent in each dom0, guests that boot a real kernel.
+
+mod adoption;
+mod bed;
+mod conformance;
+mod life;
+mod stops;
