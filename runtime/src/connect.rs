@@ -30,7 +30,10 @@ pub enum ConnectError {
 /// See [`ConnectError`].
 pub async fn client(kubeconfig: Option<&Path>, user_agent: &str) -> Result<Client, ConnectError> {
     let mut config = match kubeconfig {
-        Some(path) => Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default()).await?,
+        Some(path) => {
+            Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default())
+                .await?
+        }
         None => Config::infer().await?,
     };
     config.connect_timeout = Some(Duration::from_secs(5));

@@ -88,7 +88,8 @@ impl Events {
             recent.last.retain(|_, at| at.duration_until(now) < QUIET);
         }
         let subject = object.uid.clone().or_else(|| object.name.clone()).unwrap_or_default();
-        let before = recent.last.insert((subject, reason, note.clone()), now);
+        let short: String = note.chars().take(1024).collect();
+        let before = recent.last.insert((subject, reason, note), now);
         if before.is_some_and(|at| at.duration_until(now) < QUIET) {
             return;
         }
@@ -108,7 +109,7 @@ impl Events {
             },
             action: Some(action.to_owned()),
             reason: Some(reason.to_owned()),
-            note: Some(note.chars().take(1024).collect()),
+            note: Some(short),
             event_time: Some(MicroTime(now)),
             regarding: Some(object.clone()),
             reporting_controller: Some(self.component.to_owned()),

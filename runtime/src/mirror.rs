@@ -58,7 +58,11 @@ impl Key {
 
 impl std::fmt::Display for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
     }
 }
 
@@ -259,7 +263,9 @@ where
             let before = std::mem::take(&mut state.objects);
             for (key, object) in &mut listed {
                 // A list may come from a cache of the server that is behind what the watch or a write showed us.
-                if let Some(newer) = before.get(key).filter(|known| version_of(&***known) > version_of(&**object)) {
+                if let Some(newer) =
+                    before.get(key).filter(|known| version_of(&***known) > version_of(&**object))
+                {
                     *object = Arc::clone(newer);
                 }
             }

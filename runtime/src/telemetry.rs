@@ -72,7 +72,11 @@ pub async fn serve(listen: SocketAddr, registry: Arc<Registry>, readiness: Readi
 }
 
 async fn ready(State(served): State<Served>) -> (StatusCode, &'static str) {
-    if served.readiness.get() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready") }
+    if served.readiness.get() {
+        (StatusCode::OK, "ok")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready")
+    }
 }
 
 async fn metrics(State(served): State<Served>) -> Result<String, StatusCode> {

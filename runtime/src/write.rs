@@ -160,7 +160,8 @@ mod tests {
 
     #[test]
     fn a_field_that_went_away_becomes_null() {
-        let patch = merge_patch(&json!({"a": {"b": 1, "c": 2}, "d": [1]}), &json!({"a": {"b": 1}, "d": [1, 2]}));
+        let patch =
+            merge_patch(&json!({"a": {"b": 1, "c": 2}, "d": [1]}), &json!({"a": {"b": 1}, "d": [1, 2]}));
         assert_eq!(patch, Some(json!({"a": {"c": null}, "d": [1, 2]})));
     }
 }
