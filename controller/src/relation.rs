@@ -23,12 +23,7 @@ impl Relation {
     /// From now on `source` refers to exactly these.
     pub(crate) fn set(&self, source: &Key, targets: BTreeSet<Key>) {
         let mut edges = self.lock();
-        let before = if targets.is_empty() {
-            edges.targets.remove(source)
-        } else {
-            edges.targets.insert(source.clone(), targets.clone())
-        }
-        .unwrap_or_default();
+        let before = edges.targets.remove(source).unwrap_or_default();
         for gone in before.difference(&targets) {
             if let Some(sources) = edges.sources.get_mut(gone) {
                 sources.remove(source);
@@ -39,6 +34,9 @@ impl Relation {
         }
         for target in targets.difference(&before) {
             edges.sources.entry(target.clone()).or_default().insert(source.clone());
+        }
+        if !targets.is_empty() {
+            edges.targets.insert(source.clone(), targets);
         }
     }
 

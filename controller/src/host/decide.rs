@@ -4,7 +4,7 @@ use super::heartbeat::Heartbeat;
 use crate::view::{has_finalizer, is_deleting};
 use kubexen_crds::{
     Host,
-    condition::{State, Wanted, find},
+    condition::{State, Wanted, is_true},
     names::HEARTBEAT_TIMEOUT_SECONDS,
 };
 use kubexen_runtime::Key;
@@ -35,8 +35,8 @@ pub(crate) struct Observed {
 pub(crate) struct Plan {
     /// What to do, in this order.
     pub(crate) actions: Vec<Action>,
-    /// The condition Ready; none leaves it as it is.
-    pub(crate) report: Option<Wanted>,
+    /// The conditions; none leaves them as they are.
+    pub(crate) report: Option<Vec<Wanted>>,
     /// When to look again even if nothing changes.
     pub(crate) again: Option<Duration>,
 }
@@ -63,44 +63,46 @@ pub(crate) fn decide(observed: &Observed) -> Plan {
     }
 }
 
+/// The host is wanted no more. Until it is empty its agent has to work: guests and disks are its to remove.
 fn delete(observed: &Observed) -> Plan {
     let left = match (observed.domains.first(), observed.volumes.first()) {
-        (Some(domain), _) => Some((domain, "Domain", observed.domains.len())),
-        (None, Some(volume)) => Some((volume, "Volume", observed.volumes.len())),
-        (None, None) => None,
+        (Some(domain), _) => (domain, "Domain", "DomainsLeft", observed.domains.len()),
+        (None, Some(volume)) => (volume, "Volume", "VolumesLeft", observed.volumes.len()),
+        (None, None) => return Plan { actions: vec![Action::LetGo], ..Plan::default() },
     };
-    let Some((first, kind, count)) = left else {
-        return Plan { actions: vec![Action::LetGo], ..Plan::default() };
-    };
+    let (first, kind, reason, count) = left;
     let message = format!(
         "the host is being deleted and waits for its last {kind}: {count} left, {first} among them; halt or delete \
          what they belong to"
     );
-    // Its agent is still needed to carry the deletions out.
-    let again = observed.access_age.map_or(Duration::ZERO, |age| ACCESS_LOOK.saturating_sub(age));
-    let actions = if again.is_zero() { vec![Action::GrantAccess] } else { Vec::new() };
-    let report = Some(Wanted::new("Ready", State::False, "Deleting", message));
-    Plan { actions, report, again: (!again.is_zero()).then_some(again) }
+    let mut plan = keep(observed);
+    if let Some(report) = &mut plan.report {
+        report.push(Wanted::new("Released", State::False, reason, message));
+    }
+    plan
 }
 
 fn keep(observed: &Observed) -> Plan {
     let access = observed.access_age.map_or(Duration::ZERO, |age| ACCESS_LOOK.saturating_sub(age));
     let actions = if access.is_zero() { vec![Action::GrantAccess] } else { Vec::new() };
+    let (ready, fresh_for) = readiness(observed);
+    let again = if access.is_zero() { fresh_for } else { fresh_for.min(access) };
+    Plan { actions, report: ready.map(|ready| vec![ready]), again: (again < Duration::MAX).then_some(again) }
+}
+
+/// The condition Ready, and for how long it holds if nothing is heard.
+fn readiness(observed: &Observed) -> (Option<Wanted>, Duration) {
     let conditions =
         observed.host.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let said = find(conditions, "Ready");
-    let (report, fresh_for) = match observed.heartbeat {
+    match observed.heartbeat {
         Heartbeat::Beaten(age) if age < TIMEOUT => (Some(reporting()), TIMEOUT - age),
+        // What was said before this process began is believed until the heartbeat shows or is overdue.
         Heartbeat::Unwitnessed(age) if age < TIMEOUT => {
-            // What was said before this process began is believed until the heartbeat shows or is overdue.
-            let believed = said.filter(|ready| ready.status == State::True.as_str()).map(|_| reporting());
-            (believed, TIMEOUT - age)
+            (is_true(conditions, "Ready").then(reporting), TIMEOUT - age)
         }
         Heartbeat::Beaten(_) | Heartbeat::Unwitnessed(_) => (Some(silent()), Duration::MAX),
         Heartbeat::Never => (Some(never_seen(&Key::of(&*observed.host).name)), Duration::MAX),
-    };
-    let again = if access.is_zero() { fresh_for } else { fresh_for.min(access) };
-    Plan { actions, report, again: (again < Duration::MAX).then_some(again) }
+    }
 }
 
 fn reporting() -> Wanted {

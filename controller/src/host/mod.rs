@@ -81,20 +81,21 @@ fn observe(context: &Context, key: &Key) -> Option<Observed> {
     })
 }
 
-async fn say(context: &Context, host: &Host, report: condition::Wanted) -> Result<bool, Error> {
+async fn say(context: &Context, host: &Host, report: Vec<condition::Wanted>) -> Result<bool, Error> {
     let before = host.status.clone().unwrap_or_default();
     let generation = host.metadata.generation;
     let was_ready = crate::view::is_ready(host);
-    let (state, reason, message) = (report.state, report.reason, report.message.clone());
+    let ready = report.iter().find(|condition| condition.type_ == "Ready").cloned();
     let after = kubexen_crds::HostStatus {
         observed_generation: generation,
-        conditions: condition::set(&before.conditions, vec![report], generation, context.clock.now()),
+        conditions: condition::set(&before.conditions, report, generation, context.clock.now()),
         ..before.clone()
     };
     let written = context.write_status(host, Some(&before), &after).await?;
-    if written && was_ready != (state == condition::State::True) {
+    if written && let Some(ready) = ready.filter(|ready| was_ready != (ready.state == condition::State::True))
+    {
         let severity = if was_ready { Severity::Warning } else { Severity::Normal };
-        context.events.record(host, severity, reason, "Reconcile", message);
+        context.events.record(host, severity, ready.reason, "Reconcile", ready.message);
     }
     Ok(written)
 }

@@ -1,1 +1,200 @@
+use super::*;
+use crate::{placement::memory_with_overhead, view::View};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kubexen_crds::{
+    Boot, BootType, ByteQuantity, Domain, DomainSpec, Host, HostSpec, HostStatus, VirtualMachineSpec, Volume,
+    VolumeSpec,
+    condition::{self, State, Wanted},
+    domain::{DomainPowerState, Machine, VirtualMachineReference},
+    host::{HostCpu, HostMemory, Location},
+    names::CONTROLLER_FINALIZER,
+    quantity::HostSelector,
+    virtual_disk::{Reclaim, Source},
+    virtual_machine::{AntiAffinity, AntiAffinityMode, Cpu, Lifecycle, Memory, Placement, PowerState},
+    volume::VirtualDiskReference,
+};
 
+const GIB: u64 = 1 << 30;
+
+fn named(namespace: Option<&str>, name: &str, version: &str) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(name.to_owned()),
+        namespace: namespace.map(str::to_owned),
+        uid: Some(format!("uid-of-{name}")),
+        resource_version: Some(version.to_owned()),
+        generation: Some(1),
+        finalizers: Some(vec![CONTROLLER_FINALIZER.to_owned()]),
+        ..ObjectMeta::default()
+    }
+}
+
+fn boot() -> Boot {
+    Boot { type_: BootType::Hvm, kernel: None }
+}
+
+fn machine(name: &str) -> VirtualMachine {
+    VirtualMachine {
+        metadata: named(Some("shop"), name, "1"),
+        spec: VirtualMachineSpec {
+            power_state: PowerState::Running,
+            cpu: Cpu { count: 2 },
+            memory: Memory { size: ByteQuantity("1Gi".to_owned()) },
+            boot: boot(),
+            disks: Vec::new(),
+            interfaces: Vec::new(),
+            placement: Placement {
+                anti_affinity: Some(AntiAffinity {
+                    group: "web".to_owned(),
+                    mode: AntiAffinityMode::Required,
+                }),
+                ..Placement::default()
+            },
+            lifecycle: Lifecycle::default(),
+        },
+        status: None,
+    }
+}
+
+fn host(name: &str) -> Host {
+    let ready = vec![Wanted::new("Ready", State::True, "AgentReporting", "so it is")];
+    Host {
+        metadata: named(None, name, "1"),
+        spec: HostSpec { schedulable: true },
+        status: Some(HostStatus {
+            cpu: Some(HostCpu { count: 8, ..HostCpu::default() }),
+            memory: Some(HostMemory {
+                total: ByteQuantity("16Gi".to_owned()),
+                allocatable: ByteQuantity("14Gi".to_owned()),
+            }),
+            locations: vec![Location {
+                name: "local".to_owned(),
+                capacity: ByteQuantity("100Gi".to_owned()),
+            }],
+            conditions: condition::set(&[], ready, None, Timestamp::UNIX_EPOCH),
+            ..HostStatus::default()
+        }),
+    }
+}
+
+fn domain(machine: &str, host: &str) -> Domain {
+    Domain {
+        metadata: named(Some(&format!("kubexen-host-{host}")), &format!("shop.{machine}"), "2"),
+        spec: DomainSpec {
+            virtual_machine: VirtualMachineReference {
+                namespace: "shop".to_owned(),
+                name: machine.to_owned(),
+                uid: format!("uid-of-{machine}"),
+            },
+            power_state: DomainPowerState::Running,
+            restart_requested: None,
+            machine: Machine {
+                cpus: 2,
+                memory: ByteQuantity("1Gi".to_owned()),
+                boot: boot(),
+                disks: Vec::new(),
+                interfaces: Vec::new(),
+            },
+            lifecycle: Lifecycle::default(),
+        },
+        status: None,
+    }
+}
+
+fn volume(disk: &str, host: &str) -> Volume {
+    Volume {
+        metadata: named(Some(&format!("kubexen-host-{host}")), &format!("shop.{disk}"), "2"),
+        spec: VolumeSpec {
+            virtual_disk: VirtualDiskReference {
+                namespace: "shop".to_owned(),
+                name: disk.to_owned(),
+                uid: format!("uid-of-{disk}"),
+            },
+            location: "local".to_owned(),
+            size: ByteQuantity("10Gi".to_owned()),
+            source: Source::default(),
+            reclaim: Reclaim::Delete,
+        },
+        status: None,
+    }
+}
+
+fn claim(machine: &str, host: &str, disk: &str) -> Claim {
+    let disk = Key::new("shop", disk);
+    Claim {
+        host: host.to_owned(),
+        request: Request {
+            key: Key::new("shop", machine),
+            memory: GIB,
+            vcpus: 3,
+            boot: BootType::Hvm,
+            kernel: None,
+            selector: HostSelector::default(),
+            anti_affinity: Some((group_key("shop", "web"), AntiAffinityMode::Required)),
+            networks: Vec::new(),
+            disks: Vec::new(),
+        },
+        disks: BTreeSet::from([disk.clone()]),
+        new_disks: BTreeMap::from([(disk, ("local".to_owned(), 10 * GIB))]),
+    }
+}
+
+#[test]
+fn a_snapshot_counts_domains_volumes_and_what_was_assigned() {
+    let view = View::default();
+    view.hosts.learn(host("a"));
+    view.hosts.learn(host("b"));
+    view.machines.learn(machine("one"));
+    view.domains.learn(domain("one", "a"));
+    view.volumes.learn(volume("one-root", "a"));
+    let snapshot = snapshot::take(&view, &[claim("two", "a", "two-root"), claim("three", "b", "three-root")]);
+    let [a, b] = snapshot.hosts.as_slice() else { panic!("two hosts") };
+    let overhead = memory_with_overhead(GIB, 2, BootType::Hvm) + memory_with_overhead(GIB, 3, BootType::Hvm);
+    assert_eq!((a.vcpus_used, a.memory_used), (5, overhead));
+    assert_eq!(a.locations["local"].used, 20 * GIB);
+    assert_eq!(a.groups[&group_key("shop", "web")], 2);
+    assert_eq!((b.vcpus_used, b.locations["local"].used), (3, 10 * GIB));
+    assert!(a.ready && a.schedulable && a.memory_allocatable == 14 * GIB);
+}
+
+#[test]
+fn an_assigned_disk_that_was_made_already_is_not_counted_twice() {
+    let view = View::default();
+    view.hosts.learn(host("a"));
+    let made = volume("two-root", "a");
+    view.volumes_of_disk.set(&Key::of(&made), BTreeSet::from([Key::new("shop", "two-root")]));
+    view.volumes.learn(made);
+    let snapshot = snapshot::take(&view, &[claim("two", "a", "two-root")]);
+    assert_eq!(snapshot.hosts[0].locations["local"].used, 10 * GIB);
+}
+
+#[test]
+fn an_answer_is_for_the_machine_as_it_was_asked_for() {
+    let scheduler = Scheduler::default();
+    let (mut vm, key) = (machine("one"), Key::new("shop", "one"));
+    assert_eq!(scheduler.answer(&key, &vm), None);
+    scheduler.ask(&key, &vm);
+    assert_eq!(scheduler.answer(&key, &vm), Some(Answer::Waiting));
+    let assigned = Answer::Assigned("a".to_owned());
+    assert_eq!(scheduler.note(&key, assigned.clone(), Some(claim("one", "a", "root"))), Some(News::Decided));
+    assert!(scheduler.claims_disk(&Key::new("shop", "root")));
+    scheduler.ask(&key, &vm);
+    assert_eq!(scheduler.answer(&key, &vm), Some(assigned), "asking again takes nothing away");
+    vm.metadata.generation = Some(2);
+    assert_eq!(scheduler.answer(&key, &vm), None, "it may not fit there any more");
+    scheduler.ask(&key, &vm);
+    assert_eq!(scheduler.answer(&key, &vm), Some(Answer::Waiting));
+    assert!(!scheduler.claims_disk(&Key::new("shop", "root")));
+}
+
+#[test]
+fn a_rejection_in_other_words_is_no_news_in_a_hurry() {
+    let scheduler = Scheduler::default();
+    let (vm, key) = (machine("one"), Key::new("shop", "one"));
+    scheduler.ask(&key, &vm);
+    let rejected = |why: &str| Answer::Rejected(why.to_owned());
+    assert_eq!(scheduler.note(&key, rejected("1 memory"), None), Some(News::Decided));
+    assert_eq!(scheduler.note(&key, rejected("1 memory"), None), None);
+    assert_eq!(scheduler.note(&key, rejected("2 memory"), None), Some(News::Reworded));
+    assert_eq!(scheduler.waiting(), [key]);
+}
