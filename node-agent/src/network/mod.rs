@@ -79,8 +79,8 @@ pub enum NetworkError {
         /// The time limit.
         limit: Duration,
     },
-    /// The kernel refused, or could not be asked.
-    #[error("{call} failed")]
+    /// The kernel refused, or could not be asked. The text tells the reason too, because people read it in conditions.
+    #[error("Cannot {call}: {source}")]
     Io {
         /// What was done.
         call: &'static str,

@@ -133,7 +133,7 @@ impl DirectoryStorage {
             Err(error) if was_usable => {
                 warn!(
                     location = name,
-                    error = error as &dyn std::error::Error,
+                    %error,
                     "storage location cannot be used"
                 );
             }

@@ -111,8 +111,8 @@ pub enum StorageError {
         /// The time limit.
         limit: Duration,
     },
-    /// The storage cannot be reached, or refused.
-    #[error("{call} failed")]
+    /// The storage cannot be reached, or refused. The text tells the reason too, because people read it in conditions.
+    #[error("Cannot {call}: {source}")]
     Io {
         /// What was done.
         call: &'static str,
