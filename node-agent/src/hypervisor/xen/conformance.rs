@@ -32,7 +32,7 @@ pub struct Arguments {
     #[arg(long, default_value = "console=ttyS0 quiet")]
     hvm_command_line: String,
     /// Memory of each guest, in MiB.
-    #[arg(long, default_value_t = 96)]
+    #[arg(long, default_value_t = 128)]
     memory: u64,
     /// Block device to give to guests. Its content is lost.
     #[arg(long)]
@@ -47,7 +47,7 @@ pub struct Arguments {
     #[arg(long)]
     device_model: Option<PathBuf>,
     /// Seconds that a condition may take to come true.
-    #[arg(long, default_value_t = 90)]
+    #[arg(long, default_value_t = 180)]
     patience: u64,
 }
 

@@ -243,15 +243,19 @@ impl Libxl {
         let object = room.object();
         // SAFETY: `object` is zeroed, aligned for any type, and larger than the structure.
         unsafe { (self.functions.libxl_dominfo_init)(object) };
-        // SAFETY: `object` is initialised.
-        let result = check(unsafe { (self.functions.libxl_domain_info)(self.context, object, domid.into()) })
-            // SAFETY: `object` is filled.
-            .and_then(|()| {
-                self.json(unsafe { (self.functions.libxl_dominfo_to_json)(self.context, object) })
-            });
+        let result = self.uuid_into(object, domid);
         // SAFETY: it was initialised above and is used no more.
         unsafe { (self.functions.libxl_dominfo_dispose)(object) };
-        result?["uuid"].as_str().and_then(|text| text.parse().ok()).ok_or(CallError::Refused(NONSPECIFIC))
+        result
+    }
+
+    fn uuid_into(&self, object: Object, domid: u16) -> Result<Uuid, CallError> {
+        // SAFETY: `object` is initialised.
+        check(unsafe { (self.functions.libxl_domain_info)(self.context, object, domid.into()) })?;
+        // SAFETY: `object` is filled.
+        let info = self.json(unsafe { (self.functions.libxl_dominfo_to_json)(self.context, object) })?;
+        let uuid = info["uuid"].as_str().and_then(|text| text.parse().ok());
+        uuid.ok_or(CallError::Refused(NONSPECIFIC))
     }
 
     /// Takes a domain apart with its device model, devices and xenstore nodes.
