@@ -1,8 +1,10 @@
 //! Processes known by number across commands of the lab: one `lab up` starts them, a later `lab down` ends them.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
@@ -23,14 +25,14 @@ impl ProcessRecord {
     /// When there is no such process.
     pub fn of(pid: u32) -> Result<Self> {
         let pid = i32::try_from(pid)?;
-        let (start_time, _) = stat(pid).with_context(|| format!("process {pid} is gone"))?;
+        let start_time = start_time(pid).with_context(|| format!("process {pid} is gone"))?;
         Ok(Self { pid, start_time })
     }
 
-    /// Whether it still runs. A process that has ended and was not waited for does not run.
+    /// Whether it still runs. A process that has ended and was not waited for does not run; one of which some threads are
+    /// still giving back its memory and files does.
     pub fn is_alive(&self) -> bool {
-        stat(self.pid)
-            .is_some_and(|(start_time, state)| start_time == self.start_time && !matches!(state, 'Z' | 'X'))
+        self.open().is_some()
     }
 
     /// Sends a signal to it, and to no other; that it is gone already is no error.
@@ -38,20 +40,23 @@ impl ProcessRecord {
     /// # Errors
     /// When the kernel refuses.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
-        // The descriptor keeps the number from being used again between the look and the signal.
-        let descriptor = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(descriptor) => descriptor,
-            Err(Errno::SRCH) => return Ok(()),
-            Err(error) => return Err(error).with_context(|| format!("cannot open process {}", self.pid)),
-        };
-        if !self.is_alive() {
-            return Ok(());
-        }
+        let Some(descriptor) = self.open() else { return Ok(()) };
         match rustix::process::pidfd_send_signal(descriptor, signal) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(error) => Err(error).with_context(|| format!("cannot signal process {}", self.pid)),
         }
+    }
+
+    /// A descriptor of the process, which keeps its number from meaning another one; `None` when it has ended.
+    fn open(&self) -> Option<OwnedFd> {
+        let descriptor = rustix::process::pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
+        if start_time(self.pid) != Some(self.start_time) {
+            return None;
+        }
+        // It becomes readable when the last thread has ended.
+        let mut look = [PollFd::new(&descriptor, PollFlags::IN)];
+        let ended = rustix::event::poll(&mut look, Some(&Timespec::default())).is_ok_and(|ready| ready > 0);
+        if ended { None } else { Some(descriptor) }
     }
 
     /// Waits until it is gone.
@@ -83,22 +88,21 @@ impl ProcessRecord {
 
     /// Takes the exit status if the process is a child of ours, so that it does not stay as a zombie.
     fn reap(&self) {
-        if let Some(pid) = Pid::from_raw(self.pid) {
+        if let Some(pid) = Pid::from_raw(self.pid)
+            && start_time(self.pid) == Some(self.start_time)
+        {
             // Not a child of ours, or reaped before: there is nothing to do then.
             let _ = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG);
         }
     }
 }
 
-/// Start time and state letter of a process, see proc(5).
-fn stat(pid: i32) -> Option<(u64, char)> {
+/// Start time of a process, see proc(5).
+fn start_time(pid: i32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses may hold anything; the fields behind it are numbered from 3.
     let (_, fields) = text.rsplit_once(") ")?;
-    let mut fields = fields.split(' ');
-    let state = fields.next()?.chars().next()?;
-    let start_time = fields.nth(18)?.parse().ok()?;
-    Some((start_time, state))
+    fields.split(' ').nth(19)?.parse().ok()
 }
 
 #[cfg(test)]
