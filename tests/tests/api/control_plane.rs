@@ -103,7 +103,7 @@ async fn kubectl_and_helm_talk_to_this_control_plane() -> Result<()> {
     kubectl.args(["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]);
     assert_eq!(output(kubectl).await?, ADMIN);
     let mut helm = control_plane.helm()?;
-    helm.args(["list", "-A", "-o", "json"]);
+    helm.args(["list", "--namespace", "default", "-o", "json"]);
     assert_eq!(output(helm).await?.trim(), "[]");
     Ok(())
 }

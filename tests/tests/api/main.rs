@@ -1,4 +1,10 @@
 //! The suite of the Kubernetes API: what the real API server accepts, refuses, merges and grants.
 
+mod agent_access;
+mod chart;
 mod control_plane;
+mod explain;
 mod fixture;
+mod installed;
+mod merge;
+mod rules;
