@@ -329,3 +329,6 @@ fn without_managed_fields<K: Resource>(mut object: K) -> K {
     object.meta_mut().managed_fields = None;
     object
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,7 +38,6 @@ pub(super) async fn start_agent(host: &LabHost, identity: Identity, pool_etcd: &
         "uplinks": {"lan": {"bridge": "xenbr0"}},
         "kernels": {
             "linux": {"kernel": "/guest/vmlinux", "ramdisk": "/guest/initrd"},
-            "linux-pc": {"kernel": "/guest/vmlinuz", "ramdisk": "/guest/initrd"},
         },
     });
     host.check("mkdir -p /etc/kubexen /srv/kubexen/disks").await?;

@@ -43,7 +43,9 @@ async fn an_agent_that_is_killed_while_it_builds_or_destroys_a_domain_finishes_o
 
     let domid = status.domain.and_then(|domain| domain.domid).context("no domid")?;
     let deletion = guest.delete();
-    let gone_paths = format!("! xenstore-exists /local/domain/{domid}/device/suspend 2>/dev/null || ! xenstore-exists /vm/{uuid}");
+    let gone_paths = format!(
+        "! xenstore-exists /local/domain/{domid}/device/suspend 2>/dev/null || ! xenstore-exists /vm/{uuid}"
+    );
     let half_gone = format!("{{ ! xenstore-exists /local/domain/{domid}/control || {gone_paths}; }}");
     let killing = async { kill_agent_when(&home, &half_gone).await.context("while it destroys") };
     let (deleted, killed) = tokio::join!(deletion, killing);

@@ -106,7 +106,11 @@ impl Guest {
     }
 
     /// Waits until the machine's status is as `wanted`, and of the present generation.
-    pub async fn wait(&self, what: &str, wanted: impl Fn(&VirtualMachineStatus) -> bool) -> Result<VirtualMachineStatus> {
+    pub async fn wait(
+        &self,
+        what: &str,
+        wanted: impl Fn(&VirtualMachineStatus) -> bool,
+    ) -> Result<VirtualMachineStatus> {
         wait_until(&format!("{} {what}", self.name), PATIENCE, async || {
             let machine = self.machines.get(self.name).await?;
             let status = machine.status.unwrap_or_default();
@@ -165,7 +169,8 @@ pub async fn delete_disk(bed: &Bed, name: &str) -> Result<()> {
 /// The two hosts, the one that `status` names first.
 pub fn hosts(bed: &Bed, status: &VirtualMachineStatus) -> Result<(LabHost, LabHost)> {
     let home = status.host.clone().context("the machine has no host")?;
-    let other = bed.lab.hosts().into_iter().find(|host| host.name() != home).context("there is one host only")?;
+    let other =
+        bed.lab.hosts().into_iter().find(|host| host.name() != home).context("there is one host only")?;
     Ok((bed.lab.host(&home)?, other))
 }
 

@@ -11,9 +11,14 @@ const LIMIT: Duration = Duration::from_secs(900);
 async fn xen_passes_the_conformance_suite() -> Result<()> {
     let bed = bed().await;
     let host = bed.lab.host("xen-2")?;
-    let suite = "kubexen-node-agent conformance --hvm-kernel /guest/vmlinuz --bridge xenbr0 --patience 240";
+    let suite = "kubexen-node-agent conformance --bridge xenbr0 --patience 240";
     let output = host.exec_within(suite, LIMIT).await?;
     print!("{}", output.text());
-    ensure!(output.code == 0, "a case failed:\n{}\n{}", output.text(), String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.code == 0,
+        "a case failed:\n{}\n{}",
+        output.text(),
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(())
 }
