@@ -24,11 +24,7 @@ use kube::{Api, Client, ResourceExt, runtime::watcher};
 use kubexen_crds::{Domain, names::host_namespace};
 use kubexen_ownership::{BootId, HostBoot, HostName, InvalidName, OwnershipStore};
 use kubexen_runtime::{Clock, Key, Outcome, WorkQueue, events};
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
     sync::Notify,
     time::{MissedTickBehavior, interval, sleep},
@@ -245,7 +241,9 @@ fn queue_domains(mirrors: &Mirrors, queue: &WorkQueue<Task>, different: &[Uuid],
         .domains
         .list()
         .iter()
-        .filter_map(|domain| Some((Uuid::parse_str(&domain.spec.virtual_machine.uid).ok()?, Key::of(&**domain))))
+        .filter_map(|domain| {
+            Some((Uuid::parse_str(&domain.spec.virtual_machine.uid).ok()?, Key::of(&**domain)))
+        })
         .collect();
     for uuid in different {
         match by_uuid.get(uuid) {

@@ -74,7 +74,10 @@ impl Arguments {
     pub fn run(self) -> Result<ExitCode> {
         match self.command {
             Command::Run(arguments) => {
-                tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(arguments.run())?;
+                tokio::runtime::Builder::new_multi_thread()
+                    .enable_all()
+                    .build()?
+                    .block_on(arguments.run())?;
                 Ok(ExitCode::SUCCESS)
             }
             Command::Check { config } => {
@@ -95,19 +98,22 @@ impl Arguments {
 impl RunArguments {
     async fn run(self) -> Result<()> {
         telemetry::start_logging(self.log_format);
-        let configs = self.config.iter().map(|path| AgentConfig::read(path)).collect::<Result<Vec<_>, _>>()?;
+        let configs =
+            self.config.iter().map(|path| AgentConfig::read(path)).collect::<Result<Vec<_>, _>>()?;
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
         let readiness = Readiness::default();
         let mut agents = JoinSet::new();
         for config in configs {
             let host = HostName::new(config.host.clone())?;
-            let world = dependencies(&config).await.with_context(|| format!("The agent of {host} cannot start"))?;
+            let world =
+                dependencies(&config).await.with_context(|| format!("The agent of {host} cannot start"))?;
             let (kernels, metrics) = (config.kernels.clone(), Arc::clone(&metrics));
             agents.spawn(agent::run(host, kernels, world, metrics));
         }
         readiness.set(true);
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         tokio::select! {
             biased;
             _ = terminate.recv() => info!("stopping; guests go on"),
@@ -140,7 +146,10 @@ async fn dependencies(config: &AgentConfig) -> Result<Dependencies> {
                     profile.clone(),
                     clock.clone(),
                 )?),
-                Arc::new(DirectoryStorage::files_only(config.locations.clone(), &config.state_directory.join("attached"))?),
+                Arc::new(DirectoryStorage::files_only(
+                    config.locations.clone(),
+                    &config.state_directory.join("attached"),
+                )?),
                 Arc::new(SimulatedNetwork::new(config.uplinks.keys().cloned())),
             ),
             HypervisorConfig::Xen => (
@@ -168,5 +177,7 @@ fn xen(config: &AgentConfig) -> Result<Arc<dyn Hypervisor>> {
 
 #[cfg(not(feature = "xen"))]
 fn xen(_: &AgentConfig) -> Result<Arc<dyn Hypervisor>> {
-    bail!("This agent was built without the feature `xen`; build it with it, or set `hypervisor.type: Simulated`")
+    bail!(
+        "This agent was built without the feature `xen`; build it with it, or set `hypervisor.type: Simulated`"
+    )
 }

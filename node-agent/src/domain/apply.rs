@@ -140,6 +140,8 @@ async fn finish(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applie
         Ok(_) => Ok(Applied::Gone),
         Err(error) if error.is_not_found() => Ok(Applied::Gone),
         Err(error) if error.is_conflict() => Err(ReconcileError::Outdated),
-        Err(error @ (WriteError::Api(_) | WriteError::TimedOut | WriteError::Serialize(_))) => Err(error.into()),
+        Err(error @ (WriteError::Api(_) | WriteError::TimedOut | WriteError::Serialize(_))) => {
+            Err(error.into())
+        }
     }
 }

@@ -4,12 +4,12 @@
 //! left to do; so an agent that was killed at any point goes on where the host stands, not where its memory stood.
 
 use super::observe::{Observed, Unmet};
+use crate::hypervisor::{DomainInfo, DomainState};
 use jiff::{SignedDuration, Timestamp};
 use kubexen_crds::{
     domain::{DomainPhase, DomainPowerState, Stop, StopReason},
     virtual_machine::{OnCrash, OnReboot, OnShutdown},
 };
-use crate::hypervisor::{DomainInfo, DomainState};
 use serde::Serialize;
 use std::time::Duration;
 

@@ -23,8 +23,8 @@ pub mod status;
 #[cfg(test)]
 mod tests;
 
-pub use shutdowns::Shutdowns;
 pub(crate) use resolve::volume_id;
+pub use shutdowns::Shutdowns;
 
 use crate::{
     config::Catalogue,
@@ -227,7 +227,11 @@ impl Domains {
     }
 
     /// Writes the status if it differs, and learns the answer.
-    async fn write_status(&self, domain: &Domain, status: &DomainStatus) -> Result<Option<Domain>, ReconcileError> {
+    async fn write_status(
+        &self,
+        domain: &Domain,
+        status: &DomainStatus,
+    ) -> Result<Option<Domain>, ReconcileError> {
         let api = self.api(domain);
         match write::status(&api, &domain.name_any(), MANAGER, domain.status.as_ref(), status).await {
             Ok(Some(written)) => {

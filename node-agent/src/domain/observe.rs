@@ -81,7 +81,9 @@ impl Unmet {
                 format!("Volume {volume} is in use by {by}; a disk serves one running guest at a time")
             }
             Self::KernelMissing(kernel) => {
-                format!("The kernel catalogue of this host has no entry `{kernel}`; add it to the agent's configuration")
+                format!(
+                    "The kernel catalogue of this host has no entry `{kernel}`; add it to the agent's configuration"
+                )
             }
             Self::UplinkMissing(uplink) => {
                 format!("This host has no uplink `{uplink}`, or it is down; see the agent's configuration")
@@ -113,7 +115,9 @@ impl Observed {
     #[must_use]
     pub fn stop_is_recorded(&self, domid: DomId) -> bool {
         let recorded_phase = match self.status.phase {
-            Some(DomainPhase::Pending | DomainPhase::Halted | DomainPhase::Preserved | DomainPhase::Failed) => true,
+            Some(
+                DomainPhase::Pending | DomainPhase::Halted | DomainPhase::Preserved | DomainPhase::Failed,
+            ) => true,
             Some(DomainPhase::Running | DomainPhase::Paused | DomainPhase::Stopping) | None => false,
         };
         recorded_phase && self.status.last_stop.is_some() && self.status.domid == Some(i32::from(domid.0))
@@ -163,7 +167,10 @@ async fn users_of_volumes(
         let Ok(uuid) = Uuid::parse_str(&other.spec.virtual_machine.uid) else { continue };
         if domains.hypervisor.find(uuid).await?.is_some() {
             let machine = &other.spec.virtual_machine;
-            users.push((shared.volume.clone(), format!("virtual machine {}/{}", machine.namespace, machine.name)));
+            users.push((
+                shared.volume.clone(),
+                format!("virtual machine {}/{}", machine.namespace, machine.name),
+            ));
         }
     }
     Ok(users)

@@ -43,10 +43,12 @@ pub(super) async fn unmet(domains: &Domains, domain: &Domain, users: &[(String, 
         return Some(Unmet::KernelMissing(kernel.name.clone()));
     }
     for disk in &machine.disks {
-        let Some(volume) = domains.mirrors.volumes.get(&Key::new(namespace.clone(), disk.volume.clone())) else {
+        let Some(volume) = domains.mirrors.volumes.get(&Key::new(namespace.clone(), disk.volume.clone()))
+        else {
             return Some(Unmet::VolumeMissing(disk.volume.clone()));
         };
-        let conditions = volume.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        let conditions =
+            volume.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
         if !condition::is_true(conditions, "Ready") {
             return Some(Unmet::VolumeNotReady(disk.volume.clone()));
         }

@@ -21,7 +21,8 @@ const READY: &str = "Ready";
 pub fn settled(seen: &Observed, plan: &Plan, generation: Option<i64>, now: Timestamp) -> DomainStatus {
     let (phase, ready) = phase(seen, plan);
     let runs = phase == DomainPhase::Running || phase == DomainPhase::Paused;
-    let token = seen.present.as_ref().and_then(|present| present.token).and_then(|token| i64::try_from(token).ok());
+    let token =
+        seen.present.as_ref().and_then(|present| present.token).and_then(|token| i64::try_from(token).ok());
     DomainStatus {
         observed_generation: generation,
         phase: Some(phase),
@@ -58,7 +59,8 @@ fn phase(seen: &Observed, plan: &Plan) -> (DomainPhase, Wanted) {
             }
             Waiting::Backoff => {
                 let crashes = seen.status.crashes.unwrap_or(0);
-                let message = format!("The guest crashed {crashes} times in a row; it is started again after a while");
+                let message =
+                    format!("The guest crashed {crashes} times in a row; it is started again after a while");
                 return (DomainPhase::Pending, not_ready("CrashLoop", message));
             }
             Waiting::Stability => {}
@@ -68,9 +70,10 @@ fn phase(seen: &Observed, plan: &Plan) -> (DomainPhase, Wanted) {
         Some(DomainState::Running) => {
             (DomainPhase::Running, Wanted::new(READY, State::True, "Running", "The domain runs"))
         }
-        Some(DomainState::Paused) => {
-            (DomainPhase::Paused, Wanted::new(READY, State::True, "Paused", "The domain stands still, as it should"))
-        }
+        Some(DomainState::Paused) => (
+            DomainPhase::Paused,
+            Wanted::new(READY, State::True, "Paused", "The domain stands still, as it should"),
+        ),
         Some(DomainState::Shutdown(_)) if seen.status.phase == Some(DomainPhase::Preserved) => {
             (DomainPhase::Preserved, preserved())
         }
@@ -123,7 +126,8 @@ pub fn stopped(
 /// The status that says that the restart asked for is being carried out.
 #[must_use]
 pub fn restarting(seen: &Observed, generation: Option<i64>, now: Timestamp) -> DomainStatus {
-    let ready = Wanted::new(READY, State::False, "Restarting", "The guest is started again, as was asked for");
+    let ready =
+        Wanted::new(READY, State::False, "Restarting", "The guest is started again, as was asked for");
     DomainStatus {
         observed_generation: generation,
         phase: Some(DomainPhase::Pending),
@@ -169,9 +173,19 @@ fn counted(seen: &Observed, restarted: bool) -> Option<i32> {
 }
 
 fn halted() -> Wanted {
-    Wanted::new(READY, State::True, "StoppedByGuest", "The guest powered itself off, and its policy leaves it off")
+    Wanted::new(
+        READY,
+        State::True,
+        "StoppedByGuest",
+        "The guest powered itself off, and its policy leaves it off",
+    )
 }
 
 fn preserved() -> Wanted {
-    Wanted::new(READY, State::False, "Preserved", "The guest crashed; its memory is kept for inspection, as `onCrash` says")
+    Wanted::new(
+        READY,
+        State::False,
+        "Preserved",
+        "The guest crashed; its memory is kept for inspection, as `onCrash` says",
+    )
 }

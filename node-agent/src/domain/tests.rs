@@ -77,7 +77,8 @@ fn a_half_built_domain_is_taken_apart_whatever_is_wanted() {
 
 #[test]
 fn a_domain_to_be_deleted_is_asked_first_and_forced_after_its_time() {
-    let asked = |left| Observed { deleting: true, shutdown_left: left, ..observed(Some(DomainState::Running)) };
+    let asked =
+        |left| Observed { deleting: true, shutdown_left: left, ..observed(Some(DomainState::Running)) };
     assert_eq!(decide(&asked(None), now()), Plan::RequestShutdown);
     let left = Duration::from_secs(4);
     assert_eq!(decide(&asked(Some(left)), now()), Plan::Wait(Waiting::Shutdown, left));
@@ -111,14 +112,19 @@ fn a_stop_is_recorded_before_its_domain_is_taken_apart() {
     let shutdown = || observed(Some(DomainState::Shutdown(StopReason::Poweroff)));
     let unrecorded = with_phase(shutdown(), DomainPhase::Running);
     assert!(matches!(decide(&unrecorded, now()), Plan::RecordStop { .. }));
-    let recorded =
-        stopped_before(with_phase(shutdown(), DomainPhase::Halted), StopReason::Poweroff, 0, SignedDuration::ZERO);
+    let recorded = stopped_before(
+        with_phase(shutdown(), DomainPhase::Halted),
+        StopReason::Poweroff,
+        0,
+        SignedDuration::ZERO,
+    );
     assert_eq!(decide(&recorded, now()), Plan::Destroy(DestroyReason::Stopped));
 }
 
 #[test]
 fn a_stop_of_the_next_domain_is_not_mistaken_for_the_recorded_one() {
-    let mut seen = with_phase(observed(Some(DomainState::Shutdown(StopReason::Reboot))), DomainPhase::Pending);
+    let mut seen =
+        with_phase(observed(Some(DomainState::Shutdown(StopReason::Reboot))), DomainPhase::Pending);
     seen = stopped_before(seen, StopReason::Reboot, 0, SignedDuration::ZERO);
     seen.status.domid = Some(4);
     assert!(matches!(decide(&seen, now()), Plan::RecordStop { .. }));

@@ -47,7 +47,10 @@ impl Publisher {
     /// Compares the facts with what the Host object says, and writes what differs.
     pub async fn publish(&self) {
         let Some(host) = self.mirrors.hosts.get(&Key::cluster(self.host.clone())) else {
-            warn!(host = self.host, "there is no Host object of this name; make it, and this agent will report in it");
+            warn!(
+                host = self.host,
+                "there is no Host object of this name; make it, and this agent will report in it"
+            );
             return;
         };
         let before = facts::of_the_agent(host.status.clone().unwrap_or_default());

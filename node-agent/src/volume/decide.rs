@@ -85,16 +85,22 @@ pub fn status(volume: &Volume, seen: &Observed, plan: &Plan, now: Timestamp) -> 
             VolumePhase::Ready,
             Wanted::new("Ready", State::True, "InUse", format!("Will be deleted when Domain {user} is gone")),
         ),
-        Plan::Settled => (VolumePhase::Ready, Wanted::new("Ready", State::True, "Ready", "The volume is there")),
-        Plan::Create(_) | Plan::Grow(_) | Plan::Detach | Plan::Delete | Plan::LetGo => {
-            (VolumePhase::Pending, Wanted::new("Ready", State::False, "InProgress", "The volume is being worked on"))
+        Plan::Settled => {
+            (VolumePhase::Ready, Wanted::new("Ready", State::True, "Ready", "The volume is there"))
         }
+        Plan::Create(_) | Plan::Grow(_) | Plan::Detach | Plan::Delete | Plan::LetGo => (
+            VolumePhase::Pending,
+            Wanted::new("Ready", State::False, "InProgress", "The volume is being worked on"),
+        ),
     };
     let before = volume.status.as_ref();
     VolumeStatus {
         observed_generation: volume.metadata.generation,
         phase: Some(phase),
-        capacity: seen.present.map(ByteQuantity::from_bytes).or_else(|| before.and_then(|status| status.capacity.clone())),
+        capacity: seen
+            .present
+            .map(ByteQuantity::from_bytes)
+            .or_else(|| before.and_then(|status| status.capacity.clone())),
         conditions: conditions(volume, ready, now),
     }
 }

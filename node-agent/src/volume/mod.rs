@@ -34,7 +34,13 @@ impl Domains {
             Ok(outcome) => outcome,
             Err(error) => {
                 warn!(volume = %volume.name_any(), %error, "reconcile failed");
-                self.events.record(&*volume, Severity::Warning, error.category(), "Reconcile", error.to_string());
+                self.events.record(
+                    &*volume,
+                    Severity::Warning,
+                    error.category(),
+                    "Reconcile",
+                    error.to_string(),
+                );
                 let status = decide::failed(&volume, error.category(), error.to_string(), self.clock.now());
                 if let Err(error) = self.write_volume_status(&volume, &status).await {
                     warn!(volume = %volume.name_any(), %error, "the failure could not be written down");
@@ -103,7 +109,9 @@ impl Domains {
     }
 
     async fn let_volume_go(&self, volume: &Volume) -> Result<Outcome, ReconcileError> {
-        let Some(change) = write::without_finalizer(volume, AGENT_FINALIZER) else { return Ok(Outcome::Settled) };
+        let Some(change) = write::without_finalizer(volume, AGENT_FINALIZER) else {
+            return Ok(Outcome::Settled);
+        };
         match write::merge(&self.volumes(volume), &volume.name_any(), MANAGER, &change).await {
             Ok(_) => Ok(Outcome::Settled),
             Err(error) if error.is_not_found() => Ok(Outcome::Settled),
@@ -112,7 +120,11 @@ impl Domains {
         }
     }
 
-    async fn write_volume_status(&self, volume: &Volume, status: &VolumeStatus) -> Result<(), ReconcileError> {
+    async fn write_volume_status(
+        &self,
+        volume: &Volume,
+        status: &VolumeStatus,
+    ) -> Result<(), ReconcileError> {
         let api = self.volumes(volume);
         match write::status(&api, &volume.name_any(), MANAGER, volume.status.as_ref(), status).await {
             Ok(Some(written)) => {
