@@ -38,7 +38,7 @@ pub(super) async fn unmet(domains: &Domains, domain: &Domain, users: &[(String, 
         return Some(Unmet::Malformed(format!("`memory` is {}", machine.memory)));
     }
     if let Some(kernel) = &machine.boot.kernel
-        && domains.catalogue.get(&kernel.name).is_none()
+        && !domains.catalogue.contains_key(&kernel.name)
     {
         return Some(Unmet::KernelMissing(kernel.name.clone()));
     }

@@ -322,12 +322,12 @@ proptest! {
                 prop_assert_eq!(matches!(plan, Plan::Finish), seen.deleting);
                 if let Plan::Settled = plan {
                     let rest = status::settled(&seen, &plan, None, at);
-                    let wanted = match (rest.phase, seen.power_state) {
-                        (Some(DomainPhase::Running), DomainPowerState::Running) => true,
-                        (Some(DomainPhase::Paused), DomainPowerState::Paused) => true,
-                        (Some(DomainPhase::Halted | DomainPhase::Preserved), _) => true,
-                        _ => false,
-                    };
+                    let wanted = matches!(
+                        (rest.phase, seen.power_state),
+                        (Some(DomainPhase::Running), DomainPowerState::Running)
+                            | (Some(DomainPhase::Paused), DomainPowerState::Paused)
+                            | (Some(DomainPhase::Halted | DomainPhase::Preserved), _)
+                    );
                     prop_assert!(wanted, "{rest:?}");
                 }
                 return Ok(());

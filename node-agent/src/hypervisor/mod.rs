@@ -4,7 +4,7 @@
 //! UUID, never by its number alone, because Xen gives a number to another domain later. One conformance suite
 //! passes on all implementations.
 //!
-//! - [`xen`] speaks to a real Xen: libxl in a worker process, xenctrl for accounting, xenstore for events.
+//! - `xen` (a feature) speaks to a real Xen: libxl in a worker process, xenctrl for accounting, xenstore for events.
 //! - [`simulated`] is a model of a host for tests, demonstrations and scale; it says so in [`HostFacts::simulated`].
 
 use async_trait::async_trait;
