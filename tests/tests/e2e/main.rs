@@ -1,0 +1,17 @@
+//! The end-to-end suite: the real controller and real agents with simulated hypervisors, on a real control plane.
+//!
+//! The tests of one machine's life share one pool, each in a namespace of its own. Those that do damage, and those that
+//! count every write, have a pool and a control plane of their own.
+
+mod crashes;
+mod fixpoint;
+mod guests;
+mod life;
+mod needs;
+mod outages;
+mod placement;
+mod scene;
+mod starts;
+mod storm;
+mod traces;
+mod world;

@@ -1,0 +1,73 @@
+//! What the simulated hosts' logs tell of every domain's beginning and end.
+
+use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
+use kubexen_node_agent::hypervisor::simulated::{StartEvent, StartRecord};
+use kubexen_testbed::pool::Pool;
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// A domain from its beginning to its end, if it has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub host: String,
+    pub token: u64,
+    pub from: Timestamp,
+    pub to: Option<Timestamp>,
+}
+
+/// All runs of every domain on all hosts, by UUID, each list in order of time.
+///
+/// Fails where a host began a domain a second time before the first had ended.
+pub fn runs(pool: &Pool) -> Result<BTreeMap<Uuid, Vec<Run>>> {
+    let mut runs: BTreeMap<Uuid, Vec<Run>> = BTreeMap::new();
+    for host in pool.host_names() {
+        for StartRecord { event, uuid, token, at } in records(pool, host)? {
+            let of_domain = runs.entry(uuid).or_default();
+            let open = of_domain.iter_mut().rev().find(|run| run.host == *host && run.to.is_none());
+            match (event, open) {
+                (StartEvent::Start, None) => {
+                    of_domain.push(Run { host: host.clone(), token, from: at, to: None });
+                }
+                (StartEvent::Stop, Some(run)) if run.token == token => run.to = Some(at),
+                (event, open) => {
+                    anyhow::bail!(
+                        "{host} tells {event:?} of {uuid} with token {token} at {at} after {open:?}"
+                    );
+                }
+            }
+        }
+    }
+    for of_domain in runs.values_mut() {
+        of_domain.sort_by_key(|run| run.from);
+    }
+    Ok(runs)
+}
+
+/// The runs of one domain.
+pub fn runs_of(pool: &Pool, uid: &str) -> Result<Vec<Run>> {
+    Ok(runs(pool)?.remove(&Uuid::parse_str(uid)?).unwrap_or_default())
+}
+
+/// Makes sure that no domain ever was on two hosts at one instant, and that tokens never went back.
+pub fn nothing_ran_twice(pool: &Pool) -> Result<BTreeMap<Uuid, Vec<Run>>> {
+    let runs = runs(pool)?;
+    for (uuid, of_domain) in &runs {
+        for pair in of_domain.windows(2) {
+            let [earlier, later] = pair else { continue };
+            ensure!(
+                earlier.to.is_some_and(|end| end <= later.from),
+                "{uuid} was in two places at once: {earlier:?} and {later:?}"
+            );
+            ensure!(earlier.token <= later.token, "{uuid}: the token went back: {earlier:?}, {later:?}");
+        }
+    }
+    Ok(runs)
+}
+
+fn records(pool: &Pool, host: &str) -> Result<Vec<StartRecord>> {
+    let path = pool.host_folder(host).join("state/simulated/starts.log");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let lines = text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned()));
+    lines.collect()
+}

@@ -1,0 +1,33 @@
+//! A control plane with a pool on it.
+
+use anyhow::Result;
+use kubexen_testbed::{
+    control_plane::{ControlPlane, Options},
+    pool::{Pool, PoolOptions},
+};
+use tokio::sync::OnceCell;
+
+/// A control plane with a pool on it.
+#[derive(Debug)]
+pub struct World {
+    // The programs of the pool stop before what they talk to.
+    pub pool: Pool,
+    pub control_plane: ControlPlane,
+}
+
+impl World {
+    /// A world of its own, for a test that does damage or counts.
+    pub async fn start(options: PoolOptions) -> Result<Self> {
+        let control_plane = ControlPlane::start(&Options::default()).await?;
+        let pool = Pool::start(&control_plane, options).await?;
+        Ok(Self { pool, control_plane })
+    }
+
+    /// The world that peaceful tests share: four hosts, `host-1` to `host-4`.
+    ///
+    /// libtest never drops statics; that nothing is left when the suite ends is the doing of the processes' owner.
+    pub async fn shared() -> Result<&'static Self> {
+        static SHARED: OnceCell<World> = OnceCell::const_new();
+        SHARED.get_or_try_init(async || Self::start(PoolOptions::default()).await).await
+    }
+}
