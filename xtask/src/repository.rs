@@ -32,7 +32,19 @@ pub fn cargo() -> Result<Command> {
     )?;
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).env("PROTOC", protoc).env("KUBEXEN_TOOLS", tools());
+    for (name, _) in std::env::vars_os().filter(|(name, _)| describes_a_package(name)) {
+        command.env_remove(name);
+    }
     Ok(command)
+}
+
+/// Whether cargo has set this variable to describe xtask itself.
+///
+/// Build scripts may watch these (ring's does): were they handed on, everything above ring would be built again at each change
+/// between `cargo xtask` and cargo alone.
+fn describes_a_package(variable: &OsStr) -> bool {
+    let variable = variable.to_string_lossy();
+    variable.starts_with("CARGO_PKG_") || variable.starts_with("CARGO_MANIFEST_")
 }
 
 /// Runs a command to its end, with its output shown.
@@ -77,4 +89,17 @@ pub fn installed(program: &str) -> bool {
 fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_is_not_told_about_the_package_xtask() {
+        let command = cargo().unwrap();
+        let removed = |name: &str| command.get_envs().any(|(key, value)| key == name && value.is_none());
+        // Cargo sets both for the test program as well.
+        assert!(removed("CARGO_MANIFEST_DIR") && removed("CARGO_PKG_NAME"));
+    }
 }
