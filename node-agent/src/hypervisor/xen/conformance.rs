@@ -29,7 +29,7 @@ pub struct Arguments {
     #[arg(long, default_value = "console=hvc0 quiet")]
     command_line: String,
     /// Command line of HVM guests.
-    #[arg(long, default_value = "console=ttyS0 quiet")]
+    #[arg(long, default_value = "console=ttyS0 earlyprintk=serial")]
     hvm_command_line: String,
     /// Memory of each guest, in MiB.
     #[arg(long, default_value_t = 128)]
