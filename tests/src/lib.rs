@@ -1,5 +1,6 @@
 //! KubeXen's test bed: everything that tests, the demo and the benchmarks stand on.
 
+pub mod bench;
 pub mod control_plane;
 pub mod demo;
 pub mod lab;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use kubexen_testbed::bench::command::BenchCommand;
 use kubexen_testbed::control_plane::command::ControlPlaneCommand;
 use kubexen_testbed::demo::command::DemoCommand;
 use kubexen_testbed::lab::command::LabCommand;
@@ -18,6 +19,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Bench(BenchCommand),
     ControlPlane(ControlPlaneCommand),
     Demo(DemoCommand),
     Lab(LabCommand),
@@ -37,6 +39,7 @@ async fn main() -> ExitCode {
 
 async fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
+        Verb::Bench(command) => command.run().await.map(|()| ExitCode::SUCCESS),
         Verb::ControlPlane(command) => command.run().await.map(|()| ExitCode::SUCCESS),
         Verb::Demo(command) => command.run().await,
         Verb::Lab(command) => command.run().await,

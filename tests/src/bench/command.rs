@@ -1,0 +1,48 @@
+//! The command line of the benchmarks.
+
+use super::storm::{self, Storm};
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+/// Measure KubeXen against what is possible without it.
+#[derive(Debug, Args)]
+pub struct BenchCommand {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+}
+
+#[derive(Debug, Subcommand)]
+enum Benchmark {
+    /// Create many machines at once on simulated hosts.
+    Storm {
+        /// Number of machines.
+        #[arg(long, value_name = "N", default_value_t = 1000)]
+        vms: usize,
+        /// Number of hosts.
+        #[arg(long, value_name = "M", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
+        hosts: u16,
+        /// Print the result as JSON and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl BenchCommand {
+    /// Measures, and prints the result; progress goes to standard error.
+    ///
+    /// # Errors
+    /// When something does not start, or a machine does not become Ready in time.
+    pub async fn run(self) -> Result<()> {
+        match self.benchmark {
+            Benchmark::Storm { vms, hosts, json } => {
+                let report = storm::run(Storm { machines: vms, hosts: hosts.into() }).await?;
+                if json {
+                    println!("{}", serde_json::to_string_pretty(&report)?);
+                } else {
+                    print!("{report}");
+                }
+                Ok(())
+            }
+        }
+    }
+}

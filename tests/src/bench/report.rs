@@ -1,0 +1,157 @@
+//! What the benchmarks found, for people and for programs.
+
+use crate::control_plane::Writes;
+use serde::Serialize;
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+/// What a storm showed.
+#[derive(Clone, Debug, Serialize)]
+pub struct StormReport {
+    /// From sending a machine's create to seeing it Ready.
+    pub create_to_ready_seconds: Latencies,
+    /// Machines by the time from the first create to the last Ready.
+    pub vms_per_second: f64,
+    /// What a client without KubeXen reaches with the same writes.
+    pub bare_vms_per_second: f64,
+    /// The first by the second.
+    pub ratio: f64,
+    /// Writes of the controller and the agents, events and leases excluded.
+    pub api_writes_per_vm: f64,
+    /// Events that the controller and the agents wrote.
+    pub events_per_vm: f64,
+    /// All writes by who made them, then by verb and kind.
+    pub writes_by_client: WritesByClient,
+    /// Writes of the controller and the agents in the minute after everything had calmed, leases excluded.
+    pub fixpoint_writes_per_minute: u64,
+    /// Most memory the controller had resident, in megabytes.
+    pub controller_peak_mb: f64,
+    /// The same of the agent that had most; each serves one host.
+    pub agent_peak_mb: f64,
+}
+
+/// A distribution of times, in seconds.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Latencies {
+    /// Half took at most this.
+    pub p50: f64,
+    /// 95 of 100 took at most this.
+    pub p95: f64,
+    /// 99 of 100 took at most this.
+    pub p99: f64,
+}
+
+impl Latencies {
+    /// The distribution of these times; zeros if there are none.
+    #[must_use]
+    pub fn of(mut times: Vec<Duration>) -> Self {
+        times.sort_unstable();
+        let at = |percent: usize| {
+            let rank = (times.len() * percent).div_ceil(100);
+            rounded(rank.checked_sub(1).and_then(|index| times.get(index)).map_or(0.0, Duration::as_secs_f64))
+        };
+        Self { p50: at(50), p95: at(95), p99: at(99) }
+    }
+}
+
+/// Number of writes by client, then by verb and kind, such as `create domains`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct WritesByClient(BTreeMap<String, BTreeMap<String, u64>>);
+
+impl WritesByClient {
+    /// Counts writes by client; all agents are one, leases are a kind of their own.
+    #[must_use]
+    pub fn of(writes: &Writes) -> Self {
+        let mut clients: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+        let mut add = |user: &str, what: String, count: u64| {
+            *clients.entry(client(user).to_owned()).or_default().entry(what).or_default() += count;
+        };
+        for (kind, count) in &writes.by_kind {
+            let slash = if kind.subresource.is_empty() { "" } else { "/" };
+            add(&kind.user, format!("{} {}{slash}{}", kind.verb, kind.resource, kind.subresource), *count);
+        }
+        for (user, count) in &writes.leases {
+            add(user, "leases".to_owned(), *count);
+        }
+        Self(clients)
+    }
+}
+
+/// Who a user is, in one word where it is one of ours.
+fn client(user: &str) -> &str {
+    let Some(account) = user.strip_prefix("system:serviceaccount:kubexen-") else { return user };
+    if account.starts_with("host-") {
+        "agents"
+    } else if account == "system:kubexen-controller" {
+        "controller"
+    } else {
+        user
+    }
+}
+
+/// Three decimals are more than any of this is worth.
+pub(super) fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+impl fmt::Display for StormReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Latencies { p50, p95, p99 } = self.create_to_ready_seconds;
+        writeln!(f, "create to Ready              p50 {p50:.2} s, p95 {p95:.2} s, p99 {p99:.2} s")?;
+        writeln!(f, "machines per second          {:.1}", self.vms_per_second)?;
+        writeln!(f, "  the same writes, bare      {:.1}", self.bare_vms_per_second)?;
+        writeln!(f, "  ratio                      {:.2}", self.ratio)?;
+        writeln!(f, "API writes per machine       {:.2}", self.api_writes_per_vm)?;
+        writeln!(f, "events per machine           {:.2}", self.events_per_vm)?;
+        writeln!(f, "writes at the fixpoint       {} a minute", self.fixpoint_writes_per_minute)?;
+        writeln!(f, "peak memory, controller      {:.1} MB", self.controller_peak_mb)?;
+        writeln!(f, "peak memory, one agent       {:.1} MB", self.agent_peak_mb)?;
+        for (client, writes) in &self.writes_by_client.0 {
+            writeln!(f, "writes of {client}")?;
+            for (what, count) in writes {
+                writeln!(f, "{count:>8}  {what}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control_plane::WriteKind;
+
+    #[test]
+    fn percentiles_are_times_that_were_measured() {
+        let times = (1..=200).rev().map(Duration::from_secs).collect();
+        let Latencies { p50, p95, p99 } = Latencies::of(times);
+        assert_eq!((p50, p95, p99), (100.0, 190.0, 198.0));
+        assert_eq!(Latencies::of(vec![Duration::from_secs(3)]).p99, 3.0);
+        assert_eq!(Latencies::of(Vec::new()).p50, 0.0);
+    }
+
+    #[test]
+    fn all_agents_are_one_client() {
+        let mut writes = Writes::default();
+        for (user, count) in [
+            ("system:serviceaccount:kubexen-host-a:node-agent", 1),
+            ("system:serviceaccount:kubexen-host-b:node-agent", 2),
+            ("system:serviceaccount:kubexen-system:kubexen-controller", 4),
+            ("admin", 8),
+        ] {
+            let kind = WriteKind {
+                user: user.to_owned(),
+                verb: "patch".to_owned(),
+                resource: "domains".to_owned(),
+                subresource: "status".to_owned(),
+            };
+            writes.by_kind.insert(kind, count);
+            writes.leases.insert(user.to_owned(), 1);
+        }
+        let WritesByClient(clients) = WritesByClient::of(&writes);
+        let domains: Vec<_> =
+            clients.iter().map(|(who, what)| (who.as_str(), what["patch domains/status"])).collect();
+        assert_eq!(domains, [("admin", 8), ("agents", 3), ("controller", 4)]);
+        assert_eq!(clients["agents"]["leases"], 2);
+    }
+}
