@@ -8,6 +8,7 @@ use kubexen_testbed::bench::command::BenchCommand;
 use kubexen_testbed::control_plane::command::ControlPlaneCommand;
 use kubexen_testbed::demo::command::DemoCommand;
 use kubexen_testbed::lab::command::LabCommand;
+use kubexen_testbed::simulation::command::SimulateCommand;
 
 /// Runs parts of KubeXen's test bed.
 #[derive(Debug, Parser)]
@@ -23,6 +24,7 @@ enum Verb {
     ControlPlane(ControlPlaneCommand),
     Demo(DemoCommand),
     Lab(LabCommand),
+    Simulate(SimulateCommand),
 }
 
 #[tokio::main]
@@ -43,5 +45,6 @@ async fn run(verb: Verb) -> Result<ExitCode> {
         Verb::ControlPlane(command) => command.run().await.map(|()| ExitCode::SUCCESS),
         Verb::Demo(command) => command.run().await,
         Verb::Lab(command) => command.run().await,
+        Verb::Simulate(command) => Ok(command.run()),
     }
 }

@@ -6,5 +6,6 @@ mod control_plane;
 mod explain;
 mod fixture;
 mod installed;
+mod memory_api;
 mod merge;
 mod rules;

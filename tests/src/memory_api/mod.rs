@@ -1,0 +1,283 @@
+//! A Kubernetes API server in memory, as far as the controller and the agents use one.
+//!
+//! ```text
+//!   kube::Client ──http──▶ Link (delays, loses, breaks) ──▶ store ──▶ Observer
+//!                                                             │
+//!                watch streams ◀── Link ◀── log of changes ◀──┘
+//! ```
+//!
+//! It knows KubeXen's kinds with the defaults of their schemas, and of Kubernetes' own those that the two programs
+//! touch. Reads are linearizable, as the real server's are without a `resourceVersion`; a watch may be late by as much
+//! as its [`Link`] says. A suite compares its answers with the real server's.
+//!
+//! # What it does not do
+//! Validation (schemas, CEL), authorisation, server-side apply, paging, garbage collection by owner references, and
+//! watches that do not begin at a resource version. Events are accepted and not kept.
+//!
+//! # Determinism
+//! Uids, versions and answers follow from the requests and their order alone.
+
+pub mod link;
+mod request;
+mod resources;
+mod store;
+mod watch;
+
+pub use link::{Delivery, Fate, Link, Passage, Passing, Perfect};
+
+use futures::{
+    StreamExt,
+    future::ready,
+    stream::{BoxStream, once},
+};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, StreamBody};
+use kube::{Client, client::Body};
+use kubexen_runtime::Clock;
+use request::{Place, Refusal, Selection};
+use serde_json::{Value, json};
+use std::{
+    fmt, io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use store::{Change, Store, Written};
+use tokio::{sync::watch as signal, time::sleep};
+
+/// A write that took effect.
+#[derive(Clone, Copy, Debug)]
+pub struct Write<'a> {
+    /// Which client wrote.
+    pub client: &'a str,
+    /// The kind of the object.
+    pub kind: &'a str,
+    /// The object before; none if it is new.
+    pub before: Option<&'a Value>,
+    /// The object now; for a deletion as it was last.
+    pub object: &'a Value,
+    /// Whether the object is gone.
+    pub deleted: bool,
+}
+
+/// Is told of every write, while it happens. It must not call the server.
+pub trait Observer: Send + Sync {
+    /// A write took effect.
+    fn wrote(&self, write: Write<'_>);
+}
+
+/// The server. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct MemoryApi {
+    store: Arc<Mutex<Store>>,
+    clock: Arc<dyn Clock>,
+    observer: Option<Arc<dyn Observer>>,
+    revision: Arc<signal::Sender<u64>>,
+}
+
+impl fmt::Debug for MemoryApi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryApi").field("revision", &*self.revision.borrow()).finish_non_exhaustive()
+    }
+}
+
+/// A body in pieces.
+type Lines = BoxStream<'static, Result<Vec<u8>, io::Error>>;
+
+impl MemoryApi {
+    /// A server with the namespace `default` and nothing else. Uids follow from `name`.
+    #[must_use]
+    pub fn new(name: &str, clock: Arc<dyn Clock>, observer: Option<Arc<dyn Observer>>) -> Self {
+        let api = Self {
+            store: Arc::new(Mutex::new(Store::new(name))),
+            clock,
+            observer,
+            revision: Arc::new(signal::Sender::new(0)),
+        };
+        api.add_namespace("default");
+        api
+    }
+
+    /// A client named `name` behind `link`. Nothing of it tries again. Call it inside a tokio runtime.
+    #[must_use]
+    pub fn client(&self, name: &str, link: Arc<dyn Link>) -> Client {
+        let (api, name): (Self, Arc<str>) = (self.clone(), name.into());
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (api, name, link) = (api.clone(), Arc::clone(&name), Arc::clone(&link));
+            async move {
+                let response = api.pass(&name, link, request).await?;
+                Ok::<_, io::Error>(response.map(|lines| {
+                    StreamBody::new(lines.filter_map(|line| async {
+                        match line {
+                            Ok(line) => {
+                                Full::from(line).frame().await.map(|frame| frame.map_err(io::Error::other))
+                            }
+                            Err(error) => Some(Err(error)),
+                        }
+                    }))
+                }))
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    /// Makes a namespace.
+    pub fn add_namespace(&self, name: &str) {
+        let resource = resources::Resource::find("", "v1", "namespaces").expect("it is built in");
+        let place = Place { resource, namespace: String::new(), name: None, status: false };
+        // That it is there already is as well.
+        let made = self.lock().create(&place, json!({"metadata": {"name": name}}), self.clock.now());
+        drop(made);
+    }
+
+    /// Forgets the changes so far: a watch that has not delivered them yet, or comes back for them, ends with 410.
+    pub fn compact(&self) {
+        self.lock().compact();
+        // Whoever waits looks again.
+        self.revision.send_modify(|_| {});
+    }
+
+    /// The object of one of KubeXen's kinds, by plural, namespace (empty for cluster-scoped kinds) and name.
+    #[must_use]
+    pub fn object(&self, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+        let resource = resources::Resource::find(kubexen_crds::names::GROUP, "v1alpha1", plural)?;
+        self.lock().find(resource, namespace, name).cloned()
+    }
+
+    /// All objects of one of KubeXen's kinds, by plural; sorted by namespace and name.
+    #[must_use]
+    pub fn objects(&self, plural: &str) -> Vec<Arc<Value>> {
+        resources::Resource::find(kubexen_crds::names::GROUP, "v1alpha1", plural)
+            .map(|resource| self.lock().list(resource, &Selection::default()))
+            .unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request with what its link does to it.
+    async fn pass(
+        &self,
+        client: &str,
+        link: Arc<dyn Link>,
+        request: Request<Body>,
+    ) -> Result<Response<Lines>, io::Error> {
+        let (parts, body) = request.into_parts();
+        let query = request::query(&parts.uri);
+        let watch = query.get("watch").is_some_and(|watch| watch == "true" || watch == "1");
+        let passage = link.request(Passing { method: parts.method.as_str(), path: parts.uri.path(), watch });
+        sleep(passage.there).await;
+        let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+        let broken = || Err(io::Error::from(io::ErrorKind::ConnectionReset));
+        let answer = match passage.fate {
+            Fate::Failed => {
+                let failed = StatusCode::INTERNAL_SERVER_ERROR;
+                Ok(refused(&Refusal::new(failed, "InternalError", "failure injected")))
+            }
+            Fate::RequestLost => broken(),
+            Fate::Answered | Fate::AnswerLost => {
+                let answer = request::place(&parts.uri).and_then(|place| {
+                    if watch {
+                        let watched = watch::Watch::begin(self, &place, &query, Arc::clone(&link))?;
+                        return Ok(response(StatusCode::OK, watched.lines()));
+                    }
+                    let body = if body.is_empty() {
+                        Value::Null
+                    } else {
+                        serde_json::from_slice(&body).map_err(|e| Refusal::bad_request(e.to_string()))?
+                    };
+                    let selection = Selection::of(&place, &query)?;
+                    self.execute(client, &parts.method, &place, &selection, body)
+                });
+                match passage.fate {
+                    Fate::AnswerLost => broken(),
+                    Fate::Answered | Fate::Failed | Fate::RequestLost => {
+                        Ok(answer.unwrap_or_else(|refusal| refused(&refusal)))
+                    }
+                }
+            }
+        };
+        sleep(passage.back).await;
+        answer
+    }
+
+    fn execute(
+        &self,
+        client: &str,
+        method: &Method,
+        place: &Place,
+        selection: &Selection,
+        body: Value,
+    ) -> Result<Response<Lines>, Refusal> {
+        let now = self.clock.now();
+        let mut store = self.lock();
+        let written = match (method.as_str(), place.name.is_some()) {
+            ("GET", true) => return Ok(whole(StatusCode::OK, &*store.get(place)?)),
+            ("GET", false) => {
+                let listed = store.list(place.resource, selection);
+                let items: Vec<&Value> = listed.iter().map(|object| &**object).collect();
+                return Ok(whole(
+                    StatusCode::OK,
+                    &json!({
+                        "apiVersion": place.resource.api_version(),
+                        "kind": format!("{}List", place.resource.kind),
+                        "metadata": {"resourceVersion": store.revision().to_string()},
+                        "items": items,
+                    }),
+                ));
+            }
+            ("POST", false) if place.resource.kind == "Event" => {
+                drop(store);
+                self.tell(client, "Event", None, &body, false);
+                return Ok(whole(StatusCode::CREATED, &body));
+            }
+            ("POST", false) => Written::Changed(store.create(place, body, now)?),
+            ("PUT", true) => store.update(place, body)?,
+            ("PATCH", true) => store.patch(place, &body)?,
+            ("DELETE", true) if !place.status => store.delete(place, &body, now)?,
+            _ => {
+                let code = StatusCode::METHOD_NOT_ALLOWED;
+                return Err(Refusal::new(code, "MethodNotAllowed", "the server does not allow this method"));
+            }
+        };
+        let revision = store.revision();
+        drop(store);
+        let (change, answer) = match written {
+            Written::Same(object) => return Ok(whole(StatusCode::OK, &object)),
+            Written::Changed(change) => (change, None),
+            Written::Ended(change, answer) => (change, Some(answer)),
+        };
+        let Change { resource, before, object, deleted, .. } = change;
+        self.tell(client, &resource.kind, before.as_deref(), &object, deleted);
+        self.revision.send_replace(revision);
+        let code = if method == Method::POST { StatusCode::CREATED } else { StatusCode::OK };
+        if method == Method::DELETE && deleted && resource.kind != "Namespace" {
+            let meta = &object["metadata"];
+            let details = json!({"name": meta["name"], "uid": meta["uid"], "kind": resource.plural});
+            let done = json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details,
+            });
+            return Ok(whole(code, &done));
+        }
+        Ok(answer.map_or_else(|| whole(code, &object), |answer| whole(code, &answer)))
+    }
+
+    fn tell(&self, client: &str, kind: &str, before: Option<&Value>, object: &Value, deleted: bool) {
+        if let Some(observer) = &self.observer {
+            observer.wrote(Write { client, kind, before, object, deleted });
+        }
+    }
+}
+
+fn response(code: StatusCode, lines: Lines) -> Response<Lines> {
+    let mut response = Response::new(lines);
+    *response.status_mut() = code;
+    response
+}
+
+fn whole(code: StatusCode, body: &Value) -> Response<Lines> {
+    response(code, once(ready(Ok(body.to_string().into_bytes()))).boxed())
+}
+
+fn refused(refusal: &Refusal) -> Response<Lines> {
+    whole(refusal.code, &refusal.status())
+}

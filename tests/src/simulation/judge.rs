@@ -1,0 +1,286 @@
+//! The judge: sees every write and every start and stop of a domain as it happens, keeps the trace, and says which
+//! promise was broken. It looks from outside, at the server's and the hosts' own state.
+
+use crate::memory_api::{Observer, Write};
+use kubexen_crds::names::host_namespace;
+use kubexen_node_agent::hypervisor::{
+    DomainInfo, DomainState,
+    simulated::{SimulatedHost, StartEvent, StartRecord},
+};
+use serde_json::Value;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Display,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::{sync::Notify, time::Instant};
+use uuid::Uuid;
+
+/// Sees and judges.
+#[derive(Debug)]
+pub(super) struct Judge {
+    began: Instant,
+    state: Mutex<State>,
+    /// Told when the write came after which a process is to crash.
+    pub(super) crash: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    trace: Vec<String>,
+    violations: Vec<String>,
+    /// The largest token seen of each virtual machine, by uid.
+    tokens: BTreeMap<String, u64>,
+    /// Present Domain objects, by namespace and the uid of their virtual machine.
+    domains: BTreeMap<(String, String), Arc<Value>>,
+    machines: BTreeSet<Uuid>,
+    hosts: BTreeMap<String, SimulatedHost>,
+    foreign: BTreeSet<Uuid>,
+    /// The process whose writes are counted down, and how many are left.
+    armed: Option<(String, usize)>,
+    last_write: Instant,
+    writes: usize,
+}
+
+impl Judge {
+    pub(super) fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            began: now,
+            state: Mutex::new(State {
+                trace: Vec::new(),
+                violations: Vec::new(),
+                tokens: BTreeMap::new(),
+                domains: BTreeMap::new(),
+                machines: BTreeSet::new(),
+                hosts: BTreeMap::new(),
+                foreign: BTreeSet::new(),
+                armed: None,
+                last_write: now,
+                writes: 0,
+            }),
+            crash: Notify::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a line to the trace.
+    pub(super) fn note(&self, what: impl Display) {
+        let at = self.began.elapsed();
+        self.lock().trace.push(format!("{:>8}.{:03} {what}", at.as_secs(), at.subsec_millis()));
+    }
+
+    /// A promise was broken.
+    pub(super) fn violated(&self, promise: &str, how: impl Display) {
+        self.note(format_args!("VIOLATION {promise}: {how}"));
+        self.lock().violations.push(format!("{promise}: {how}"));
+    }
+
+    /// Whether a promise was broken.
+    pub(super) fn is_upset(&self) -> bool {
+        !self.lock().violations.is_empty()
+    }
+
+    /// What was broken, the trace, and the number of writes.
+    pub(super) fn verdict(&self) -> (Vec<String>, Vec<String>, usize) {
+        let state = self.lock();
+        (state.violations.clone(), state.trace.clone(), state.writes)
+    }
+
+    /// The moment of the last write, leases not counted.
+    pub(super) fn last_write(&self) -> Instant {
+        self.lock().last_write
+    }
+
+    /// The uid of every virtual machine that there ever was.
+    pub(super) fn machines(&self) -> BTreeSet<Uuid> {
+        self.lock().machines.clone()
+    }
+
+    pub(super) fn add_host(&self, name: &str, host: SimulatedHost) {
+        self.lock().hosts.insert(name.to_owned(), host);
+    }
+
+    /// A domain that others made: nobody may touch it.
+    pub(super) fn add_foreign(&self, uuid: Uuid) {
+        self.lock().foreign.insert(uuid);
+    }
+
+    /// Tells by [`Judge::crash`] when the process of this name has written so many times from now on.
+    pub(super) fn arm(&self, process: &str, writes: usize) {
+        self.lock().armed = Some((process.to_owned(), writes));
+    }
+
+    /// The process that was armed, if any; it is no more.
+    pub(super) fn disarm(&self) -> Option<String> {
+        self.lock().armed.take().map(|(process, _)| process)
+    }
+
+    /// An agent begins to build a domain.
+    pub(super) fn creating(&self, host: &str, uuid: Uuid, token: u64) {
+        self.note(format_args!("{host} create {uuid} token {token}"));
+        let (others, newest) = {
+            let state = self.lock();
+            let others: Vec<String> = state
+                .hosts
+                .iter()
+                .filter(|(name, other)| {
+                    name.as_str() != host
+                        && other
+                            .domains()
+                            .is_ok_and(|domains| domains.iter().any(|domain| domain.uuid == uuid))
+                })
+                .map(|(name, _)| name.clone())
+                .collect();
+            (others, state.tokens.get(&uuid.to_string()).copied().unwrap_or(0))
+        };
+        if !others.is_empty() {
+            self.violated("I1", format_args!("{host} builds {uuid}, which is on {}", others.join(", ")));
+        }
+        if token < newest {
+            self.violated("I3", format_args!("{host} builds {uuid} under {token} after {newest}"));
+        }
+        self.lock().tokens.insert(uuid.to_string(), token.max(newest));
+    }
+
+    /// An agent is about to take a domain apart.
+    pub(super) fn destroying(&self, host: &str, uuid: Uuid) {
+        let (present, record) = {
+            let state = self.lock();
+            let domains = state.hosts.get(host).and_then(|host| host.domains().ok()).unwrap_or_default();
+            let record = state.domains.get(&(host_namespace(host), uuid.to_string())).cloned();
+            (domains.into_iter().find(|domain| domain.uuid == uuid), record)
+        };
+        let Some(present) = present else { return };
+        self.note(format_args!("{host} destroy {uuid} {:?}", present.state));
+        if let Err(why) = may_be_destroyed(&present, record.as_deref()) {
+            self.violated("I4", format_args!("{host} destroys {uuid}: {why}"));
+        }
+    }
+
+    /// An agent does something else to a domain.
+    pub(super) fn touching(&self, host: &str, what: &str, uuid: Uuid) {
+        self.note(format_args!("{host} {what} {uuid}"));
+        if self.lock().foreign.contains(&uuid) {
+            self.violated("I4", format_args!("{host}: {what} of the foreign domain {uuid}"));
+        }
+    }
+
+    /// Judges the whole history of domains.
+    pub(super) fn judge_history(&self) {
+        let mut records: Vec<(String, StartRecord)> = Vec::new();
+        for (name, host) in &self.lock().hosts {
+            let log = host.start_log().unwrap_or_default();
+            records.extend(log.into_iter().map(|record| (name.clone(), record)));
+        }
+        // At one moment an end comes before a beginning.
+        records.sort_by_key(|(_, record)| (record.at, record.event == StartEvent::Start));
+        let mut running: BTreeMap<Uuid, String> = BTreeMap::new();
+        let mut tokens: BTreeMap<Uuid, u64> = BTreeMap::new();
+        for (host, record) in records {
+            match record.event {
+                StartEvent::Start => {
+                    if let Some(other) = running.insert(record.uuid, host.clone()) {
+                        let uuid = record.uuid;
+                        self.violated(
+                            "I1",
+                            format_args!("{uuid} is on {host} at {} and on {other}", record.at),
+                        );
+                    }
+                    let newest = tokens.entry(record.uuid).or_default();
+                    if record.token < *newest {
+                        self.violated("I3", format_args!("{}: {} after {newest}", record.uuid, record.token));
+                    }
+                    *newest = record.token.max(*newest);
+                }
+                StartEvent::Stop => drop(running.remove(&record.uuid)),
+            }
+        }
+    }
+
+    fn token_written(&self, write: &Write<'_>) {
+        let token = |object: &Value| object["status"]["ownerToken"].as_u64();
+        let before = write.before.and_then(token);
+        let after = token(write.object);
+        if before.is_some() && after < before {
+            let name = name_of(write.object);
+            let how = format!("{} of {name} goes from {before:?} to {after:?}", write.kind);
+            self.violated("I3", how);
+        }
+    }
+}
+
+/// Why this domain must not be destroyed now, given the truth about its object.
+fn may_be_destroyed(present: &DomainInfo, record: Option<&Value>) -> Result<(), String> {
+    let Some(record) = record else { return Err("it has no object on this host".to_owned()) };
+    match present.state {
+        DomainState::HalfBuilt | DomainState::Shutdown(_) | DomainState::Dying => return Ok(()),
+        DomainState::Running | DomainState::Paused => {}
+    }
+    let asked = &record["spec"]["restartRequested"];
+    let restart = !asked.is_null() && *asked != record["status"]["restartHandled"];
+    if restart || !record["metadata"]["deletionTimestamp"].is_null() {
+        return Ok(());
+    }
+    Err(format!("it is {:?}, and its object is wanted", present.state))
+}
+
+fn name_of(object: &Value) -> String {
+    let meta = &object["metadata"];
+    let text = |field: &str| meta[field].as_str().unwrap_or_default();
+    format!("{}/{}", text("namespace"), text("name"))
+}
+
+impl Observer for Judge {
+    fn wrote(&self, write: Write<'_>) {
+        let verb = match (write.before, write.deleted) {
+            (None, _) => "creates",
+            (Some(_), false) => "changes",
+            (Some(_), true) => "ends",
+        };
+        let object = write.object;
+        let (meta, phase) = (&object["metadata"], object["status"]["phase"].as_str().unwrap_or_default());
+        let version = meta["resourceVersion"].as_str().unwrap_or_default();
+        let said = if write.kind == "Event" { object["reason"].as_str().unwrap_or_default() } else { phase };
+        let deleting = if meta["deletionTimestamp"].is_null() { "" } else { " deleting" };
+        let name = name_of(object);
+        self.note(format_args!(
+            "{} {verb} {} {name} at {version} {said}{deleting}",
+            write.client, write.kind
+        ));
+        let mut state = self.lock();
+        state.writes += 1;
+        if write.kind != "Lease" {
+            state.last_write = Instant::now();
+        }
+        if write.kind == "VirtualMachine"
+            && let Some(uid) = meta["uid"].as_str().and_then(|uid| Uuid::parse_str(uid).ok())
+        {
+            state.machines.insert(uid);
+        }
+        if write.kind == "Domain" {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            let key = (text(&meta["namespace"]), text(&object["spec"]["virtualMachine"]["uid"]));
+            if write.deleted {
+                state.domains.remove(&key);
+            } else {
+                state.domains.insert(key, Arc::new(object.clone()));
+            }
+        }
+        if let Some((process, left)) = &mut state.armed
+            && write.client == process
+        {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                self.crash.notify_one();
+            }
+        }
+        drop(state);
+        if write.kind == "VirtualMachine" || write.kind == "Domain" {
+            self.token_written(&write);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What must hold once faults have stopped.
+
+use super::{users::Users, world::World};
+use kube::{ResourceExt, api::ListParams};
+use kubexen_crds::{
+    VirtualMachine, condition,
+    virtual_machine::{Phase, PowerState},
+};
+use kubexen_node_agent::{
+    hypervisor::{DomainInfo, DomainState},
+    storage::Storage,
+};
+use kubexen_ownership::OwnershipStore;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// Within this time after the last fault every machine is as its spec says (L1): longest back-off after crashes, and
+/// longest back-off of a queue, each with room.
+const REACHED_WITHIN: Duration = Duration::from_mins(15);
+/// How long nothing is written at the fixpoint (L4).
+const QUIET: Duration = Duration::from_mins(1);
+/// A fixpoint comes within this time: a machine's crashes are forgotten after 15 minutes at the most.
+const QUIET_WITHIN: Duration = Duration::from_mins(30);
+/// Within this time after the last object was deleted nothing is left of anything (I6).
+const GONE_WITHIN: Duration = Duration::from_mins(10);
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Judges L1, L4 and I6, in this order.
+pub(super) async fn judge(world: &mut World, users: &Users) {
+    for settles in [Settles::Reached, Settles::Quiet, Settles::Reached] {
+        if world.judge.is_upset() {
+            return;
+        }
+        match settles {
+            Settles::Reached => reached(world, users).await,
+            Settles::Quiet => quiet(world).await,
+        }
+    }
+    if !world.judge.is_upset() {
+        world.judge.note("users delete everything");
+        users.delete_everything(world).await;
+        gone(world).await;
+    }
+}
+
+enum Settles {
+    Reached,
+    Quiet,
+}
+
+/// Every machine gets to where its spec says.
+async fn reached(world: &mut World, users: &Users) {
+    let began = Instant::now();
+    loop {
+        users.want_what_can_be(world).await;
+        world.check_processes().await;
+        let Some(why) = unmet(world, users).await else { break };
+        if began.elapsed() > REACHED_WITHIN {
+            return world.judge.violated("L1", why);
+        }
+        sleep(LOOK).await;
+    }
+    world.judge.note(format_args!("desired state reached after {} s", began.elapsed().as_secs()));
+}
+
+/// Nothing is written for a while.
+async fn quiet(world: &mut World) {
+    let began = Instant::now();
+    while world.judge.last_write().elapsed() < QUIET {
+        if began.elapsed() > QUIET_WITHIN {
+            return world.judge.violated("L4", "no minute passes without a write");
+        }
+        sleep(LOOK).await;
+    }
+    world.check_processes().await;
+}
+
+/// The first thing that is not as it should be.
+async fn unmet(world: &World, users: &Users) -> Option<String> {
+    let machines = match users.machines.list(&ListParams::default()).await {
+        Ok(list) => list.items,
+        Err(error) => return Some(error.to_string()),
+    };
+    machines.iter().find_map(|machine| machine_unmet(world, machine))
+}
+
+fn machine_unmet(world: &World, machine: &VirtualMachine) -> Option<String> {
+    let name = machine.name_any();
+    if machine.metadata.deletion_timestamp.is_some() {
+        return Some(format!("{name} is being deleted"));
+    }
+    let status = machine.status.clone().unwrap_or_default();
+    let ready = condition::find(&status.conditions, "Ready");
+    let said = ready.map(|ready| format!("{} {}: {}", ready.status, ready.reason, ready.message));
+    let told =
+        || format!("{name}: {:?}, wanted {:?}; Ready is {said:?}", status.phase, machine.spec.power_state);
+    if status.observed_generation != machine.metadata.generation
+        || !condition::is_true(&status.conditions, "Ready")
+    {
+        return Some(told());
+    }
+    let stopped_by_guest = ready.is_some_and(|ready| ready.reason == "StoppedByGuest");
+    let wanted = match machine.spec.power_state {
+        _ if stopped_by_guest && machine.spec.power_state != PowerState::Halted => Phase::Halted,
+        PowerState::Running => Phase::Running,
+        PowerState::Halted => Phase::Halted,
+        PowerState::Paused => Phase::Paused,
+    };
+    if status.phase != Some(wanted) {
+        return Some(told());
+    }
+    let domains = domains_of(world, machine);
+    let state = match wanted {
+        Phase::Running => Some(DomainState::Running),
+        Phase::Paused => Some(DomainState::Paused),
+        _ => None,
+    };
+    let fits = match (state, domains.as_slice()) {
+        (None, []) => true,
+        (Some(state), [(host, domain)]) => domain.state == state && Some(*host) == status.host.as_deref(),
+        (None | Some(_), _) => false,
+    };
+    (!fits).then(|| format!("{name} is said to be {wanted:?}, and the hosts have {domains:?}"))
+}
+
+fn domains_of<'a>(world: &'a World, machine: &VirtualMachine) -> Vec<(&'a str, DomainInfo)> {
+    let uid = machine.uid().unwrap_or_default();
+    let mut found = Vec::new();
+    for side in &world.hosts {
+        let domains = side.host.domains().unwrap_or_default();
+        let of_machine = domains.into_iter().filter(|domain| domain.uuid.to_string() == uid);
+        found.extend(of_machine.map(|domain| (side.name, domain)));
+    }
+    found
+}
+
+/// Nothing is left of what was deleted.
+async fn gone(world: &mut World) {
+    let began = Instant::now();
+    loop {
+        world.check_processes().await;
+        let Some(what) = left(world).await else { break };
+        if began.elapsed() > GONE_WITHIN {
+            return world.judge.violated("I6", what);
+        }
+        sleep(LOOK).await;
+    }
+    for side in &world.hosts {
+        let domains = side.host.domains().unwrap_or_default();
+        let stands = domains.iter().any(|domain| domain.uuid == side.foreign);
+        if !stands && !side.rebooted {
+            world.judge.violated("I4", format_args!("the foreign domain of {} is gone", side.name));
+        }
+    }
+}
+
+/// The first thing that is left.
+async fn left(world: &World) -> Option<String> {
+    for plural in ["virtualmachines", "virtualdisks", "domains", "volumes"] {
+        if let Some(object) = world.api.objects(plural).first() {
+            return Some(format!("of {plural} is left: {object}"));
+        }
+    }
+    match world.pool_store.owners().await {
+        Ok(owners) if owners.is_empty() => {}
+        Ok(owners) => return Some(format!("owners are left: {owners:?}")),
+        Err(error) => return Some(error.to_string()),
+    }
+    let machines = world.judge.machines();
+    for side in &world.hosts {
+        let domains = side.host.domains().unwrap_or_default();
+        if let Some(domain) = domains.iter().find(|domain| machines.contains(&domain.uuid)) {
+            return Some(format!("{} still has {domain:?}", side.name));
+        }
+        if let Some((volume, _)) = side.storage.volumes().first_key_value() {
+            return Some(format!("{} still has the volume {volume}", side.name));
+        }
+        match side.storage.attached().await {
+            Ok(attached) if attached.is_empty() => {}
+            Ok(attached) => return Some(format!("{} still has attached {attached:?}", side.name)),
+            Err(error) => return Some(error.to_string()),
+        }
+    }
+    None
+}

@@ -1,0 +1,198 @@
+//! What people do to a pool, by chance.
+
+use super::world::{HOSTS, USERS, World};
+use crate::memory_api::Perfect;
+use kube::{
+    Api, Client,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use kubexen_crds::{
+    Host, Network, StorageRepository, VirtualDisk, VirtualMachine, names::RESTART_REQUESTED_AT,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use std::{fmt::Debug, sync::Arc};
+
+/// How many machines people work with.
+pub(super) const MACHINES: usize = 5;
+
+/// The people, who are never cut off.
+#[derive(Clone)]
+pub(super) struct Users {
+    hosts: Api<Host>,
+    networks: Api<Network>,
+    repositories: Api<StorageRepository>,
+    disks: Api<VirtualDisk>,
+    pub(super) machines: Api<VirtualMachine>,
+}
+
+impl Users {
+    pub(super) fn of(world: &World) -> Self {
+        let client: Client = world.api.client("user", Arc::new(Perfect));
+        Self {
+            hosts: Api::all(client.clone()),
+            networks: Api::all(client.clone()),
+            repositories: Api::all(client.clone()),
+            disks: Api::namespaced(client.clone(), USERS),
+            machines: Api::namespaced(client, USERS),
+        }
+    }
+
+    /// Makes what a pool needs before its first machine.
+    pub(super) async fn set_up(&self, world: &World) {
+        for name in HOSTS {
+            make(world, &self.hosts, json!({"metadata": {"name": name}, "spec": {}})).await;
+        }
+        let network =
+            json!({"metadata": {"name": "lan"}, "spec": {"type": "Bridge", "bridge": {"uplink": "lan"}}});
+        make(world, &self.networks, network).await;
+        let repository = json!({
+            "metadata": {"name": "local"},
+            "spec": {"type": "Directory", "directory": {"location": "local"}},
+        });
+        make(world, &self.repositories, repository).await;
+    }
+
+    /// Does one thing.
+    pub(super) async fn act(&self, world: &World) {
+        let dice = &world.dice;
+        let name = format!("vm-{}", dice.below(MACHINES));
+        match dice.below(12) {
+            0..5 => self.make_machine(world, &name).await,
+            5 => self.delete_machine(world, &name).await,
+            6 | 7 => {
+                let state = *dice.pick(&["Running", "Halted", "Paused"]);
+                change(world, &self.machines, &name, json!({"spec": {"powerState": state}})).await;
+            }
+            8 => {
+                let at = world.clock.now().to_string();
+                let restart = json!({"metadata": {"annotations": {RESTART_REQUESTED_AT: at}}});
+                change(world, &self.machines, &name, restart).await;
+            }
+            9 => {
+                let edit = match dice.below(3) {
+                    0 => json!({"cpu": {"count": 1 + dice.below(4)}}),
+                    1 => json!({"memory": {"size": format!("{}Mi", 128 * (1 + dice.below(4)))}}),
+                    _ => json!({"lifecycle": {"onShutdown": dice.pick(&["Halt", "Restart"])}}),
+                };
+                change(world, &self.machines, &name, json!({"spec": edit})).await;
+            }
+            10 => {
+                let size = format!("{}Mi", 64 * (1 + dice.below(8)));
+                change(world, &self.disks, &disk_of(&name), json!({"spec": {"size": size}})).await;
+            }
+            _ => {
+                let schedulable = dice.chance(50);
+                let host = *dice.pick(&HOSTS);
+                change(world, &self.hosts, host, json!({"spec": {"schedulable": schedulable}})).await;
+            }
+        }
+    }
+
+    async fn make_machine(&self, world: &World, name: &str) {
+        let dice = &world.dice;
+        let with_disk = dice.chance(60);
+        if with_disk && dice.chance(50) {
+            self.make_disk(world, name).await;
+        }
+        let mut machine = json!({
+            "metadata": {"name": name},
+            "spec": {
+                "memory": {"size": "256Mi"},
+                "boot": {"type": "PVH", "kernel": {"name": "linux"}},
+                "interfaces": [{"name": "eth0", "network": "lan"}],
+                "lifecycle": {"shutdownTimeout": "20s"},
+            },
+        });
+        if with_disk {
+            machine["spec"]["disks"] = json!([{"name": "root", "disk": disk_of(name)}]);
+        }
+        if dice.chance(20) {
+            machine["spec"]["placement"] = json!({"antiAffinity": {"group": "web"}});
+        }
+        make(world, &self.machines, machine).await;
+        if with_disk {
+            self.make_disk(world, name).await;
+        }
+    }
+
+    async fn make_disk(&self, world: &World, machine: &str) {
+        let disk = json!({
+            "metadata": {"name": disk_of(machine)},
+            "spec": {"repository": "local", "size": "64Mi"},
+        });
+        make(world, &self.disks, disk).await;
+    }
+
+    async fn delete_machine(&self, world: &World, name: &str) {
+        let with_disk = world.dice.chance(50);
+        if with_disk && world.dice.chance(50) {
+            end(world, &self.disks, &disk_of(name)).await;
+        }
+        end(world, &self.machines, name).await;
+        if with_disk {
+            end(world, &self.disks, &disk_of(name)).await;
+        }
+    }
+
+    /// Lets every host take machines, and makes every disk that a machine names.
+    pub(super) async fn want_what_can_be(&self, world: &World) {
+        for host in world.api.objects("hosts") {
+            if host["spec"]["schedulable"] == false
+                && let Some(name) = host["metadata"]["name"].as_str()
+            {
+                change(world, &self.hosts, name, json!({"spec": {"schedulable": true}})).await;
+            }
+        }
+        for machine in world.api.objects("virtualmachines") {
+            let name = machine["metadata"]["name"].as_str().unwrap_or_default();
+            let names_disk = machine["spec"]["disks"].as_array().is_some_and(|disks| !disks.is_empty());
+            if names_disk && world.api.object("virtualdisks", USERS, &disk_of(name)).is_none() {
+                self.make_disk(world, name).await;
+            }
+        }
+    }
+
+    /// Deletes every machine and every disk.
+    pub(super) async fn delete_everything(&self, world: &World) {
+        for number in 0..MACHINES {
+            let name = format!("vm-{number}");
+            end(world, &self.disks, &disk_of(&name)).await;
+            end(world, &self.machines, &name).await;
+        }
+    }
+}
+
+fn disk_of(machine: &str) -> String {
+    format!("{machine}-root")
+}
+
+/// Makes an object; that it is there already is none of the simulation's business.
+async fn make<K>(world: &World, api: &Api<K>, object: Value)
+where
+    K: Clone + Debug + DeserializeOwned + Serialize,
+{
+    match serde_json::from_value::<K>(object) {
+        Ok(object) => said(world, api.create(&PostParams::default(), &object).await.map(drop)),
+        Err(error) => world.judge.violated("set-up", error),
+    }
+}
+
+async fn change<K: Clone + Debug + DeserializeOwned>(world: &World, api: &Api<K>, name: &str, change: Value) {
+    let changed = api.patch(name, &PatchParams::default(), &Patch::Merge(change)).await;
+    said(world, changed.map(drop));
+}
+
+async fn end<K: Clone + Debug + DeserializeOwned>(world: &World, api: &Api<K>, name: &str) {
+    said(world, api.delete(name, &DeleteParams::default()).await.map(drop));
+}
+
+/// People meet conflicts and missing objects; anything else is a fault of the simulation.
+fn said(world: &World, answer: Result<(), kube::Error>) {
+    match answer {
+        Ok(()) => {}
+        Err(kube::Error::Api(status))
+            if status.is_not_found() || status.is_conflict() || status.is_already_exists() => {}
+        Err(error) => world.judge.violated("set-up", error),
+    }
+}

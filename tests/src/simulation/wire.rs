@@ -1,0 +1,101 @@
+//! The connection of one process to the API server: late, lossy, and sometimes cut.
+
+use super::dice::Dice;
+use crate::memory_api::{Delivery, Fate, Link, Passage, Passing};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+/// Whether faults happen by themselves: shared by all connections.
+#[derive(Clone, Debug)]
+pub(super) struct Weather(Arc<AtomicBool>);
+
+impl Weather {
+    /// Faults happen.
+    pub(super) fn bad() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
+    /// From now on none happens.
+    pub(super) fn calm_down(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    fn is_bad(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The connection of one process.
+#[derive(Clone, Debug)]
+pub(super) struct Wire {
+    dice: Dice,
+    weather: Weather,
+    cut: Arc<AtomicBool>,
+}
+
+/// How long a client waits for an answer that does not come, where it sets no limit of its own.
+const SILENCE: Duration = Duration::from_secs(30);
+
+impl Wire {
+    pub(super) fn new(dice: Dice, weather: Weather) -> Self {
+        Self { dice, weather, cut: Arc::default() }
+    }
+
+    /// Cuts the connection, or mends it. Watches notice when they have something to deliver.
+    pub(super) fn set_cut(&self, cut: bool) {
+        self.cut.store(cut, Ordering::Relaxed);
+    }
+
+    fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Relaxed)
+    }
+
+    fn lost(&self) -> Duration {
+        if self.dice.chance(50) { SILENCE } else { self.dice.millis(0..100) }
+    }
+}
+
+impl Link for Wire {
+    fn request(&self, passing: Passing<'_>) -> Passage {
+        let there = self.dice.millis(0..5);
+        if self.is_cut() {
+            return Passage { there, fate: Fate::RequestLost, back: self.lost() };
+        }
+        let back = self.dice.millis(1..6);
+        if !self.weather.is_bad() {
+            return Passage { there, fate: Fate::Answered, back };
+        }
+        let there = if self.dice.chance(10) { self.dice.millis(0..3_000) } else { there };
+        let fate = match self.dice.below(100) {
+            0..4 => Fate::Failed,
+            4..7 => Fate::RequestLost,
+            7..12 if passing.method != "GET" => Fate::AnswerLost,
+            _ => Fate::Answered,
+        };
+        let back = match fate {
+            Fate::Answered | Fate::Failed => back,
+            Fate::RequestLost | Fate::AnswerLost => self.lost(),
+        };
+        Passage { there, fate, back }
+    }
+
+    fn event(&self) -> Delivery {
+        if self.is_cut() {
+            return Delivery::Broken;
+        }
+        if !self.weather.is_bad() {
+            return Delivery::After(self.dice.millis(0..10));
+        }
+        match self.dice.below(100) {
+            0..2 => Delivery::Broken,
+            2..6 => Delivery::After(self.dice.millis(0..15_000)),
+            6..30 => Delivery::After(self.dice.millis(0..2_000)),
+            _ => Delivery::After(self.dice.millis(0..20)),
+        }
+    }
+}

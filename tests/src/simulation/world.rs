@@ -1,0 +1,221 @@
+//! A whole pool inside one thread: the programs as they are, everything around them a model.
+
+use super::{
+    dice::Dice,
+    hypervisor::Judged,
+    judge::Judge,
+    wire::{Weather, Wire},
+};
+use crate::memory_api::{MemoryApi, Observer};
+use jiff::Timestamp;
+use kubexen_controller::{Dependencies as ControllerDependencies, Options};
+use kubexen_node_agent::{
+    agent::{self, Dependencies},
+    config::{Catalogue, CatalogueKernel},
+    hypervisor::simulated::{Profile, SimulatedHost, SimulatedHypervisor},
+    metrics::Metrics,
+    network::SimulatedNetwork,
+    storage::MemoryStorage,
+};
+use kubexen_ownership::{HostName, MemoryStore};
+use kubexen_runtime::{Clock, clock::VirtualClock, telemetry::Readiness};
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::task::{JoinHandle, spawn_local};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// The hosts' names.
+pub(super) const HOSTS: [&str; 3] = ["host-a", "host-b", "host-c"];
+/// How many controllers there are; one leads.
+pub(super) const CONTROLLERS: usize = 2;
+/// Namespace of the controllers' lease.
+const SYSTEM: &str = "kubexen-system";
+/// Namespace of the users' objects.
+pub(super) const USERS: &str = "shop";
+
+/// A program that can crash and be started again.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) name: String,
+    pub(super) wire: Wire,
+    runs: u32,
+    task: Option<JoinHandle<()>>,
+}
+
+/// A host: what outlives its agent, and the agent.
+#[derive(Debug)]
+pub(super) struct HostSide {
+    pub(super) name: &'static str,
+    pub(super) host: SimulatedHost,
+    pub(super) storage: MemoryStorage,
+    pub(super) foreign: Uuid,
+    pub(super) rebooted: bool,
+    pub(super) agent: Process,
+}
+
+/// The pool.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) api: MemoryApi,
+    pub(super) judge: Arc<Judge>,
+    pub(super) dice: Dice,
+    pub(super) weather: Weather,
+    pub(super) pool_store: MemoryStore,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) hosts: Vec<HostSide>,
+    pub(super) controllers: Vec<Process>,
+}
+
+impl Process {
+    fn new(name: String, seed: u64, weather: &Weather) -> Self {
+        let wire = Wire::new(Dice::new(seed, &name), weather.clone());
+        Self { name, wire, runs: 0, task: None }
+    }
+
+    /// Whether it should be running.
+    pub(super) fn is_up(&self) -> bool {
+        self.task.is_some()
+    }
+
+    /// Ends it at whatever it waits for right now, as a crash would.
+    pub(super) async fn crash(&mut self, judge: &Judge) {
+        let Some(task) = self.task.take() else { return };
+        judge.note(format_args!("{} crashes", self.name));
+        task.abort();
+        match task.await {
+            Err(error) if error.is_cancelled() => {}
+            Err(error) => judge.violated("panic", format_args!("{}: {error}", self.name)),
+            Ok(()) => judge.violated("panic", format_args!("{} ended by itself", self.name)),
+        }
+    }
+
+    /// Complains if it ended by itself.
+    pub(super) async fn check(&mut self, judge: &Judge) {
+        if self.task.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.crash(judge).await;
+        }
+    }
+}
+
+impl World {
+    /// A pool whose programs do not run yet.
+    pub(super) fn new(seed: u64) -> Self {
+        let origin = Timestamp::from_second(1_800_000_000).unwrap_or_default();
+        let clock: Arc<dyn Clock> = Arc::new(VirtualClock::starting_at(origin));
+        let judge = Arc::new(Judge::new());
+        let observer: Arc<dyn Observer> = Arc::<Judge>::clone(&judge);
+        let api = MemoryApi::new(&format!("seed {seed}"), Arc::clone(&clock), Some(observer));
+        api.add_namespace(SYSTEM);
+        api.add_namespace(USERS);
+        let weather = Weather::bad();
+        let hosts = HOSTS
+            .into_iter()
+            .map(|name| {
+                let profile =
+                    Profile { memory_kib: 16 << 20, dom0_memory_kib: 1 << 20, ..Profile::default() };
+                let host = SimulatedHost::in_memory(name, profile, Arc::clone(&clock));
+                let foreign = Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes());
+                judge.add_host(name, host.clone());
+                judge.add_foreign(foreign);
+                if let Err(error) = host.add_foreign(foreign, 64 << 10) {
+                    judge.violated("set-up", error);
+                }
+                let storage = MemoryStorage::new(BTreeMap::from([("local".to_owned(), 1 << 40)]));
+                let agent = Process::new(format!("agent-{name}"), seed, &weather);
+                HostSide { name, host, storage, foreign, rebooted: false, agent }
+            })
+            .collect();
+        let controllers = (0..CONTROLLERS)
+            .map(|number| Process::new(format!("controller-{number}"), seed, &weather))
+            .collect();
+        Self {
+            api,
+            judge,
+            dice: Dice::new(seed, "scenario"),
+            weather,
+            pool_store: MemoryStore::new(),
+            clock,
+            hosts,
+            controllers,
+        }
+    }
+
+    /// Starts a controller that does not run.
+    pub(super) fn start_controller(&mut self, number: usize) {
+        let process = &mut self.controllers[number];
+        if process.task.is_some() {
+            return;
+        }
+        process.runs += 1;
+        let identity = format!("{}-{}", process.name, process.runs);
+        self.judge.note(format_args!("{identity} starts"));
+        let dependencies = ControllerDependencies {
+            client: self.api.client(&process.name, Arc::new(process.wire.clone())),
+            clock: Arc::clone(&self.clock),
+            readiness: Readiness::default(),
+            metrics: kubexen_controller::Metrics::new(&mut Default::default()),
+        };
+        let options = Options { namespace: SYSTEM.to_owned(), identity };
+        process.task =
+            Some(spawn_local(kubexen_controller::run(dependencies, options, CancellationToken::new())));
+    }
+
+    /// Starts the agent of a host if it does not run.
+    pub(super) fn start_agent(&mut self, number: usize) {
+        let side = &mut self.hosts[number];
+        if side.agent.task.is_some() {
+            return;
+        }
+        side.agent.runs += 1;
+        let (judge, name) = (Arc::clone(&self.judge), side.name);
+        judge.note(format_args!("{} starts", side.agent.name));
+        let hypervisor = Judged {
+            host: name.to_owned(),
+            inner: SimulatedHypervisor::new(side.host.clone()),
+            judge: Arc::clone(&judge),
+        };
+        let dependencies = Dependencies {
+            client: self.api.client(&side.agent.name, Arc::new(side.agent.wire.clone())),
+            hypervisor: Arc::new(hypervisor),
+            storage: Arc::new(side.storage.clone()),
+            network: Arc::new(SimulatedNetwork::new(["lan".to_owned()])),
+            ownership: Arc::new(self.pool_store.clone()),
+            clock: Arc::clone(&self.clock),
+        };
+        side.agent.task = Some(spawn_local(async move {
+            let metrics = Arc::new(Metrics::new(&mut Default::default()));
+            let ended = match HostName::new(name) {
+                Ok(host) => agent::run(host, catalogue(), dependencies, metrics).await,
+                Err(error) => return judge.violated("set-up", error),
+            };
+            if let Err(error) = ended {
+                judge.violated("set-up", error);
+            }
+        }));
+    }
+
+    /// The process of this name.
+    pub(super) fn process(&mut self, name: &str) -> Option<&mut Process> {
+        let agents = self.hosts.iter_mut().map(|side| &mut side.agent);
+        agents.chain(&mut self.controllers).find(|process| process.name == name)
+    }
+
+    /// Starts whatever does not run.
+    pub(super) fn start_everything(&mut self) {
+        (0..self.controllers.len()).for_each(|number| self.start_controller(number));
+        (0..self.hosts.len()).for_each(|number| self.start_agent(number));
+    }
+
+    /// Complains about processes that ended by themselves.
+    pub(super) async fn check_processes(&mut self) {
+        let agents = self.hosts.iter_mut().map(|side| &mut side.agent);
+        for process in agents.chain(&mut self.controllers) {
+            process.check(&self.judge).await;
+        }
+    }
+}
+
+fn catalogue() -> Catalogue {
+    let kernel = CatalogueKernel { kernel: "/boot/vmlinux".into(), ramdisk: None };
+    Catalogue::from([("linux".to_owned(), kernel)])
+}
