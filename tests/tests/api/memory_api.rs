@@ -1,6 +1,7 @@
 //! The API server in memory answers as the real one does: one script of requests, run on both.
 
 use crate::installed::{self, new_namespace};
+use anyhow::Result;
 use http::{Request, StatusCode};
 use jiff::Timestamp;
 use kube::{Client, client::Body};
@@ -133,7 +134,7 @@ fn script() -> Vec<Step> {
     ]
 }
 
-async fn run(client: &Client) -> Vec<Answer> {
+async fn run(client: &Client) -> Result<Vec<Answer>> {
     let (mut version, mut uid, mut listed) = (String::new(), String::new(), None);
     let mut answers = Vec::new();
     for Step { what, method, path, body } in script() {
@@ -144,9 +145,9 @@ async fn run(client: &Client) -> Vec<Answer> {
         };
         let path = path.replace("$LISTED", listed.as_deref().unwrap_or_default());
         let request = Request::builder().method(method).uri(path).header("content-type", content);
-        let response = client.send(request.body(Body::from(body)).unwrap()).await.unwrap();
+        let response = client.send(request.body(Body::from(body))?).await?;
         let code = response.status();
-        let bytes = response.into_body().collect_bytes().await.unwrap();
+        let bytes = response.into_body().collect_bytes().await?;
         let values: Vec<Value> = serde_json::Deserializer::from_slice(&bytes)
             .into_iter()
             .map(|value| value.unwrap_or_default())
@@ -159,22 +160,22 @@ async fn run(client: &Client) -> Vec<Answer> {
         } else if listed.is_none() {
             listed = Some(text("resourceVersion"));
         }
-        let content = Value::Array(values.iter().map(|value| shown(what, value)).collect());
+        let content = Value::Array(values.iter().map(shown).collect());
         answers.push(Answer { what, code, unchanged, content });
     }
-    answers
+    Ok(answers)
 }
 
 /// The part of an answer that both servers must agree on.
-fn shown(what: &str, value: &Value) -> Value {
+fn shown(value: &Value) -> Value {
     if value["kind"] == "Status" {
         return json!({"status": value["status"], "reason": value["reason"], "code": value["code"]});
     }
     if let Some(items) = value["items"].as_array() {
-        return items.iter().map(|item| shown(what, item)).collect();
+        return items.iter().map(shown).collect();
     }
     if let Some(event) = value.get("type") {
-        return json!({"type": event, "object": shown(what, &value["object"])});
+        return json!({"type": event, "object": shown(&value["object"])});
     }
     let meta = &value["metadata"];
     let deleting = meta["deletionTimestamp"].as_str().map(|at| at.parse::<Timestamp>().is_ok());
@@ -188,13 +189,13 @@ fn shown(what: &str, value: &Value) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_server_in_memory_answers_a_script_of_requests_as_the_real_one_does() {
+async fn the_server_in_memory_answers_a_script_of_requests_as_the_real_one_does() -> Result<()> {
     let control_plane = installed::control_plane().await;
-    new_namespace(control_plane, NAMESPACE).await.unwrap();
-    let real = control_plane.client().await.unwrap();
+    new_namespace(control_plane, NAMESPACE).await?;
+    let real = control_plane.client().await?;
     let memory = MemoryApi::new("conformance", Arc::new(SystemClock), None);
     memory.add_namespace(NAMESPACE);
-    let (expected, found) = (run(&real).await, run(&memory.client("test", Arc::new(Perfect))).await);
+    let (expected, found) = (run(&real).await?, run(&memory.client("test", Arc::new(Perfect))).await?);
     let differences: Vec<String> = expected
         .iter()
         .zip(&found)
@@ -202,4 +203,5 @@ async fn the_server_in_memory_answers_a_script_of_requests_as_the_real_one_does(
         .map(|(expected, found)| format!("real:      {expected:?}\nin memory: {found:?}"))
         .collect();
     assert!(differences.is_empty(), "{}", differences.join("\n\n"));
+    Ok(())
 }
