@@ -1,8 +1,13 @@
 //! The command line of the benchmarks.
 
-use super::storm::{self, Storm};
+use super::{
+    domain,
+    storm::{self, Storm},
+};
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use serde::Serialize;
+use std::fmt::Display;
 
 /// Measure KubeXen against what is possible without it.
 #[derive(Debug, Args)]
@@ -25,6 +30,12 @@ enum Benchmark {
         #[arg(long)]
         json: bool,
     },
+    /// Start domains on a Xen host of the lab, through the agent and by bare libxl.
+    Domain {
+        /// Print the result as JSON and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 impl BenchCommand {
@@ -35,14 +46,18 @@ impl BenchCommand {
     pub async fn run(self) -> Result<()> {
         match self.benchmark {
             Benchmark::Storm { vms, hosts, json } => {
-                let report = storm::run(Storm { machines: vms, hosts: hosts.into() }).await?;
-                if json {
-                    println!("{}", serde_json::to_string_pretty(&report)?);
-                } else {
-                    print!("{report}");
-                }
-                Ok(())
+                show(&storm::run(Storm { machines: vms, hosts: hosts.into() }).await?, json)
             }
+            Benchmark::Domain { json } => show(&domain::run().await?, json),
         }
     }
+}
+
+fn show(report: &(impl Display + Serialize), json: bool) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(())
 }

@@ -2,10 +2,12 @@
 
 mod bare;
 pub mod command;
+mod domain;
 mod report;
 mod storm;
 mod watcher;
 mod workload;
 
-pub use report::{Latencies, StormReport};
+pub use domain::run as domain;
+pub use report::{DomainReport, Latencies, StormReport, WritesByClient};
 pub use storm::{Storm, run as storm};

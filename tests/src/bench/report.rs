@@ -29,6 +29,25 @@ pub struct StormReport {
     pub agent_peak_mb: f64,
 }
 
+/// What starts of a domain showed; medians.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DomainReport {
+    /// From the create of the Domain object until its status says Running.
+    pub agent_seconds: f64,
+    /// From the request to bare libxl until the domain was let run.
+    pub libxl_seconds: f64,
+    /// The first by the second.
+    pub ratio: f64,
+}
+
+impl fmt::Display for DomainReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "a start through the agent    {:.2} s", self.agent_seconds)?;
+        writeln!(f, "a start by bare libxl        {:.2} s", self.libxl_seconds)?;
+        writeln!(f, "ratio                        {:.2}", self.ratio)
+    }
+}
+
 /// A distribution of times, in seconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Latencies {
