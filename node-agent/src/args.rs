@@ -104,10 +104,12 @@ impl RunArguments {
         let metrics = Arc::new(Metrics::new(&mut registry));
         let readiness = Readiness::default();
         let mut agents = JoinSet::new();
+        let mut hypervisors = Vec::new();
         for config in configs {
             let host = HostName::new(config.host.clone())?;
             let world =
                 dependencies(&config).await.with_context(|| format!("The agent of {host} cannot start"))?;
+            hypervisors.push(Arc::clone(&world.hypervisor));
             let (kernels, metrics) = (config.kernels.clone(), Arc::clone(&metrics));
             agents.spawn(agent::run(host, kernels, world, metrics));
         }
@@ -128,6 +130,9 @@ impl RunArguments {
             }
         }
         agents.shutdown().await;
+        for hypervisor in hypervisors {
+            hypervisor.finish().await;
+        }
         Ok(())
     }
 }
