@@ -39,6 +39,7 @@ async fn a_pvh_guest_lives_keeps_its_data_and_leaves_nothing_behind() -> Result<
     guest.wait_ready("Running").await?;
     answers(&other, "10.88.0.21").await?;
 
+    let asked = Instant::now();
     guest.restart().await?;
     guest
         .wait("runs in another domain", |status| {
