@@ -65,6 +65,7 @@ pub async fn run(storm: Storm) -> Result<StormReport> {
     let step = Step::begin(format!("The same writes for {} machines without KubeXen", first.len()));
     let bare = Bare::prepare(client.clone(), "bare", hosts).await?;
     let before = bare.run(first.clone()).await?;
+    tell_rate(first.len(), before);
     bare.clear(first).await?;
     step.done();
 
@@ -77,6 +78,7 @@ pub async fn run(storm: Storm) -> Result<StormReport> {
     let step = Step::begin(format!("Creating {machines} machines at once"));
     let mark = control_plane.audit_mark()?;
     let (elapsed, latencies) = measure(&client, machines).await?;
+    tell_rate(machines, elapsed);
     step.done();
     let step = Step::begin("Waiting for calm, then a minute at the fixpoint");
     calm(&control_plane).await?;
@@ -91,7 +93,8 @@ pub async fn run(storm: Storm) -> Result<StormReport> {
     drop(pool);
 
     let step = Step::begin(format!("The same writes for {} machines without KubeXen", second.len()));
-    let after = bare.run(second).await?;
+    let after = bare.run(second.clone()).await?;
+    tell_rate(second.len(), after);
     step.done();
 
     let vms = machines as f64;
@@ -112,6 +115,11 @@ pub async fn run(storm: Storm) -> Result<StormReport> {
         controller_peak_mb: rounded(controller_peak_mb),
         agent_peak_mb: rounded(agent_peak_mb),
     })
+}
+
+/// Says how fast a part went: halves of the bare client that differ much mean that the machine was busy with other things.
+fn tell_rate(machines: usize, elapsed: Duration) {
+    eprintln!("{:.1} machines a second", machines as f64 / elapsed.as_secs_f64());
 }
 
 fn pool(storm: Storm) -> PoolOptions {
