@@ -1,6 +1,6 @@
 //! Agents that are killed, and domains that are not ours.
 
-use crate::bed::{Guest, PATIENCE, bed, hosts, nothing_is_left};
+use crate::bed::{Guest, PATIENCE, beside_others, hosts, nothing_is_left};
 use anyhow::{Context, Result, ensure};
 use kube::Api;
 use kubexen_crds::Host;
@@ -26,7 +26,8 @@ async fn domains_of(host: &LabHost, uuid: &str) -> Result<usize> {
 
 #[tokio::test]
 async fn an_agent_that_is_killed_while_it_builds_or_destroys_a_domain_finishes_or_undoes_it() -> Result<()> {
-    let bed = bed().await;
+    let turn = beside_others().await;
+    let bed = turn.bed;
     let home = bed.lab.host("xen-1")?;
     let client = bed.control_plane.client().await?;
     let hosts_api: Api<Host> = Api::all(client);
@@ -56,7 +57,8 @@ async fn an_agent_that_is_killed_while_it_builds_or_destroys_a_domain_finishes_o
 
 #[tokio::test]
 async fn an_agent_that_is_killed_and_started_again_disturbs_no_guest() -> Result<()> {
-    let bed = bed().await;
+    let turn = beside_others().await;
+    let bed = turn.bed;
     let guest = Guest::create(bed, "undisturbed", json!({"lifecycle": {"shutdownTimeout": "0s"}})).await?;
     let uuid = guest.uuid().await?;
     let before = guest.wait_ready("Running").await?;
@@ -78,7 +80,8 @@ async fn an_agent_that_is_killed_and_started_again_disturbs_no_guest() -> Result
 
 #[tokio::test]
 async fn a_domain_that_is_not_ours_is_reported_and_never_touched() -> Result<()> {
-    let bed = bed().await;
+    let turn = beside_others().await;
+    let bed = turn.bed;
     let home = bed.lab.host("xen-2")?;
     let uuid = "0b5d6c4e-7f1a-4a44-9c6e-00000000f00d";
     let config = format!(

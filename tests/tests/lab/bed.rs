@@ -18,7 +18,7 @@ use kubexen_testbed::{
 };
 use serde_json::{Value, json};
 use std::time::Duration;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// How long anything may take in the lab, where one emulated CPU does the work of a host. Tests run side by side.
 pub const PATIENCE: Duration = Duration::from_secs(240);
@@ -30,9 +30,29 @@ pub struct Bed {
     _pool: Pool,
 }
 
+/// A test's turn in the suite's world.
+pub struct Turn<G> {
+    pub bed: &'static Bed,
+    _guard: G,
+}
+
+/// The conformance suite reads the consoles of all domains that were built with a token, and so would take from the
+/// agent what its guests say. So it runs when nothing else does.
+static TURNS: RwLock<()> = RwLock::const_new(());
+
+/// A turn that other tests may share.
+pub async fn beside_others() -> Turn<RwLockReadGuard<'static, ()>> {
+    Turn { _guard: TURNS.read().await, bed: bed().await }
+}
+
+/// A turn that no other test shares.
+pub async fn alone() -> Turn<RwLockWriteGuard<'static, ()>> {
+    Turn { _guard: TURNS.write().await, bed: bed().await }
+}
+
 /// The suite's world, started by the first test that asks. That nothing of it is left when the suite's process ends is
 /// the control plane's and the lab's own doing.
-pub async fn bed() -> &'static Bed {
+async fn bed() -> &'static Bed {
     static SHARED: OnceCell<Bed> = OnceCell::const_new();
     SHARED.get_or_try_init(start).await.expect("the lab's pool starts")
 }

@@ -1,6 +1,6 @@
 //! The life of guests from their first start to the last trace.
 
-use crate::bed::{Guest, answers, bed, delete_disk, hosts, nothing_is_left, says};
+use crate::bed::{Guest, answers, beside_others, delete_disk, hosts, nothing_is_left, says};
 use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
 use kubexen_crds::virtual_machine::Phase;
@@ -12,7 +12,8 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(200);
 
 #[tokio::test]
 async fn a_pvh_guest_lives_keeps_its_data_and_leaves_nothing_behind() -> Result<()> {
-    let bed = bed().await;
+    let turn = beside_others().await;
+    let bed = turn.bed;
     let disk = Guest::create_disk(bed, "life-data").await?.uid().context("no uid")?;
     let guest = Guest::create(
         bed,
@@ -78,7 +79,8 @@ fn domid(status: &kubexen_crds::VirtualMachineStatus) -> Option<i32> {
 
 #[tokio::test]
 async fn an_hvm_guest_boots_from_its_disk() -> Result<()> {
-    let bed = bed().await;
+    let turn = beside_others().await;
+    let bed = turn.bed;
     let disk = Guest::create_disk(bed, "pc-root").await?.uid().context("no uid")?;
     let spec = json!({
         "boot": {"type": "HVM", "kernel": null},

@@ -1,13 +1,14 @@
 //! Guests that stop by themselves.
 
-use crate::bed::{Guest, bed, hosts, nothing_is_left};
+use crate::bed::{Guest, beside_others, hosts, nothing_is_left};
 use anyhow::{Result, ensure};
 use kubexen_crds::domain::StopReason;
 use serde_json::json;
 
 #[tokio::test]
 async fn a_guest_that_crashes_is_started_again() -> Result<()> {
-    let bed = bed().await;
+    let turn = beside_others().await;
+    let bed = turn.bed;
     let exits = "console=hvc0 quiet kubexen.exit=crash kubexen.exit-after=3";
     let spec = json!({"boot": {"kernel": {"commandLine": exits}}, "lifecycle": {"shutdownTimeout": "0s"}});
     let guest = Guest::create(bed, "crasher", spec).await?;
@@ -29,7 +30,8 @@ async fn a_guest_that_crashes_is_started_again() -> Result<()> {
 
 #[tokio::test]
 async fn a_guest_that_powers_itself_off_stays_off_until_it_is_restarted() -> Result<()> {
-    let bed = bed().await;
+    let turn = beside_others().await;
+    let bed = turn.bed;
     let exits = "console=hvc0 quiet kubexen.exit=poweroff kubexen.exit-after=3";
     let spec = json!({"boot": {"kernel": {"commandLine": exits}}, "lifecycle": {"shutdownTimeout": "0s"}});
     let guest = Guest::create(bed, "finisher", spec).await?;
