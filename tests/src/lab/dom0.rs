@@ -187,7 +187,7 @@ pub fn archive(modules: &Modules, guest: &GuestFiles) -> Result<Archive> {
 pub struct GuestFiles {
     /// The ELF kernel, for PVH and PV guests.
     pub vmlinux: PathBuf,
-    /// The same as a bzImage, which the device model of an HVM guest can boot, though it needs minutes for it.
+    /// The same as a bzImage, the form that the device model of an HVM guest loads; very slow under emulation.
     pub vmlinuz: PathBuf,
     /// See [`super::guest`].
     pub initrd: PathBuf,
