@@ -90,7 +90,7 @@ fn rules_of_object(page: &mut String, root: &JSONSchemaProps) {
     }
     push(page, "Rules:\n\n");
     for rule in rules {
-        push(page, &format!("- {}\n", rule.message.as_deref().unwrap_or(&rule.rule)));
+        push(page, &format!("- {}\n", without_tags(rule.message.as_deref().unwrap_or(&rule.rule))));
     }
     page.push('\n');
 }
@@ -140,7 +140,7 @@ fn collect_rules(path: &str, schema: &JSONSchemaProps, rules: &mut Vec<(String, 
     for rule in schema.x_kubernetes_validations.iter().flatten() {
         rules.push((
             format!("{path}{}", rule.field_path.as_deref().unwrap_or_default()),
-            rule.message.clone().unwrap_or_else(|| rule.rule.clone()),
+            without_tags(rule.message.as_deref().unwrap_or(&rule.rule)),
         ));
     }
     for (name, field) in schema.properties.iter().flatten() {
@@ -149,6 +149,11 @@ fn collect_rules(path: &str, schema: &JSONSchemaProps, rules: &mut Vec<(String, 
             collect_rules(&format!("{path}.{name}[]"), item, rules);
         }
     }
+}
+
+/// Text in which nothing is taken for an HTML tag.
+fn without_tags(text: &str) -> String {
+    text.replace('<', "&lt;")
 }
 
 fn push(page: &mut String, text: &str) {
