@@ -98,16 +98,39 @@ mod tests {
     use std::process::Stdio;
 
     use super::*;
-    use tokio::process::Command;
+    use std::{
+        net::{TcpListener, TcpStream},
+        os::fd::OwnedFd,
+        process::Command,
+    };
 
     /// Serves connections with the script that runs in dom0, on this machine and in a folder of its own.
     struct Server {
         _folder: tempfile::TempDir,
-        _process: tokio::process::Child,
         control: Control,
     }
 
-    async fn server() -> Server {
+    /// Hands each connection to the script as its standard input and output, as socat does in dom0. The thread ends with
+    /// the test program.
+    fn serve(listener: TcpListener, script: String) {
+        let serve_one = move |connection: TcpStream| {
+            let output = OwnedFd::from(connection.try_clone()?);
+            Command::new("bash")
+                .arg(&script)
+                .stdin(OwnedFd::from(connection))
+                .stdout(output)
+                .stderr(Stdio::null())
+                .spawn()
+        };
+        std::thread::spawn(move || {
+            for connection in listener.incoming() {
+                let mut child = connection.and_then(&serve_one).unwrap();
+                std::thread::spawn(move || child.wait());
+            }
+        });
+    }
+
+    fn server() -> Server {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
         let script = include_str!("files/dom0-control-serve.sh")
@@ -115,25 +138,10 @@ mod tests {
             .replace("/run/kubexen-lab", &path(""));
         std::fs::write(path("serve"), script).unwrap();
         std::fs::write(path("token"), "secret\n").unwrap();
-        let port = crate::process::free_port().unwrap();
-        let process = Command::new("socat")
-            .arg(format!("TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork"))
-            .arg(format!("EXEC:bash {},nofork", path("serve")))
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let server = Server {
-            _folder: folder,
-            _process: process,
-            control: Control { port, token: "secret".to_owned() },
-        };
-        crate::process::wait_until("the server listens", Duration::from_secs(5), async || {
-            server.run("true").await
-        })
-        .await
-        .unwrap();
-        server
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        serve(listener, path("serve"));
+        Server { _folder: folder, control: Control { port, token: "secret".to_owned() } }
     }
 
     impl Server {
@@ -144,14 +152,14 @@ mod tests {
 
     #[tokio::test]
     async fn output_errors_and_exit_code_come_back_apart() {
-        let output = server().await.run("echo out; echo err >&2; exit 7").await.unwrap();
+        let output = server().run("echo out; echo err >&2; exit 7").await.unwrap();
         assert_eq!(output, Output { code: 7, stdout: b"out\n".to_vec(), stderr: b"err\n".to_vec() });
     }
 
     #[tokio::test]
     async fn input_and_output_of_any_bytes_and_length_survive() {
         let bytes: Vec<u8> = (0..=255).cycle().take(3_000_001).collect();
-        let server = server().await;
+        let server = server();
         let output = server.control.run("cat", &bytes, Duration::from_secs(20)).await.unwrap();
         assert!(output.code == 0 && output.stdout == bytes);
         let unread = server.control.run("exit 3", &bytes, Duration::from_secs(20)).await.unwrap();
@@ -160,7 +168,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_command_beyond_its_time_is_killed_with_its_children() {
-        let server = server().await;
+        let server = server();
         let marker = tempfile::NamedTempFile::new().unwrap();
         let path = marker.path().display();
         let command = format!("sleep 600 & echo $! >{path}; wait");
@@ -179,13 +187,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_daemon_left_behind_does_not_hold_the_answer_back() {
-        let output = server().await.run("setsid sleep 3 & echo started").await.unwrap();
+        let output = server().run("setsid sleep 3 & echo started").await.unwrap();
         assert_eq!(output.text(), "started\n");
     }
 
     #[tokio::test]
     async fn a_stranger_without_the_token_gets_nothing() {
-        let server = server().await;
+        let server = server();
         let stranger = Control { port: server.control.port, token: "guess".to_owned() };
         assert!(stranger.run("echo in", b"", Duration::from_secs(5)).await.is_err());
     }
