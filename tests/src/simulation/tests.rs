@@ -1,14 +1,24 @@
 //! The judge notices what it is there for.
 
-use super::judge::Judge;
-use crate::memory_api::{Observer, Write};
+use super::{judge::Judge, settle, users::Users, world::World};
+use crate::memory_api::{Observer, Perfect, Write};
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use kubexen_crds::Network;
 use kubexen_node_agent::hypervisor::{
     DomainConfig, Hypervisor,
     simulated::{Profile, SimulatedHost, SimulatedHypervisor},
 };
+use kubexen_ownership::{BootId, HostBoot, HostName, OwnershipStore, VmUid};
 use kubexen_runtime::clock::VirtualClock;
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    task::{LocalSet, spawn_local},
+    time::sleep,
+};
 use uuid::Uuid;
 
 const UUID: Uuid = Uuid::from_u128(1);
@@ -92,4 +102,58 @@ async fn a_running_domain_is_destroyed_only_when_its_object_says_so() {
     judge.wrote(write(Some(&domain(false)), &domain(true)));
     judge.destroying("host-a", UUID);
     assert_eq!(broken(&judge).len(), 2, "with an object that is being deleted");
+}
+
+/// The promises that a pool with one machine breaks, in which nothing fails but what `sabotage` does.
+async fn broken_by(sabotage: impl AsyncFnOnce(&World, &Users)) -> Vec<String> {
+    let judge = async {
+        let mut world = World::new(1);
+        let users = Users::of(&world);
+        world.weather.calm_down();
+        users.set_up(&world).await;
+        users.make_machine(&world, "vm-0").await;
+        sabotage(&world, &users).await;
+        world.start_everything();
+        settle::judge(&mut world, &users).await;
+        broken(&world.judge)
+    };
+    LocalSet::new().run_until(judge).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_that_nothing_happens_to_keeps_every_promise() {
+    assert_eq!(broken_by(async |_, _| {}).await, Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_never_gets_where_its_spec_says_breaks_a_promise() {
+    let sabotage = async |world: &World, _: &Users| {
+        world.hosts.iter().for_each(|side| side.host.refuse_creates(u32::MAX));
+    };
+    assert_eq!(broken_by(sabotage).await, ["L1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn writes_that_never_end_break_a_promise() {
+    let sabotage = async |world: &World, _: &Users| {
+        let networks: Api<Network> = Api::all(world.api.client("restless", Arc::new(Perfect)));
+        spawn_local(async move {
+            for round in 0_u64.. {
+                sleep(Duration::from_secs(20)).await;
+                let label = json!({"metadata": {"labels": {"round": round.to_string()}}});
+                networks.patch("lan", &PatchParams::default(), &Patch::Merge(label)).await.unwrap();
+            }
+        });
+    };
+    assert_eq!(broken_by(sabotage).await, ["L4"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_owner_record_that_outlives_its_machine_breaks_a_promise() {
+    let sabotage = async |world: &World, _: &Users| {
+        let boot_id = BootId::new("boot").unwrap();
+        let me = HostBoot { host: HostName::new("host-a").unwrap(), boot_id };
+        world.pool_store.start(VmUid(UUID), &me).await.unwrap();
+    };
+    assert_eq!(broken_by(sabotage).await, ["I6"]);
 }

@@ -89,7 +89,7 @@ impl Users {
         }
     }
 
-    async fn make_machine(&self, world: &World, name: &str) {
+    pub(super) async fn make_machine(&self, world: &World, name: &str) {
         let dice = &world.dice;
         let with_disk = dice.chance(60);
         if with_disk && dice.chance(50) {
