@@ -3,6 +3,8 @@
 //! A store passes when [`run`] returns `Ok`; it panics at the first promise that is broken. The checks use virtual
 //! machines of their own, so other records may be in the store.
 
+mod hand_over;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -58,6 +60,7 @@ pub async fn run(subject: &dyn Subject) -> Result<(), StoreError> {
     a_lost_answer_changes_no_result(subject).await?;
     of_concurrent_starters_one_wins(subject).await?;
     a_release_and_a_start_at_once_leave_one_owner_at_most(subject).await?;
+    hand_over::run(subject).await?;
     an_unreadable_record_is_no_owner_and_not_absent(subject).await?;
     Ok(())
 }
@@ -235,6 +238,8 @@ async fn an_unreadable_record_is_no_owner_and_not_absent(subject: &dyn Subject) 
             store.owner(vm).await.map(|_| ()),
             store.start(vm, &me).await.map(|_| ()),
             store.release(vm, &me, token).await.map(|_| ()),
+            store.commit(vm, &me, token, &host("xen-2", "boot-1")).await.map(|_| ()),
+            store.abort(vm, &me, token).await.map(|_| ()),
         ];
         for result in results {
             assert!(matches!(result, Err(StoreError::Corrupt { .. })), "{value:?} led to {result:?}");

@@ -1,4 +1,4 @@
-//! Carries a verb through a store: read, decide, commit, and learn the result when an answer is lost.
+//! Carries a verb through a store: read, decide, execute, and learn the result when an answer is lost.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -18,8 +18,10 @@ pub(crate) trait Backend: Sync {
     fn read(&self, key: Key) -> impl Future<Output = Result<Option<Entry>, RequestError>> + Send;
 
     /// Executes a transaction, sending it once.
-    fn commit(&self, transaction: &Transaction)
-    -> impl Future<Output = Result<Outcome, RequestError>> + Send;
+    fn execute(
+        &self,
+        transaction: &Transaction,
+    ) -> impl Future<Output = Result<Outcome, RequestError>> + Send;
 }
 
 /// Why a request to the store has no answer.
@@ -96,10 +98,10 @@ pub(crate) async fn run<B: Backend, V: Verb + Sync>(backend: &B, verb: &V) -> Re
         let owner = owner_in(key, entry.as_ref())?;
         let transaction = match verb.decide(owner.as_ref(), resolving.begun()) {
             Decision::Answer(answer) => return Ok(answer),
-            Decision::Commit(transaction) => transaction,
+            Decision::Execute(transaction) => transaction,
         };
-        let failure = match backend.commit(&transaction).await {
-            Ok(Outcome::Committed { revision }) => return Ok(verb.committed(revision)),
+        let failure = match backend.execute(&transaction).await {
+            Ok(Outcome::Executed { revision }) => return Ok(verb.executed(revision)),
             Ok(Outcome::Refused(mut found)) => {
                 refusals += 1;
                 if refusals < MAX_REFUSALS {
@@ -184,7 +186,7 @@ mod tests {
             Ok(None)
         }
 
-        async fn commit(&self, _transaction: &Transaction) -> Result<Outcome, RequestError> {
+        async fn execute(&self, _transaction: &Transaction) -> Result<Outcome, RequestError> {
             let mut script = self.0.lock().unwrap();
             let answer = script.pop_front().unwrap();
             if script.is_empty() {

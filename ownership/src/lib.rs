@@ -3,12 +3,13 @@
 //! The pool etcd holds one record per virtual machine, at `/kubexen/owners/<vm-uid>`: the host, and the boot of that
 //! host, that alone may have a domain of it. The revision at which the record was last written is the ownership
 //! [`Token`]; for one virtual machine it only grows. A host asks to [`start`](OwnershipStore::start) before it creates
-//! a domain, and [`release`](OwnershipStore::release)s after the domain is confirmed gone. In between nothing but its
-//! own reboot makes a record void: a record is not attached to a lease, because a host that has fallen silent may
-//! still run its domains.
+//! a domain, and [`release`](OwnershipStore::release)s after the domain is confirmed gone; a live migration hands the
+//! record over by [`commit`](OwnershipStore::commit), or keeps it by [`abort`](OwnershipStore::abort). In between
+//! nothing but the host's own reboot makes a record void: a record is not attached to a lease, because a host that has
+//! fallen silent may still run its domains.
 //!
 //! ```text
-//!   caller ──▶ OwnershipStore ──▶ drive: read ─▶ decide ─▶ commit ─▶ (answer lost: read, decide anew)
+//!   caller ──▶ OwnershipStore ──▶ drive: read ─▶ decide ─▶ execute ─▶ (answer lost: read, decide anew)
 //!                                             protocol, pure │
 //!                                     EtcdStore, MemoryStore ┘ both execute the same transactions
 //! ```
@@ -16,9 +17,13 @@
 //! [`protocol`] decides and does nothing else. [`EtcdStore`] executes its transactions in etcd, [`MemoryStore`] in a
 //! model of etcd, with faults to inject, for simulation and tests. Both pass one conformance script (feature
 //! `conformance`).
+//!
+//! [`lock`] is for what several hosts may do, though one at a time: locks on leases, each holding with a revision that
+//! only grows.
 
 mod drive;
 mod etcd;
+pub mod lock;
 mod memory;
 mod names;
 pub mod protocol;
@@ -32,4 +37,4 @@ pub use etcd::{EtcdConfig, EtcdStore, TlsFiles};
 pub use memory::MemoryStore;
 pub use names::{BootId, HostBoot, HostName, InvalidName, Owner, Phase, Token, VmUid};
 pub use record::{Entry, Key};
-pub use store::{Cause, OwnershipStore, Release, Start, StoreError};
+pub use store::{Abort, Cause, Commit, OwnershipStore, Release, Start, StoreError};

@@ -7,9 +7,9 @@ use async_trait::async_trait;
 
 use crate::drive::{self, Backend, RequestError};
 use crate::names::{HostBoot, Owner, Token, VmUid};
-use crate::protocol::{Compare, Outcome, ReleaseVerb, StartVerb, Transaction, Write};
+use crate::protocol::{AbortVerb, CommitVerb, Compare, Outcome, ReleaseVerb, StartVerb, Transaction, Write};
 use crate::record::{Entry, Key};
-use crate::store::{OwnershipStore, Release, Start, StoreError};
+use crate::store::{Abort, Commit, OwnershipStore, Release, Start, StoreError};
 
 /// An ownership store in memory. It executes the transactions that [`EtcdStore`](crate::EtcdStore) sends to etcd, and
 /// counts revisions as etcd does: one counter for all keys, raised by each transaction that changes something.
@@ -26,12 +26,13 @@ struct State {
     entries: BTreeMap<Key, Entry>,
     revision: u64,
     faults: Faults,
+    under_way: Vec<Transaction>,
 }
 
 impl Default for State {
     fn default() -> Self {
         // An empty etcd is at revision 1 as well.
-        Self { entries: BTreeMap::new(), revision: 1, faults: Faults::default() }
+        Self { entries: BTreeMap::new(), revision: 1, faults: Faults::default(), under_way: Vec::new() }
     }
 }
 
@@ -39,6 +40,7 @@ impl Default for State {
 struct Faults {
     outage: bool,
     lost_requests: u32,
+    delayed_requests: u32,
     lost_answers: u32,
     outage_after_write: bool,
 }
@@ -50,6 +52,8 @@ enum Fault {
     Outage,
     #[error("request lost by injection")]
     RequestLost,
+    #[error("request delayed by injection")]
+    RequestDelayed,
     #[error("answer lost by injection")]
     AnswerLost,
 }
@@ -76,14 +80,36 @@ impl MemoryStore {
         self.lock().faults.lost_requests = writes;
     }
 
+    /// Keeps each of the next `writes` transactions under way until [`MemoryStore::deliver_delayed`]. To the client it
+    /// looks as a lost answer does.
+    pub fn delay_requests(&self, writes: u32) {
+        self.lock().faults.delayed_requests = writes;
+    }
+
+    /// Executes the transactions that are under way, in the order in which they were sent; nobody is told.
+    pub fn deliver_delayed(&self) {
+        let mut state = self.lock();
+        for transaction in std::mem::take(&mut state.under_way) {
+            state.execute(&transaction);
+        }
+    }
+
     /// Executes the next transaction, loses its answer, and begins an outage with that.
     pub fn begin_outage_after_next_write(&self) {
         self.lock().faults.outage_after_write = true;
     }
 
-    /// Ends every fault, those included that wait for a write.
+    /// Ends every fault, those included that wait for a write. What is under way stays so.
     pub fn end_faults(&self) {
         self.lock().faults = Faults::default();
+    }
+
+    /// The owner of `vm` as the record stands, whatever fails; for those who judge from outside.
+    #[must_use]
+    pub fn owner_on_record(&self, vm: VmUid) -> Option<Owner> {
+        let key = Key::Owner(vm);
+        let state = self.lock();
+        drive::owner_in(key, state.entries.get(&key)).ok().flatten()
     }
 
     /// Writes `value` as the record of `vm` behind the protocol's back, as a faulty or hostile client could.
@@ -131,7 +157,7 @@ impl State {
                 }
             }
         }
-        Outcome::Committed { revision: self.revision }
+        Outcome::Executed { revision: self.revision }
     }
 
     fn reachable(&self) -> Result<(), Fault> {
@@ -158,12 +184,16 @@ impl Backend for MemoryStore {
         Ok(state.entries.get(&key).cloned())
     }
 
-    async fn commit(&self, transaction: &Transaction) -> Result<Outcome, RequestError> {
+    async fn execute(&self, transaction: &Transaction) -> Result<Outcome, RequestError> {
         tokio::task::yield_now().await;
         let mut state = self.lock();
         state.reachable().map_err(|fault| RequestError::NoAnswer(fault.into()))?;
         if take(&mut state.faults.lost_requests) {
             return Err(RequestError::NoAnswer(Fault::RequestLost.into()));
+        }
+        if take(&mut state.faults.delayed_requests) {
+            state.under_way.push(transaction.clone());
+            return Err(RequestError::NoAnswer(Fault::RequestDelayed.into()));
         }
         let outcome = state.execute(transaction);
         let answer_lost = take(&mut state.faults.lost_answers);
@@ -198,6 +228,20 @@ impl OwnershipStore for MemoryStore {
 
     async fn release(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Release, StoreError> {
         drive::run(self, &ReleaseVerb { vm, me, token }).await
+    }
+
+    async fn commit(
+        &self,
+        vm: VmUid,
+        from: &HostBoot,
+        token: Token,
+        to: &HostBoot,
+    ) -> Result<Commit, StoreError> {
+        drive::run(self, &CommitVerb { vm, from, token, to }).await
+    }
+
+    async fn abort(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Abort, StoreError> {
+        drive::run(self, &AbortVerb { vm, me, token }).await
     }
 }
 
@@ -234,6 +278,28 @@ mod tests {
         store.lose_requests(2);
         assert_eq!(store.release(vm, &me, token).await.unwrap(), Release::Released);
         assert_eq!(store.owner(vm).await.unwrap(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_commit_that_is_delayed_for_long_hands_over_only_what_was_not_aborted() {
+        let (store, from, to) = (MemoryStore::new(), host("xen-1", "boot-1"), host("xen-2", "boot-1"));
+        for (name, abort) in [("aborted", true), ("not aborted", false)] {
+            let vm = vm(name);
+            let Start::Acquired(token) = store.start(vm, &from).await.unwrap() else {
+                panic!("not acquired")
+            };
+            store.delay_requests(u32::MAX);
+            assert_eq!(store.commit(vm, &from, token, &to).await.unwrap_err().category(), "unknown");
+            store.end_faults();
+            assert!(store.owner(vm).await.unwrap().unwrap().is(&from));
+            if abort {
+                let Abort::Aborted(_) = store.abort(vm, &from, token).await.unwrap() else {
+                    panic!("not mine")
+                };
+            }
+            store.deliver_delayed();
+            assert!(store.owner(vm).await.unwrap().unwrap().is(if abort { &from } else { &to }));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -179,6 +179,14 @@ pub struct Owner {
     pub token: Token,
 }
 
+impl Owner {
+    /// Whether it is `host`, at this very boot.
+    #[must_use]
+    pub fn is(&self, host: &HostBoot) -> bool {
+        self.host == host.host && self.boot_id == host.boot_id
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

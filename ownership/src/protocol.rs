@@ -11,13 +11,27 @@
 //!          another host's                  → refused
 //! RELEASE  mine, under this token          → delete, if unchanged
 //!          anything else                   → not the owner
+//! COMMIT   the source's, under this token  → put the destination, if unchanged
+//!          anything else                   → refused
+//! ABORT    mine, under this token          → put me, if unchanged
+//!          anything else                   → refused
 //! ```
+
+mod abort;
+mod commit;
+mod release;
+#[cfg(test)]
+mod samples;
+mod start;
 
 use std::collections::BTreeMap;
 
-use crate::names::{HostBoot, Owner, Phase, Token, VmUid};
+pub use self::abort::AbortVerb;
+pub use self::commit::CommitVerb;
+pub use self::release::ReleaseVerb;
+pub use self::start::StartVerb;
+use crate::names::{HostBoot, Owner, Phase, VmUid};
 use crate::record::{Entry, Key, encode};
-use crate::store::{Release, Start};
 
 /// A condition on one key, true or false at the moment at which a transaction is executed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +84,7 @@ pub struct Transaction {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It took effect at this revision, which is now the `mod_revision` of every key that it put.
-    Committed {
+    Executed {
         /// The revision.
         revision: u64,
     },
@@ -84,7 +98,7 @@ pub enum Decision<A> {
     /// The verb is done.
     Answer(A),
     /// This is to be executed.
-    Commit(Transaction),
+    Execute(Transaction),
 }
 
 /// One verb, with its arguments.
@@ -105,163 +119,16 @@ pub trait Verb {
     fn decide(&self, owner: Option<&Owner>, unresolved: bool) -> Decision<Self::Answer>;
 
     /// The answer once its transaction took effect, at `revision`.
-    fn committed(&self, revision: u64) -> Self::Answer;
+    fn executed(&self, revision: u64) -> Self::Answer;
 }
 
-/// START: `me` wants to run `vm`.
-#[derive(Clone, Debug)]
-pub struct StartVerb<'a> {
-    /// The virtual machine.
-    pub vm: VmUid,
-    /// Who wants to run it.
-    pub me: &'a HostBoot,
+/// The decision to make `new` the owner of `vm` if `condition` holds.
+fn put_owner<A>(vm: VmUid, new: &HostBoot, condition: Compare) -> Decision<A> {
+    let write = Write::Put { key: Key::Owner(vm), value: encode(new, Phase::Running) };
+    Decision::Execute(Transaction { compares: vec![condition], writes: vec![write] })
 }
 
-impl Verb for StartVerb<'_> {
-    type Answer = Start;
-
-    fn name(&self) -> &'static str {
-        "start"
-    }
-
-    fn vm(&self) -> VmUid {
-        self.vm
-    }
-
-    fn decide(&self, owner: Option<&Owner>, unresolved: bool) -> Decision<Start> {
-        let key = Key::Owner(self.vm);
-        let condition = match owner {
-            None => Compare::Absent(key),
-            Some(owner) if owner.host != self.me.host => {
-                return Decision::Answer(Start::Refused(owner.clone()));
-            }
-            Some(owner) if owner.boot_id != self.me.boot_id => {
-                Compare::Unchanged { key, mod_revision: owner.token.0 }
-            }
-            // The record was not mine when the lost transaction was sent, so it became mine since.
-            Some(owner) if unresolved => return Decision::Answer(Start::Acquired(owner.token)),
-            Some(owner) => return Decision::Answer(Start::AlreadyMine(owner.token)),
-        };
-        let value = encode(self.me, Phase::Running);
-        Decision::Commit(Transaction { compares: vec![condition], writes: vec![Write::Put { key, value }] })
-    }
-
-    fn committed(&self, revision: u64) -> Start {
-        Start::Acquired(Token(revision))
-    }
-}
-
-/// RELEASE: `me` gives up `vm`, which it owns under `token`.
-#[derive(Clone, Debug)]
-pub struct ReleaseVerb<'a> {
-    /// The virtual machine.
-    pub vm: VmUid,
-    /// Who gives it up.
-    pub me: &'a HostBoot,
-    /// The ownership that ends.
-    pub token: Token,
-}
-
-impl Verb for ReleaseVerb<'_> {
-    type Answer = Release;
-
-    fn name(&self) -> &'static str {
-        "release"
-    }
-
-    fn vm(&self) -> VmUid {
-        self.vm
-    }
-
-    fn decide(&self, owner: Option<&Owner>, unresolved: bool) -> Decision<Release> {
-        let key = Key::Owner(self.vm);
-        match owner {
-            // The boot is not compared: a record of mine from an earlier boot is of a domain that died with it.
-            Some(owner) if owner.token == self.token && owner.host == self.me.host => {
-                let condition = Compare::Unchanged { key, mod_revision: self.token.0 };
-                Decision::Commit(Transaction { compares: vec![condition], writes: vec![Write::Delete(key)] })
-            }
-            // A transaction was sent only after the record had been seen under this token. It is not any more, and
-            // it cannot come back, because tokens only grow: what was asked for is so.
-            None | Some(_) if unresolved => Decision::Answer(Release::Released),
-            None | Some(_) => Decision::Answer(Release::NotOwner(owner.cloned())),
-        }
-    }
-
-    fn committed(&self, _revision: u64) -> Release {
-        Release::Released
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use uuid::Uuid;
-
-    use super::*;
-    use crate::names::{BootId, HostName};
-
-    const VM: VmUid = VmUid(Uuid::from_u128(1));
-    const KEY: Key = Key::Owner(VM);
-
-    fn at(host: &str, boot: &str) -> HostBoot {
-        HostBoot { host: HostName::new(host).unwrap(), boot_id: BootId::new(boot).unwrap() }
-    }
-
-    fn owner(host: &str, boot: &str, token: u64) -> Owner {
-        let HostBoot { host, boot_id } = at(host, boot);
-        Owner { host, boot_id, phase: Phase::Running, token: Token(token) }
-    }
-
-    #[test]
-    fn start_takes_what_is_absent_or_mine_from_an_earlier_boot_and_nothing_else() {
-        let me = at("xen-1", "boot-2");
-        let put = Write::Put { key: KEY, value: encode(&me, Phase::Running) };
-        let commit =
-            |compare| Decision::Commit(Transaction { compares: vec![compare], writes: vec![put.clone()] });
-        let start = StartVerb { vm: VM, me: &me };
-
-        for unresolved in [false, true] {
-            assert_eq!(start.decide(None, unresolved), commit(Compare::Absent(KEY)));
-            assert_eq!(
-                start.decide(Some(&owner("xen-1", "boot-1", 7)), unresolved),
-                commit(Compare::Unchanged { key: KEY, mod_revision: 7 })
-            );
-            // An equal boot id on another host is another boot.
-            for other in [owner("xen-2", "boot-1", 7), owner("xen-2", "boot-2", 7)] {
-                let refused = Decision::Answer(Start::Refused(other.clone()));
-                assert_eq!(start.decide(Some(&other), unresolved), refused);
-            }
-        }
-        let mine = owner("xen-1", "boot-2", 7);
-        assert_eq!(start.decide(Some(&mine), false), Decision::Answer(Start::AlreadyMine(Token(7))));
-        assert_eq!(start.decide(Some(&mine), true), Decision::Answer(Start::Acquired(Token(7))));
-    }
-
-    #[test]
-    fn release_deletes_only_what_is_mine_under_this_token() {
-        let me = at("xen-1", "boot-2");
-        let release = ReleaseVerb { vm: VM, me: &me, token: Token(7) };
-        let delete = Decision::Commit(Transaction {
-            compares: vec![Compare::Unchanged { key: KEY, mod_revision: 7 }],
-            writes: vec![Write::Delete(KEY)],
-        });
-        for boot in ["boot-1", "boot-2"] {
-            assert_eq!(release.decide(Some(&owner("xen-1", boot, 7)), false), delete);
-            assert_eq!(release.decide(Some(&owner("xen-1", boot, 7)), true), delete);
-        }
-        for stranger in [owner("xen-1", "boot-2", 8), owner("xen-2", "boot-2", 7)] {
-            let refused = Decision::Answer(Release::NotOwner(Some(stranger.clone())));
-            assert_eq!(release.decide(Some(&stranger), false), refused);
-        }
-        assert_eq!(release.decide(None, false), Decision::Answer(Release::NotOwner(None)));
-    }
-
-    #[test]
-    fn a_lost_release_is_done_when_its_token_is_gone() {
-        let me = at("xen-1", "boot-2");
-        let release = ReleaseVerb { vm: VM, me: &me, token: Token(7) };
-        assert_eq!(release.decide(None, true), Decision::Answer(Release::Released));
-        let successor = owner("xen-2", "boot-9", 8);
-        assert_eq!(release.decide(Some(&successor), true), Decision::Answer(Release::Released));
-    }
+/// The condition that `owner` still owns `vm` under the token it was seen with.
+fn unchanged(vm: VmUid, owner: &Owner) -> Compare {
+    Compare::Unchanged { key: Key::Owner(vm), mod_revision: owner.token.0 }
 }

@@ -30,6 +30,26 @@ pub enum Release {
     NotOwner(Option<Owner>),
 }
 
+/// The answer to [`OwnershipStore::commit`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Commit {
+    /// The destination owns the virtual machine.
+    Committed(Token),
+    /// The source does not own it under this token, and this call changed nothing that still stands; with the present
+    /// owner, if there is one. That owner is the destination when an earlier call did the hand-over.
+    Refused(Option<Owner>),
+}
+
+/// The answer to [`OwnershipStore::abort`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Abort {
+    /// The host owns the virtual machine under this new token, and no commit under an older one will take effect.
+    Aborted(Token),
+    /// The host does not own it under this token, and this call changed nothing that still stands; with the present
+    /// owner, if there is one. That owner is the host itself, under a greater token, when an earlier call renewed it.
+    Refused(Option<Owner>),
+}
+
 /// Who may run each virtual machine of the pool.
 ///
 /// Every method is linearizable: its answer is true of a moment between the call and the answer, whichever clients
@@ -67,11 +87,45 @@ pub trait OwnershipStore: Send + Sync + fmt::Debug {
     /// Gives `vm` up, if `me` owns it under `token`, at this boot or an earlier one.
     ///
     /// To be called only after the domain is confirmed gone. The token makes a release that is late, or repeated,
-    /// harmless to whoever owns the virtual machine then.
+    /// harmless to whoever owns the virtual machine then. After [`StoreError::Unknown`] repeat it until it is answered
+    /// before a start: a copy that is still under way would end the ownership that [`Start::AlreadyMine`] names.
     ///
     /// # Errors
     /// [`StoreError::Unknown`] when it may or may not have been given up. Else [`StoreError`].
     async fn release(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Release, StoreError>;
+
+    /// Makes `to` the owner of `vm`, if `from` owns it under `token`.
+    ///
+    /// To be called when the domain is suspended at the source and restored, paused, at the destination. The
+    /// destination unpauses it only after its own [`OwnershipStore::owner`] has shown it as the owner, whoever called
+    /// this and whatever the answer was.
+    ///
+    /// The network may deliver a copy of the transaction long after, even after [`StoreError::Unknown`]. While the
+    /// record is `from`'s under `token`, that copy hands the virtual machine over; once the record was written again
+    /// it does nothing, because it compares the token and no token comes back. So from this call on, the source must
+    /// not resume the domain before [`OwnershipStore::abort`] has written the record anew: [`Start::AlreadyMine`] is
+    /// no leave to do so.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when `to` may or may not be the owner now, or may yet become it. Else [`StoreError`].
+    async fn commit(
+        &self,
+        vm: VmUid,
+        from: &HostBoot,
+        token: Token,
+        to: &HostBoot,
+    ) -> Result<Commit, StoreError>;
+
+    /// Keeps `vm` with `me` under a new token, if `me` owns it under `token`.
+    ///
+    /// The source of a hand-over resumes its domain only after [`Abort::Aborted`]. A late copy of a commit is harmless
+    /// from then on, and so is a late copy of an abort: each compares the old token. When [`Abort::Refused`] names
+    /// `me` under another token, abort that one.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when it may or may not have been kept; the domain must not be resumed. Else
+    /// [`StoreError`].
+    async fn abort(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Abort, StoreError>;
 }
 
 /// What lies beneath a failure, for logs.

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, Identity, KvClient, ResponseHeader, TlsOptions};
+use etcd_client::{Certificate, Client, ConnectOptions, Identity, ResponseHeader, TlsOptions};
 use tokio::sync::Mutex;
 
 use super::config::{EtcdConfig, TlsFiles};
@@ -39,13 +39,13 @@ enum Problem {
 }
 
 /// The revision that the header of an answer carries.
-pub(super) fn revision(header: Option<&ResponseHeader>) -> Result<u64, RequestError> {
+pub(crate) fn revision(header: Option<&ResponseHeader>) -> Result<u64, RequestError> {
     let revision = header.and_then(|header| u64::try_from(header.revision()).ok());
     revision.ok_or_else(|| RequestError::NoAnswer(Problem::NoRevision.into()))
 }
 
 /// The connection, made when it is first needed and again after each failure.
-pub(super) struct Link {
+pub(crate) struct Link {
     config: EtcdConfig,
     state: Mutex<State>,
 }
@@ -54,22 +54,22 @@ pub(super) struct Link {
 struct State {
     /// How many connections were given up; the endpoint follows from it.
     failures: usize,
-    client: Option<KvClient>,
+    client: Option<Client>,
 }
 
 impl Link {
-    pub(super) fn new(config: EtcdConfig) -> Self {
+    pub(crate) fn new(config: EtcdConfig) -> Self {
         Self { config, state: Mutex::default() }
     }
 
-    pub(super) fn config(&self) -> &EtcdConfig {
+    pub(crate) fn config(&self) -> &EtcdConfig {
         &self.config
     }
 
     /// Makes one request, within the time limit. After a failure the connection is given up.
-    pub(super) async fn request<T, F, R>(&self, call: F) -> Result<T, RequestError>
+    pub(crate) async fn request<T, F, R>(&self, call: F) -> Result<T, RequestError>
     where
-        F: FnOnce(KvClient) -> R,
+        F: FnOnce(Client) -> R,
         R: Future<Output = Result<T, etcd_client::Error>>,
     {
         let mut failures = None;
@@ -99,7 +99,7 @@ impl Link {
     }
 
     /// The client in use, and how many connections were given up before it.
-    async fn connect(&self) -> Result<(KvClient, usize), RequestError> {
+    async fn connect(&self) -> Result<(Client, usize), RequestError> {
         let mut state = self.state.lock().await;
         let failures = state.failures;
         if let Some(client) = &state.client {
@@ -111,7 +111,7 @@ impl Link {
     }
 
     /// Prepares a client; it connects at its first request, so the lock is not held while a member is silent.
-    async fn make_client(&self, endpoint: String) -> Result<KvClient, StoreError> {
+    async fn make_client(&self, endpoint: String) -> Result<Client, StoreError> {
         if self.config.endpoints.is_empty() {
             return Err(StoreError::Configuration { source: Problem::NoEndpoint.into() });
         }
@@ -124,7 +124,7 @@ impl Link {
             options = options.with_tls(tls_options(files).await?);
         }
         match Client::connect([&endpoint], Some(options)).await {
-            Ok(client) => Ok(client.kv_client()),
+            Ok(client) => Ok(client),
             Err(error) => {
                 Err(StoreError::Configuration { source: Problem::Failed { endpoint, error }.into() })
             }

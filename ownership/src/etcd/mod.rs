@@ -1,7 +1,7 @@
 //! The store in the pool etcd.
 
 mod config;
-mod link;
+pub(crate) mod link;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,9 +16,9 @@ pub use self::config::{EtcdConfig, TlsFiles};
 use self::link::{Link, revision};
 use crate::drive::{self, Backend, RequestError};
 use crate::names::{HostBoot, Owner, Token, VmUid};
-use crate::protocol::{Compare, Outcome, ReleaseVerb, StartVerb, Transaction, Write};
+use crate::protocol::{AbortVerb, CommitVerb, Compare, Outcome, ReleaseVerb, StartVerb, Transaction, Write};
 use crate::record::{Entry, Key, OWNERS, vm_of};
-use crate::store::{OwnershipStore, Release, Start, StoreError};
+use crate::store::{Abort, Commit, OwnershipStore, Release, Start, StoreError};
 
 /// How many records one answer holds at most: 1,000 of 150 bytes are far below the 4 MiB that the client accepts.
 const PAGE: i64 = 1_000;
@@ -47,7 +47,7 @@ impl EtcdStore {
         // `0` is the character after the `/` that ends the prefix.
         let end = format!("{}0", OWNERS.trim_end_matches('/'));
         let options = GetOptions::new().with_range(end).with_limit(PAGE).with_revision(revision);
-        self.link.request(|mut kv| async move { kv.get(from, Some(options)).await }).await
+        self.link.request(|mut etcd| async move { etcd.get(from, Some(options)).await }).await
     }
 }
 
@@ -64,16 +64,16 @@ impl Backend for EtcdStore {
 
     async fn read(&self, key: Key) -> Result<Option<Entry>, RequestError> {
         let path = key.to_string();
-        let answer = self.link.request(|mut kv| async move { kv.get(path, None).await }).await?;
+        let answer = self.link.request(|mut etcd| async move { etcd.get(path, None).await }).await?;
         Ok(answer.kvs().first().map(entry))
     }
 
-    async fn commit(&self, transaction: &Transaction) -> Result<Outcome, RequestError> {
+    async fn execute(&self, transaction: &Transaction) -> Result<Outcome, RequestError> {
         let compared: Vec<Key> = transaction.compares.iter().map(Compare::key).collect();
         let request = etcd_transaction(transaction);
-        let answer = self.link.request(|mut kv| async move { kv.txn(request).await }).await?;
+        let answer = self.link.request(|mut etcd| async move { etcd.txn(request).await }).await?;
         if answer.succeeded() {
-            return Ok(Outcome::Committed { revision: revision(answer.header())? });
+            return Ok(Outcome::Executed { revision: revision(answer.header())? });
         }
         let found = compared.into_iter().zip(answer.op_responses()).filter_map(|(key, found)| match found {
             TxnOpResponse::Get(found) => Some((key, entry(found.kvs().first()?))),
@@ -120,6 +120,20 @@ impl OwnershipStore for EtcdStore {
 
     async fn release(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Release, StoreError> {
         drive::run(self, &ReleaseVerb { vm, me, token }).await
+    }
+
+    async fn commit(
+        &self,
+        vm: VmUid,
+        from: &HostBoot,
+        token: Token,
+        to: &HostBoot,
+    ) -> Result<Commit, StoreError> {
+        drive::run(self, &CommitVerb { vm, from, token, to }).await
+    }
+
+    async fn abort(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Abort, StoreError> {
+        drive::run(self, &AbortVerb { vm, me, token }).await
     }
 }
 

@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use etcd_client::{Client, Txn, TxnOp};
 use kubexen_ownership::conformance::{self, Subject, host, vm};
+use kubexen_ownership::lock::{self, EtcdLocks, LockError, LockName, Locks};
 use kubexen_ownership::{
-    EtcdConfig, EtcdStore, HostBoot, OwnershipStore, Release, Start, StoreError, TlsFiles, Token, VmUid,
+    Abort, Commit, EtcdConfig, EtcdStore, HostBoot, HostName, OwnershipStore, Release, Start, StoreError,
+    TlsFiles, Token, VmUid,
 };
 use proxy::Proxy;
 use server::{Etcd, ReservedPort};
@@ -92,6 +94,38 @@ async fn etcd_passes_the_conformance_script() {
     let subject = RealEtcd { proxy: Proxy::start(etcd.address()).await, etcd };
     conformance::run(&subject).await.unwrap();
     assert_eq!(subject.proxy.answers_left_to_lose(), 0, "an answer that was to be lost was not");
+}
+
+#[async_trait]
+impl lock::conformance::Subject for RealEtcd {
+    fn locks(&self, holder: HostName) -> Arc<dyn Locks> {
+        Arc::new(EtcdLocks::new(config(&[self.proxy.endpoint()]), holder))
+    }
+
+    async fn lose_answers(&self, writes: u32) {
+        Subject::lose_answers(self, writes).await;
+    }
+}
+
+#[tokio::test]
+async fn locks_in_etcd_pass_the_conformance_script() {
+    let etcd = Etcd::start().await;
+    let subject = RealEtcd { proxy: Proxy::start(etcd.address()).await, etcd };
+    lock::conformance::run(&subject).await.unwrap();
+    assert_eq!(subject.proxy.answers_left_to_lose(), 0, "an answer that was to be lost was not");
+}
+
+#[tokio::test]
+async fn an_etcd_that_stands_still_ends_a_holders_time_within_its_lease() {
+    let etcd = Etcd::start().await;
+    let locks = EtcdLocks::new(config(&[etcd.endpoint()]), HostName::new("xen-1").unwrap());
+    let (name, ttl) = (LockName::new("a").unwrap(), Duration::from_secs(3));
+    let mut guard = locks.acquire(&name, ttl, Duration::from_secs(30)).await.unwrap();
+    etcd.pause().await;
+    let deadline = guard.deadline();
+    assert!(matches!(guard.renew().await, Err(LockError::Store(_))));
+    assert_eq!(guard.deadline(), deadline, "a renewal without an answer gives no time");
+    etcd.resume();
 }
 
 #[tokio::test]
@@ -173,18 +207,61 @@ async fn answers_lost_for_ever_end_as_unknown_and_asking_again_settles_it() {
     assert!(second > first);
     assert_eq!(proxy.answers_left_to_lose(), 0);
 
-    // Now etcd is stopped as soon as the transaction has been passed on.
-    proxy.lose_answers(1);
-    let stop = async {
-        while proxy.answers_left_to_lose() > 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        etcd.pause().await;
-    };
-    let (released, ()) = tokio::join!(store.release(vm, &other, second), stop);
+    let released = tokio::join!(store.release(vm, &other, second), stop_at_next_write(&etcd, &proxy)).0;
     assert_eq!(released.unwrap_err().category(), "unknown");
     etcd.resume();
     release(&store, vm, &other, second).await;
+}
+
+/// Loses the answer of the next transaction, and stops etcd as soon as it has been passed on.
+async fn stop_at_next_write(etcd: &Etcd, proxy: &Proxy) {
+    proxy.lose_answers(1);
+    while proxy.answers_left_to_lose() > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    etcd.pause().await;
+}
+
+#[tokio::test]
+async fn after_a_commit_of_unknown_result_an_abort_tells_whose_the_virtual_machine_is() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::start(etcd.address()).await;
+    let (store, vm) = (store(&[proxy.endpoint()]), vm("a"));
+    let (from, to) = (host("xen-1", "boot-1"), host("xen-2", "boot-1"));
+    let token = token_of(until_answered(|| store.start(vm, &from)).await);
+
+    let commit = store.commit(vm, &from, token, &to);
+    let commit = tokio::join!(commit, stop_at_next_write(&etcd, &proxy)).0;
+    assert_eq!(commit.unwrap_err().category(), "unknown");
+    etcd.resume();
+    // What the stopped etcd had received decides; either way it is one host's, and stays that host's.
+    let owner = match until_answered(|| store.abort(vm, &from, token)).await {
+        Abort::Aborted(new) => {
+            assert!(new > token, "{new} follows {token}");
+            until_answered(|| store.owner(vm)).await
+        }
+        Abort::Refused(owner) => owner,
+    };
+    let found = owner.clone().unwrap();
+    assert!(found.token > token && (found.is(&from) || found.is(&to)), "{found:?} follows {token}");
+    assert_eq!(until_answered(|| store.commit(vm, &from, token, &to)).await, Commit::Refused(owner));
+}
+
+#[tokio::test]
+async fn a_hand_over_outlasts_a_killed_etcd() {
+    let mut etcd = Etcd::start().await;
+    let (store, vm) = (store(&[etcd.endpoint()]), vm("a"));
+    let (from, to) = (host("xen-1", "boot-1"), host("xen-2", "boot-1"));
+    let token = token_of(until_answered(|| store.start(vm, &from)).await);
+    let Commit::Committed(new) = store.commit(vm, &from, token, &to).await.unwrap() else {
+        panic!("not committed")
+    };
+
+    etcd.kill();
+    assert_eq!(store.abort(vm, &to, new).await.unwrap_err().category(), "unavailable");
+    assert_eq!(store.commit(vm, &to, new, &from).await.unwrap_err().category(), "unavailable");
+    etcd.restart().await;
+    assert_eq!(until_answered(|| store.start(vm, &to)).await, Start::AlreadyMine(new));
 }
 
 #[tokio::test]

@@ -91,6 +91,6 @@ async fn pump(
 
 /// A read names its key once; a transaction names it in its condition, its write, and what it reads if refused.
 fn is_transaction(bytes: &[u8]) -> bool {
-    let folder = b"/kubexen/owners/";
+    let folder = b"/kubexen/";
     bytes.windows(folder.len()).filter(|window| window == folder).count() > 1
 }
