@@ -21,7 +21,8 @@ pub struct Boot {
     pub kernel: Option<Kernel>,
 }
 
-/// Virtualisation mode of a guest.
+/// Virtualisation mode of a guest: `PVH` (hardware-assisted, without emulated devices), `HVM` (a full PC with emulated
+/// devices) or `PV` (paravirtualised).
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
 pub enum BootType {
     /// Hardware-assisted without emulated devices.

@@ -1,6 +1,12 @@
 //! `Domain` (host kind): one virtual machine, resolved for one host.
 
-use crate::{boot::Boot, condition::conditions_schema, quantity::ByteQuantity, virtual_machine::Lifecycle};
+use crate::{
+    boot::Boot,
+    condition::conditions_schema,
+    domain_migration::{DomainMigration, DomainMigrationStatus},
+    quantity::ByteQuantity,
+    virtual_machine::Lifecycle,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -57,6 +63,9 @@ pub struct DomainSpec {
     /// What happens when the guest stops. Default: the defaults of its fields.
     #[serde(default)]
     pub lifecycle: Lifecycle,
+    /// The migration that the domain takes part in. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<DomainMigration>,
 }
 
 /// The virtual machine that a domain is.
@@ -175,6 +184,9 @@ pub struct DomainStatus {
     /// How and when the guest stopped by itself last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_stop: Option<Stop>,
+    /// What came of the domain's part in a migration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<DomainMigrationStatus>,
     /// `Ready`: the domain is as the spec wants it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
@@ -182,8 +194,8 @@ pub struct DomainStatus {
 }
 
 /// State of a domain in one word. `Pending`: waits for what it needs, such as a volume, its ownership, or the end of a
-/// back-off. `Running`. `Paused`: in memory, its vCPUs stand still. `Stopping`: was asked to shut down. `Halted`: the
-/// guest stopped by itself and its policy leaves it so. `Preserved`: the guest crashed and its memory is kept for
+/// back-off. `Running`. `Paused`: in memory, its vCPUs stand still. `Receiving`: the guest is to come here from
+/// another host. `Departed`: the guest runs on another host. `Stopping`: was asked to shut down. `Halted`: the guest stopped by itself and its policy leaves it so. `Preserved`: the guest crashed and its memory is kept for
 /// inspection. `Failed`: cannot be started as it is; tried again, ever more rarely.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 pub enum DomainPhase {
@@ -193,6 +205,10 @@ pub enum DomainPhase {
     Running,
     /// In memory; vCPUs stand still.
     Paused,
+    /// The guest is to come here from another host.
+    Receiving,
+    /// The guest runs on another host.
+    Departed,
     /// Was asked to shut down.
     Stopping,
     /// The guest stopped by itself and its policy leaves it so.

@@ -1,6 +1,6 @@
 //! `Host`: a machine that runs Xen, with the agent in its dom0.
 
-use crate::{condition::conditions_schema, quantity::ByteQuantity};
+use crate::{boot::BootType, condition::conditions_schema, quantity::ByteQuantity};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -74,6 +74,9 @@ pub struct HostStatus {
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub uplinks: Vec<Uplink>,
+    /// How guests come here from other hosts; none if the agent's configuration says nothing of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub migration: Option<HostMigration>,
     /// Names in the host's kernel catalogue, at most 64.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 63)))]
@@ -143,6 +146,20 @@ pub struct HostMemory {
     pub allocatable: ByteQuantity,
 }
 
+/// How guests come to a host from other hosts.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HostMigration {
+    /// Where its agent listens, as host and port.
+    #[schemars(length(max = 262))]
+    pub address: String,
+    /// Boot types of guests that can move while they run, as this Xen is built: of `PVH`, `HVM` and `PV` those that can.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 3))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub boot_types: Vec<BootType>,
+}
+
 /// A storage location of a host.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -152,6 +169,13 @@ pub struct Location {
     pub name: String,
     /// Bytes that the disks here may have in sum.
     pub capacity: ByteQuantity,
+    /// Whether other hosts may see the same disks. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
+    /// What the storage itself is called: locations of several hosts that are shared and have the same `id` are one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub id: Option<String>,
 }
 
 /// An uplink of a host.

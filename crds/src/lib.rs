@@ -1,7 +1,7 @@
 //! The KubeXen API, group `kubexen.io`, version `v1alpha1`.
 //!
 //! Two layers. **User kinds** say what is wanted: [`VirtualMachine`], [`VirtualDisk`], [`Network`],
-//! [`StorageRepository`], [`Host`], [`Pool`]. **Host kinds** say what one dom0 is to run, fully resolved, in the
+//! [`StorageRepository`], [`Host`], [`Pool`], [`VirtualMachineMigration`]. **Host kinds** say what one dom0 is to run, fully resolved, in the
 //! namespace of that host: [`Domain`], [`Volume`]. The controller turns the first into the second; the agent of
 //! the host makes Xen agree and reports in their status.
 //!
@@ -12,6 +12,7 @@
 pub mod boot;
 pub mod condition;
 pub mod domain;
+pub mod domain_migration;
 pub mod host;
 pub mod manifest;
 pub mod names;
@@ -22,10 +23,12 @@ mod reference;
 pub mod storage_repository;
 pub mod virtual_disk;
 pub mod virtual_machine;
+pub mod virtual_machine_migration;
 pub mod volume;
 
 pub use boot::{Boot, BootType, Kernel};
 pub use domain::{Domain, DomainSpec, DomainStatus};
+pub use domain_migration::{DomainMigration, DomainMigrationStatus, MigrationRole, MigrationStage};
 pub use host::{Host, HostSpec, HostStatus};
 pub use network::{Network, NetworkSpec, NetworkStatus};
 pub use pool::{Pool, PoolSpec, PoolStatus};
@@ -33,4 +36,7 @@ pub use quantity::{ByteQuantity, TimeSpan};
 pub use storage_repository::{StorageRepository, StorageRepositorySpec, StorageRepositoryStatus};
 pub use virtual_disk::{VirtualDisk, VirtualDiskSpec, VirtualDiskStatus};
 pub use virtual_machine::{VirtualMachine, VirtualMachineSpec, VirtualMachineStatus};
+pub use virtual_machine_migration::{
+    MigrationPhase, VirtualMachineMigration, VirtualMachineMigrationSpec, VirtualMachineMigrationStatus,
+};
 pub use volume::{Volume, VolumeSpec, VolumeStatus};

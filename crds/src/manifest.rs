@@ -1,7 +1,10 @@
 //! The CustomResourceDefinitions, and every file that is generated from them: `crds/manifests/` for
 //! `kubectl apply -f`, the chart's templates, and the reference pages.
 
-use crate::{Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, Volume, reference};
+use crate::{
+    Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineMigration,
+    Volume, reference,
+};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
@@ -17,6 +20,7 @@ use std::path::PathBuf;
 pub fn definitions() -> Vec<CustomResourceDefinition> {
     let mut definitions = vec![
         VirtualMachine::crd(),
+        VirtualMachineMigration::crd(),
         VirtualDisk::crd(),
         Network::crd(),
         StorageRepository::crd(),

@@ -1,6 +1,6 @@
 //! `Pool`: policy for all hosts of an installation.
 
-use crate::condition::conditions_schema;
+use crate::{condition::conditions_schema, quantity::ByteQuantity};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -30,6 +30,42 @@ pub struct PoolSpec {
     /// How hosts are chosen for guests. Default: the defaults of its fields.
     #[serde(default)]
     pub placement: PlacementPolicy,
+    /// How many guests move at a time, and how fast. Default: the defaults of its fields.
+    #[serde(default)]
+    pub migration: MigrationPolicy,
+}
+
+/// How guests move between hosts.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationPolicy {
+    /// How many moves one host may take part in at a time, 1 to 64; the others wait for their turn. Default: 2.
+    #[serde(default = "two")]
+    #[schemars(range(min = 1, max = 64))]
+    pub max_per_host: i32,
+    /// How many moves may go on in the pool at a time, 1 to 1024. Default: 8.
+    #[serde(default = "eight")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub max_per_pool: i32,
+    /// Bytes a second that one move may send, at least 1Mi. Default: as many as the network takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('1Mi')) >= 0")
+        .message("`bandwidth` must be a quantity of at least \"1Mi\" a second"))]
+    pub bandwidth: Option<ByteQuantity>,
+}
+
+impl Default for MigrationPolicy {
+    fn default() -> Self {
+        Self { max_per_host: two(), max_per_pool: eight(), bandwidth: None }
+    }
+}
+
+fn two() -> i32 {
+    2
+}
+
+fn eight() -> i32 {
+    8
 }
 
 /// How hosts are chosen.

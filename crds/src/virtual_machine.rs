@@ -307,7 +307,8 @@ pub struct VirtualMachineStatus {
 
 /// State of a virtual machine in one word, for people; programs read the conditions. `Pending`: waits for something
 /// it needs, such as a disk. `Scheduling`: waits for a host that fits. `Starting`: a host is starting it. `Running`.
-/// `Paused`: in memory, its vCPUs stand still. `Stopping`: is being shut down. `Halted`: off. `Failed`: cannot go on
+/// `Paused`: in memory, its vCPUs stand still. `Migrating`: runs, and is on its way to another host. `Stopping`: is being
+/// shut down. `Halted`: off. `Failed`: cannot go on
 /// without somebody's help. `Unknown`: its host does not answer.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 pub enum Phase {
@@ -321,6 +322,8 @@ pub enum Phase {
     Running,
     /// In memory, vCPUs stand still.
     Paused,
+    /// On its way to another host.
+    Migrating,
     /// Is being shut down.
     Stopping,
     /// Off.

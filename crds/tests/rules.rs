@@ -4,7 +4,10 @@
 //! patterns, bounds and required fields.
 
 use kube::core::cel::ValidationErrors;
-use kubexen_crds::{Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, Volume};
+use kubexen_crds::{
+    Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineMigration,
+    Volume,
+};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -28,7 +31,17 @@ macro_rules! checked {
         }
     )*};
 }
-checked!(VirtualMachine, VirtualDisk, Network, StorageRepository, Host, Pool, Domain, Volume);
+checked!(
+    VirtualMachine,
+    VirtualMachineMigration,
+    VirtualDisk,
+    Network,
+    StorageRepository,
+    Host,
+    Pool,
+    Domain,
+    Volume
+);
 
 /// A change to a valid sample: JSON pointers and the values to be set there; `null` removes.
 type Change<'a> = &'a [(&'a str, Value)];
@@ -451,5 +464,33 @@ fn a_volume_is_held_to_its_rules() {
                 "`virtualDisk` must not change",
             ),
         ],
+    );
+}
+
+#[test]
+fn a_migration_is_of_one_machine_to_one_host_and_what_is_called_off_stays_so() {
+    let sample = json!({
+        "apiVersion": "kubexen.io/v1alpha1",
+        "kind": "VirtualMachineMigration",
+        "metadata": {"name": "away"},
+        "spec": {"virtualMachine": "web-1", "host": "xen-2"},
+    });
+    accepts::<VirtualMachineMigration>(&sample, &[&[], &[("/spec/host", Value::Null)]]);
+    accepts_update::<VirtualMachineMigration>(&sample, &[&[("/spec/cancel", json!(true))]]);
+    refuses_update::<VirtualMachineMigration>(
+        &sample,
+        &[
+            (
+                &[("/spec/virtualMachine", json!("web-2"))],
+                "`virtualMachine` must not change: make another migration",
+            ),
+            (&[("/spec/host", json!("xen-3"))], "`host` must not change: make another migration"),
+            (&[("/spec/host", Value::Null)], "`host` must not change: make another migration"),
+        ],
+    );
+    let called_off = changed(&sample, &[("/spec/cancel", json!(true))]);
+    refuses_update::<VirtualMachineMigration>(
+        &called_off,
+        &[(&[("/spec/cancel", json!(false))], "`cancel` must not go back to false: make another migration")],
     );
 }
