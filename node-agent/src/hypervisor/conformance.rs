@@ -6,6 +6,7 @@
 //! | word | the guest |
 //! |---|---|
 //! | none | runs until it is asked to power off, and then does; writes to its console when it has started |
+//! | `kubexen.count` | writes `TICK n` to its console every second, n from 0 on |
 //! | `kubexen.exit=poweroff` | powers itself off |
 //! | `kubexen.exit=reboot` | reboots |
 //! | `kubexen.exit=crash` | crashes |
@@ -14,6 +15,7 @@
 //! Waiting is done on conditions by tokio's clock, so the suite also runs in virtual time.
 
 mod cases;
+mod streams;
 
 use super::{BootType, DiskConfig, DomainConfig, DomainInfo, Hypervisor, HypervisorError, InterfaceConfig};
 use super::{DomainState, KernelImage};
@@ -55,6 +57,8 @@ pub struct Guests {
     pub disk: Option<PathBuf>,
     /// A bridge to plug an interface into.
     pub bridge: Option<String>,
+    /// A folder, made if it is not there, that has room for a guest's memory.
+    pub folder: PathBuf,
     /// Whether a kernel file that does not exist is noticed.
     pub checks_kernel_file: bool,
 }
@@ -110,9 +114,13 @@ impl From<HypervisorError> for Stop {
 }
 
 /// Every case, in the order in which they run.
-#[must_use]
-pub fn cases() -> &'static [Case] {
-    cases::CASES
+pub fn cases() -> impl Iterator<Item = &'static Case> {
+    cases::CASES.iter().chain(streams::CASES)
+}
+
+/// The cases that suspend and restore no guest.
+pub fn cases_without_streams() -> impl Iterator<Item = &'static Case> {
+    cases::CASES.iter()
 }
 
 impl Bench {
@@ -143,9 +151,13 @@ impl Bench {
     }
 
     /// Runs every case whose name contains `filter`, telling each finding to `told` as soon as it is there.
-    pub async fn run_all(&self, filter: &str, mut told: impl FnMut(&Finding)) -> Vec<Finding> {
+    pub async fn run_all(
+        &self,
+        chosen: impl IntoIterator<Item = &'static Case>,
+        mut told: impl FnMut(&Finding),
+    ) -> Vec<Finding> {
         let mut findings = Vec::new();
-        for case in cases().iter().filter(|case| case.name.contains(filter)) {
+        for case in chosen {
             let finding = self.run(case).await;
             told(&finding);
             findings.push(finding);

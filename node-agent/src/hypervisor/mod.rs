@@ -10,8 +10,11 @@
 use async_trait::async_trait;
 use kubexen_crds::{BootType, domain::StopReason};
 use serde::{Deserialize, Serialize};
-use std::{fmt, path::PathBuf, time::Duration};
-use tokio::sync::watch;
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::watch,
+};
 use uuid::Uuid;
 
 #[cfg(any(test, feature = "conformance"))]
@@ -92,7 +95,8 @@ pub struct DomainInfo {
     pub domid: DomId,
     /// What it does.
     pub state: DomainState,
-    /// Ownership token it was made under; none for domains that others made, and for [`DomainState::HalfBuilt`].
+    /// Ownership token it was made under or claimed with; none for domains that others made, and for
+    /// [`DomainState::HalfBuilt`] and [`DomainState::Restored`].
     pub token: Option<u64>,
     /// Memory it holds now, in KiB.
     pub memory_kib: u64,
@@ -109,6 +113,11 @@ pub enum DomainState {
     Running,
     /// Paused by the toolstack.
     Paused,
+    /// Its state was saved, or is being saved, by [`Hypervisor::suspend`]: the memory is still there, and no vCPU runs
+    /// unless it is resumed.
+    Suspended,
+    /// Built from a stream by [`Hypervisor::restore`], to its end, and paused: no token stands beside it yet.
+    Restored,
     /// The guest stopped by itself; its memory is still there.
     Shutdown(StopReason),
     /// Being taken apart by Xen.
@@ -142,6 +151,53 @@ pub struct HostFacts {
     pub memory_total_kib: u64,
 }
 
+impl HostFacts {
+    /// Whether a guest of this mode can be suspended while it runs, which needs a Xen that tells which pages the guest
+    /// wrote to: by hardware-assisted paging, which PV guests do not have, or by shadow paging, which a Xen may be built
+    /// without (Debian's is).
+    #[must_use]
+    pub fn suspends_live(&self, boot: BootType) -> bool {
+        let can = |capability: &str| self.capabilities.iter().any(|other| other == capability);
+        match boot {
+            BootType::Pvh | BootType::Hvm => can("hap") || can("shadow"),
+            BootType::Pv => can("shadow"),
+        }
+    }
+}
+
+/// Where a suspended guest is written to. Whoever makes it decides on its rate.
+pub type Outgoing = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// Where a suspended guest is read from. Its end is believed to be that of the guest's stream, since libxl does not
+/// notice when a stream is cut between two of its last records: one that was cut must fail instead.
+pub type Incoming = Box<dyn AsyncRead + Send + Unpin>;
+
+/// Is told how far a suspend has come, after every write; it must return at once.
+pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
+
+/// What runs while a guest's memory is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SuspendMode {
+    /// The guest, until only what it wrote to meanwhile is left to copy. See [`HostFacts::suspends_live`].
+    Live,
+    /// Nothing: the guest stands still from the beginning on.
+    Still,
+}
+
+/// How far a suspend has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes written so far.
+    pub bytes: u64,
+}
+
+/// What a suspend wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// All bytes of the stream.
+    pub bytes: u64,
+}
+
 /// Why a call to the hypervisor failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HypervisorError {
@@ -160,6 +216,14 @@ pub enum HypervisorError {
         /// The call.
         call: &'static str,
         /// What the hypervisor's libraries said, bounded.
+        detail: String,
+    },
+    /// The stream of a guest ended too early or stalled, or [`Hypervisor::abort`] broke it off.
+    #[error("{call}: the guest's stream broke: {detail}")]
+    StreamBroken {
+        /// The call.
+        call: &'static str,
+        /// What broke it, bounded.
         detail: String,
     },
     /// The call did not end in time. What it did is unknown: observe.
@@ -184,6 +248,7 @@ impl HypervisorError {
             Self::AlreadyExists(_) => "AlreadyExists",
             Self::OutOfMemory(_) => "OutOfMemory",
             Self::Refused { .. } => "Refused",
+            Self::StreamBroken { .. } => "StreamBroken",
             Self::TimedOut { .. } => "TimedOut",
             Self::Unreachable(_) => "Unreachable",
         }
@@ -213,6 +278,9 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError>;
 
     /// Lets a paused domain run. Nothing happens to one that runs.
+    ///
+    /// # Errors
+    /// `Refused` for a restored domain that was not claimed.
     async fn unpause(&self, uuid: Uuid) -> Result<(), HypervisorError>;
 
     /// Stops the vCPUs of a domain. Nothing happens to one that is paused.
@@ -221,8 +289,54 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// Asks the guest to power itself off; it may take its time, or never do it.
     async fn request_shutdown(&self, uuid: Uuid) -> Result<(), HypervisorError>;
 
-    /// Takes the domain apart by force, whatever it does; afterwards no domain has this UUID, and no device or
-    /// xenstore node of it is left. Succeeds when there is no such domain.
+    /// Writes a running guest's memory and state to a stream, and leaves the guest suspended here. Success is told when
+    /// the whole stream was written, flushed and shut down.
+    ///
+    /// There is no limit on the whole, only on the time in which nothing moves. If the returned future is dropped the
+    /// call is broken off, and what it left is unknown: observe.
+    ///
+    /// # Errors
+    /// After `Refused`, `StreamBroken` and `NoSuchDomain` the guest runs on as before. `Refused` for a guest that does
+    /// not run, since it has to help. After `TimedOut` and `Unreachable` it may be suspended: observe.
+    async fn suspend(
+        &self,
+        uuid: Uuid,
+        mode: SuspendMode,
+        stream: Outgoing,
+        progress: OnProgress,
+    ) -> Result<Sent, HypervisorError>;
+
+    /// Builds a domain from what a suspend wrote, and leaves it paused and without a token:
+    /// [`DomainState::Restored`]. Disks and interfaces are those of `config`, memory and CPU state those of the stream;
+    /// the token of `config` is not used.
+    ///
+    /// There is no limit on the whole, only on the time in which nothing moves. If the returned future is dropped the
+    /// call is broken off, and what it left is unknown: observe.
+    ///
+    /// # Errors
+    /// `AlreadyExists` when the UUID is taken, by the suspended guest itself too. After `Refused`, `OutOfMemory` and
+    /// `StreamBroken` nothing of the domain is left. After other errors a half-built domain may be left; it is found by
+    /// its UUID and removed by [`Hypervisor::destroy`].
+    async fn restore(&self, config: &DomainConfig, stream: Incoming) -> Result<DomId, HypervisorError>;
+
+    /// Writes the ownership token of a restored domain, which is whole from now on. Also replaces the token of a whole
+    /// one.
+    ///
+    /// # Errors
+    /// `Refused` for a domain that is neither.
+    async fn claim(&self, uuid: Uuid, token: u64) -> Result<(), HypervisorError>;
+
+    /// Lets a suspended guest run on where it was suspended. Nothing happens to one that is not suspended.
+    ///
+    /// Only whoever knows that no copy of the guest runs may call this.
+    async fn resume(&self, uuid: Uuid) -> Result<(), HypervisorError>;
+
+    /// Breaks off the suspend or restore of this UUID that is in progress, and returns when it has ended; nothing
+    /// happens if there is none. The broken call ends as when its stream breaks, or with success if it was too late.
+    async fn abort(&self, uuid: Uuid) -> Result<(), HypervisorError>;
+
+    /// Takes the domain apart by force, whatever it does, and breaks off its suspend or restore; afterwards no domain has
+    /// this UUID, and no device or xenstore node of it is left. Succeeds when there is no such domain.
     async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError>;
 
     /// The end of what the guest wrote to its console, at most 128 KiB, raw.
@@ -235,4 +349,22 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// Waits until every call that goes on without its caller has ended, each within its own time limit. For the end
     /// of an agent that is stopped in good order; where no call outlives its caller there is nothing to do.
     async fn finish(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guests_are_suspended_live_where_xen_can_tell_what_they_write_to() {
+        let live = |capabilities: &[&str]| {
+            let facts = simulated::Profile::default().facts("a-boot");
+            let capabilities = capabilities.iter().map(|&name| name.to_owned()).collect();
+            let facts = HostFacts { capabilities, ..facts };
+            [BootType::Pvh, BootType::Hvm, BootType::Pv].map(|boot| facts.suspends_live(boot))
+        };
+        assert_eq!(live(&["hap", "hvm", "pv"]), [true, true, false]);
+        assert_eq!(live(&["hvm", "pv", "shadow"]), [true, true, true]);
+        assert_eq!(live(&["pv"]), [false, false, false]);
+    }
 }

@@ -1,10 +1,10 @@
 //! What must hold of every hypervisor, one function each.
 
 use super::{Bench, Case, POLL, Stop, Verdict};
-use crate::hypervisor::{BootType, DomainState, HypervisorError, KernelImage};
+use crate::hypervisor::{BootType, DomainState, HypervisorError, KernelImage, SuspendMode};
 use futures::{FutureExt, future::try_join_all};
 use kubexen_crds::domain::StopReason;
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
@@ -20,9 +20,11 @@ macro_rules! check {
 /// The table of cases from the names of their functions.
 macro_rules! cases {
     ($($name:ident),+ $(,)?) => {
-        pub(super) static CASES: &[Case] = &[$(Case { name: stringify!($name), run: |bench| $name(bench).boxed() }),+];
+        pub(in crate::hypervisor::conformance) static CASES: &[Case] = &[$(Case { name: stringify!($name), run: |bench| $name(bench).boxed() }),+];
     };
 }
+
+pub(super) use {cases, check};
 
 cases![
     facts_name_the_host_and_stay,
@@ -207,11 +209,16 @@ async fn a_uuid_can_be_used_again_after_destroy(bench: &Bench) -> Verdict {
 async fn other_calls_on_an_unknown_uuid_say_so(bench: &Bench) -> Verdict {
     let uuid = Uuid::new_v4();
     check!(bench.hypervisor.find(uuid).await?.is_none(), "a domain that nobody made was found");
+    let stream = Box::new(tokio::io::sink());
+    let suspend = bench.hypervisor.suspend(uuid, SuspendMode::Still, stream, Arc::new(|_| {})).await;
     let results = [
         ("pause", bench.hypervisor.pause(uuid).await),
         ("unpause", bench.hypervisor.unpause(uuid).await),
         ("request_shutdown", bench.hypervisor.request_shutdown(uuid).await),
         ("console", bench.hypervisor.console(uuid).await.map(|_| ())),
+        ("resume", bench.hypervisor.resume(uuid).await),
+        ("claim", bench.hypervisor.claim(uuid, 7).await),
+        ("suspend", suspend.map(|_| ())),
     ];
     for (call, result) in results {
         check!(

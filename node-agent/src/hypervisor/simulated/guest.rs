@@ -2,7 +2,7 @@
 
 use crate::hypervisor::{DomId, DomainConfig, DomainInfo, DomainState};
 use jiff::{SignedDuration, Timestamp};
-use kubexen_crds::domain::StopReason;
+use kubexen_crds::{BootType, domain::StopReason};
 use serde::{Deserialize, Serialize};
 use std::{fmt::Write, time::Duration};
 use uuid::Uuid;
@@ -12,16 +12,35 @@ use uuid::Uuid;
 pub(super) struct Guest {
     pub(super) uuid: Uuid,
     pub(super) domid: DomId,
-    /// The token it was made under, or is being made under; none if others made it.
+    /// The token it was made under, is being made under, or was claimed with; none if others made it.
     pub(super) token: Option<u64>,
+    pub(super) boot: BootType,
     pub(super) memory_kib: u64,
     pub(super) vcpus: u32,
     pub(super) state: GuestState,
+    /// Whether the log of starts tells of it: a restored domain begins only when it runs.
+    pub(super) started: bool,
+    /// Whether the guest in it ever ran, here or where it came from.
+    booted: bool,
+    /// The first second of its life that it tells on this console; none if it does not count.
+    counts_from: Option<i64>,
     /// How long it ran before it was paused last.
     ran: SignedDuration,
     /// When it stops by itself.
     stop: Option<Stop>,
-    pub(super) console: String,
+    console: String,
+}
+
+/// What a stream carries of a guest. Its console stays behind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SavedGuest {
+    pub(super) uuid: Uuid,
+    boot: BootType,
+    memory_kib: u64,
+    vcpus: u32,
+    ran: SignedDuration,
+    counts: bool,
+    stop: Option<Stop>,
 }
 
 /// What a domain of the model does.
@@ -30,6 +49,8 @@ pub(super) enum GuestState {
     HalfBuilt,
     Paused,
     Running { since: Timestamp },
+    Suspended,
+    Restored,
     Shutdown(StopReason),
     Dying { until: Timestamp },
 }
@@ -43,6 +64,10 @@ struct Stop {
 
 /// How long a guest runs before it does what `kubexen.exit` says, if `kubexen.exit-after` says nothing.
 const DEFAULT_EXIT_AFTER: SignedDuration = SignedDuration::from_secs(5);
+/// Makes a guest tell each second of its life.
+const COUNT: &str = "kubexen.count";
+/// Seconds of its life that are kept of what a guest tells.
+const COUNTS_KEPT: i64 = 1000;
 
 impl Guest {
     /// A domain whose building begins.
@@ -51,13 +76,53 @@ impl Guest {
             uuid: config.uuid,
             domid,
             token: Some(config.token),
+            boot: config.boot,
             memory_kib: config.memory_kib,
             vcpus: config.vcpus,
             state: GuestState::HalfBuilt,
+            started: true,
+            booted: false,
+            counts_from: config
+                .kernel
+                .as_ref()
+                .and_then(|kernel| word(&kernel.command_line, COUNT))
+                .map(|_| 0),
             ran: SignedDuration::ZERO,
             stop: config.kernel.as_ref().and_then(|kernel| asked_stop(&kernel.command_line)),
             console: String::new(),
         }
+    }
+
+    /// A domain whose building from a stream begins.
+    pub(super) fn half_restored(domid: DomId, config: &DomainConfig) -> Self {
+        Self { token: None, started: false, ..Self::half_built(domid, config) }
+    }
+
+    /// What a stream carries of it.
+    pub(super) fn saved(&self) -> SavedGuest {
+        SavedGuest {
+            uuid: self.uuid,
+            boot: self.boot,
+            memory_kib: self.memory_kib,
+            vcpus: self.vcpus,
+            ran: self.ran,
+            counts: self.counts_from.is_some(),
+            stop: self.stop,
+        }
+    }
+
+    /// Ends the building from a stream, if the stream's guest fits in.
+    pub(super) fn finish_restore(&mut self, saved: &SavedGuest) -> Result<(), &'static str> {
+        let made_for = (self.uuid, self.boot, self.memory_kib, self.vcpus);
+        if made_for != (saved.uuid, saved.boot, saved.memory_kib, saved.vcpus) {
+            return Err("the stream is of another guest");
+        }
+        self.state = GuestState::Restored;
+        self.booted = true;
+        self.counts_from = saved.counts.then(|| saved.ran.as_secs() + 1);
+        self.ran = saved.ran;
+        self.stop = saved.stop;
+        Ok(())
     }
 
     /// A running domain that somebody else made.
@@ -66,9 +131,13 @@ impl Guest {
             uuid,
             domid,
             token: None,
+            boot: BootType::Pvh,
             memory_kib,
             vcpus: 1,
             state: GuestState::Running { since: now },
+            started: true,
+            booted: true,
+            counts_from: None,
             ran: SignedDuration::ZERO,
             stop: None,
             console: String::new(),
@@ -81,6 +150,8 @@ impl Guest {
             GuestState::HalfBuilt => (DomainState::HalfBuilt, None),
             GuestState::Paused => (DomainState::Paused, self.token),
             GuestState::Running { .. } => (DomainState::Running, self.token),
+            GuestState::Suspended => (DomainState::Suspended, self.token),
+            GuestState::Restored => (DomainState::Restored, None),
             GuestState::Shutdown(reason) => (DomainState::Shutdown(reason), self.token),
             GuestState::Dying { .. } => (DomainState::Dying, self.token),
         };
@@ -102,7 +173,8 @@ impl Guest {
     /// Lets a paused guest run.
     pub(super) fn unpause(&mut self, now: Timestamp) {
         if self.state == GuestState::Paused {
-            if self.console.is_empty() {
+            if !self.booted {
+                self.booted = true;
                 let (uuid, vcpus, memory) = (self.uuid, self.vcpus, self.memory_kib);
                 self.say(format_args!("Simulated guest {uuid} started with {vcpus} vCPUs and {memory} KiB"));
             }
@@ -116,6 +188,35 @@ impl Guest {
             self.ran = self.ran_until(now);
             self.state = GuestState::Paused;
         }
+    }
+
+    /// Suspends a running guest.
+    pub(super) fn suspend(&mut self, now: Timestamp) {
+        if matches!(self.state, GuestState::Running { .. }) {
+            self.ran = self.ran_until(now);
+            self.state = GuestState::Suspended;
+        }
+    }
+
+    /// Lets a suspended guest run on.
+    pub(super) fn resume(&mut self, now: Timestamp) {
+        if self.state == GuestState::Suspended {
+            self.state = GuestState::Running { since: now };
+        }
+    }
+
+    /// What it wrote to its console until now. What it counts is not kept, but follows from how long it ran; the last
+    /// of it is told.
+    pub(super) fn console(&self, now: Timestamp) -> String {
+        let mut text = self.console.clone();
+        if let (Some(from), true) = (self.counts_from, self.booted) {
+            let last = self.ran_until(now).as_secs();
+            for second in from.max(last - COUNTS_KEPT)..=last {
+                // Writing to a string cannot fail.
+                let _ = writeln!(text, "TICK {second}\r");
+            }
+        }
+        text
     }
 
     /// Makes the guest stop after it ran for `delay` from now on, unless it stops before that.
@@ -133,7 +234,11 @@ impl Guest {
                 self.stop.map(|stop| later(since, stop.after.saturating_sub(self.ran)))
             }
             GuestState::Dying { until } => Some(until),
-            GuestState::HalfBuilt | GuestState::Paused | GuestState::Shutdown(_) => None,
+            GuestState::HalfBuilt
+            | GuestState::Paused
+            | GuestState::Suspended
+            | GuestState::Restored
+            | GuestState::Shutdown(_) => None,
         }
     }
 
@@ -147,6 +252,7 @@ impl Guest {
                 StopReason::Vanished => "Gone",
             };
             self.say(format_args!("{word}"));
+            self.ran = stop.after;
             self.state = GuestState::Shutdown(stop.reason);
         }
     }
@@ -156,6 +262,8 @@ impl Guest {
             GuestState::Running { since } => self.ran.saturating_add(now.duration_since(since)),
             GuestState::HalfBuilt
             | GuestState::Paused
+            | GuestState::Suspended
+            | GuestState::Restored
             | GuestState::Shutdown(_)
             | GuestState::Dying { .. } => self.ran,
         }
@@ -177,9 +285,14 @@ pub(super) fn signed(span: Duration) -> SignedDuration {
     SignedDuration::try_from(span).unwrap_or(SignedDuration::MAX)
 }
 
+/// What follows `name` in the last word of a command line that begins so.
+fn word<'a>(command_line: &'a str, name: &str) -> Option<&'a str> {
+    command_line.split_whitespace().rev().find_map(|word| word.strip_prefix(name))
+}
+
 /// What the guest is told to do by its kernel's command line. The lab's guest understands the same words.
 fn asked_stop(command_line: &str) -> Option<Stop> {
-    let value = |name: &str| command_line.split_whitespace().rev().find_map(|word| word.strip_prefix(name));
+    let value = |name: &str| word(command_line, name);
     let reason = match value("kubexen.exit=")? {
         "poweroff" => StopReason::Poweroff,
         "reboot" => StopReason::Reboot,

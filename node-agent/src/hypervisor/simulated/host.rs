@@ -60,7 +60,7 @@ impl SimulatedHost {
         self.with(|model, _| Ok(model.guests().map(super::guest::Guest::info).collect()))
     }
 
-    /// Every beginning and end of a domain that has a token, in their order. A host in a folder keeps them in
+    /// When every domain that has a token could run, in the order of time. A host in a folder keeps them in
     /// `starts.log` alone, one in memory for as long as it lives.
     ///
     /// # Errors
@@ -110,17 +110,54 @@ impl SimulatedHost {
 
     /// Refuses each of the next `creates`; nothing is left of them.
     pub fn refuse_creates(&self, creates: u32) {
-        self.lock().faults.refused_creates = creates;
+        self.lock().faults.creates.refused = creates;
     }
 
     /// Lets each of the next `creates` hang until its time limit; a half-built domain is left.
     pub fn hang_creates(&self, creates: u32) {
-        self.lock().faults.hanging_creates = creates;
+        self.lock().faults.creates.hanging = creates;
     }
 
     /// Does each of the next `creates`, but tells nobody: they end at their time limit, and the domain is whole.
     pub fn lose_creates(&self, creates: u32) {
-        self.lock().faults.lost_creates = creates;
+        self.lock().faults.creates.lost = creates;
+    }
+
+    /// Refuses each of the next `suspends`; the guest runs on.
+    pub fn refuse_suspends(&self, suspends: u32) {
+        self.lock().faults.suspends.refused = suspends;
+    }
+
+    /// Lets each of the next `suspends` hang until its time limit once the guest is suspended and before the stream is
+    /// whole; the guest is left suspended.
+    pub fn hang_suspends(&self, suspends: u32) {
+        self.lock().faults.suspends.hanging = suspends;
+    }
+
+    /// Does each of the next `suspends`, but tells nobody: the stream is whole, and the call ends at its time limit.
+    pub fn lose_suspends(&self, suspends: u32) {
+        self.lock().faults.suspends.lost = suspends;
+    }
+
+    /// Breaks the stream of the next suspend once this many bytes were written; the guest runs on.
+    pub fn break_suspend(&self, at_byte: u64) {
+        self.lock().faults.break_suspend = Some(at_byte);
+    }
+
+    /// Refuses each of the next `restores`; nothing is left of them.
+    pub fn refuse_restores(&self, restores: u32) {
+        self.lock().faults.restores.refused = restores;
+    }
+
+    /// Lets each of the next `restores` hang until its time limit; a half-built domain is left.
+    pub fn hang_restores(&self, restores: u32) {
+        self.lock().faults.restores.hanging = restores;
+    }
+
+    /// Does each of the next `restores`, but tells nobody: they end at their time limit, and the domain waits to be
+    /// claimed.
+    pub fn lose_restores(&self, restores: u32) {
+        self.lock().faults.restores.lost = restores;
     }
 
     /// Changes when the model does.

@@ -1,6 +1,6 @@
 //! What a simulated host keeps on disk, so that its guests outlive the agent's process as a real host's do.
 //!
-//! `host.json` tells the boot, `<uuid>.json` one domain each, and `starts.log` every domain's beginning and end. Files
+//! `host.json` tells the boot, `<uuid>.json` one domain each, and `starts.log` when every domain could run. Files
 //! are replaced by renaming, so that a process killed at any moment leaves each file whole. They are not synced: a
 //! simulated host does not outlive the machine.
 
@@ -15,30 +15,36 @@ use std::{
 };
 use uuid::Uuid;
 
-/// A line of `starts.log`: a domain with a token began or ceased to exist.
+/// A line of `starts.log`: from now on a domain with a token can run, or it no longer can.
 ///
-/// The beginning is written before the domain exists and the end after it is gone, so a domain never exists outside
-/// of what the log tells. After a kill in between, the next start of the model writes the missing end.
+/// That it can is written before it is so, and that it cannot after it is so; so a domain never runs outside of what the
+/// log tells. After a kill in between, the next start of the model writes what is missing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StartRecord {
-    /// Which of the two.
+    /// Which of them.
     pub event: StartEvent,
     /// The domain's UUID.
     pub uuid: Uuid,
-    /// The ownership token it was made under.
+    /// Its ownership token.
     pub token: u64,
     /// When, by the model's clock.
     pub at: Timestamp,
 }
 
-/// Whether a domain began or ceased to exist.
+/// What happened to a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum StartEvent {
-    /// Its building begins.
+    /// Its building begins; or, if it was restored, it is let run for the first time.
     Start,
-    /// It is gone.
+    /// It was suspended and stands still.
+    Suspend,
+    /// It runs on where it was suspended.
+    Resume,
+    /// It has this token from now on.
+    Claim,
+    /// It is gone. This follows [`StartEvent::Suspend`] too.
     Stop,
 }
 

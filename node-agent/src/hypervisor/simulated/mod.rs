@@ -4,45 +4,45 @@
 //! memory or in a folder, and outlives the agent. A [`SimulatedHypervisor`] is what one run of the agent speaks to.
 //!
 //! Guests understand the words on the kernel command line that the lab's guest understands: `kubexen.exit=poweroff`,
-//! `reboot` or `crash`, and `kubexen.exit-after=SECONDS`.
+//! `reboot` or `crash`, `kubexen.exit-after=SECONDS`, and `kubexen.count`, without which they do not count.
 
 mod guest;
 mod host;
 mod ledger;
 mod model;
 mod profile;
+mod stream;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 pub use host::SimulatedHost;
 pub use ledger::{StartEvent, StartRecord};
 pub use profile::Profile;
 
-use super::{DomId, DomainConfig, DomainInfo, HostFacts, Hypervisor, HypervisorError};
+use super::{
+    DomId, DomainConfig, DomainInfo, HostFacts, Hypervisor, HypervisorError, Incoming, OnProgress, Outgoing,
+    Sent, SuspendMode,
+};
 use async_trait::async_trait;
 use guest::{Guest, GuestState};
 use host::span;
 use kubexen_crds::domain::StopReason;
 use kubexen_runtime::Clock;
-use model::Model;
+use model::{Course, Model};
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
+use transfer::Transfers;
 use uuid::Uuid;
 
 /// What one run of the agent speaks to. Dropping it leaves the host and its guests alone.
 #[derive(Debug)]
 pub struct SimulatedHypervisor {
     host: SimulatedHost,
+    transfers: Transfers,
     /// Tells of what guests do by themselves.
     _alarm: AbortOnDropHandle<()>,
-}
-
-/// What became of a domain that was just begun.
-enum Build {
-    Ends,
-    Hangs,
-    EndsUntold,
 }
 
 impl SimulatedHypervisor {
@@ -50,7 +50,7 @@ impl SimulatedHypervisor {
     #[must_use]
     pub fn new(host: SimulatedHost) -> Self {
         let alarm = AbortOnDropHandle::new(tokio::spawn(alarm(host.clone())));
-        Self { host, _alarm: alarm }
+        Self { host, transfers: Transfers::default(), _alarm: alarm }
     }
 
     /// Speaks to the host that is kept in `folder`. Call it inside a tokio runtime.
@@ -74,6 +74,27 @@ impl SimulatedHypervisor {
     ) -> Result<T, HypervisorError> {
         tokio::task::yield_now().await;
         self.host.call(call)
+    }
+
+    /// Takes the domain apart that has this UUID, and this number if one is given.
+    async fn take_apart(&self, uuid: Uuid, only: Option<DomId>) -> Result<(), HypervisorError> {
+        let killed = self
+            .call(|model, now| match model.get(uuid) {
+                Ok(guest) if only.is_none_or(|only| guest.domid == only) => model.kill(uuid, now),
+                Ok(_) | Err(_) => Ok(None),
+            })
+            .await?;
+        let Some(domid) = killed else { return Ok(()) };
+        loop {
+            let wait = self
+                .call(|model, now| {
+                    let same = model.get(uuid).ok().filter(|guest| guest.domid == domid);
+                    Ok(same.and_then(Guest::due).map(|due| span(now, due)))
+                })
+                .await?;
+            let Some(wait) = wait else { return Ok(()) };
+            tokio::time::sleep(wait).await;
+        }
     }
 
     /// Changes a domain that is whole.
@@ -139,24 +160,14 @@ impl Hypervisor for SimulatedHypervisor {
     }
 
     async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {
-        let (domid, build, profile) = self
+        let (domid, course, profile) = self
             .call(|model, now| {
-                let domid = model.begin(config, now)?;
-                let build = if model.faults.hanging_creates > 0 {
-                    model.faults.hanging_creates -= 1;
-                    Build::Hangs
-                } else if model.faults.lost_creates > 0 {
-                    model.faults.lost_creates -= 1;
-                    Build::EndsUntold
-                } else {
-                    Build::Ends
-                };
-                Ok((domid, build, model.profile.clone()))
+                model.begin(config, now).map(|(domid, course)| (domid, course, model.profile.clone()))
             })
             .await?;
         let limit = profile.call_limit;
         let timed_out = || HypervisorError::TimedOut { call: "create", limit };
-        if matches!(build, Build::Hangs) || profile.create_time > limit {
+        if course == Course::Hangs || profile.create_time > limit {
             tokio::time::sleep(limit).await;
             return Err(timed_out());
         }
@@ -173,7 +184,7 @@ impl Hypervisor for SimulatedHypervisor {
             }),
         })
         .await?;
-        if matches!(build, Build::EndsUntold) {
+        if course == Course::EndsUntold {
             tokio::time::sleep(limit.saturating_sub(profile.create_time)).await;
             return Err(timed_out());
         }
@@ -181,7 +192,7 @@ impl Hypervisor for SimulatedHypervisor {
     }
 
     async fn unpause(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.change("unpause", uuid, |guest, now, _| guest.unpause(now)).await
+        self.call(|model, now| model.unpause(uuid, now)).await
     }
 
     async fn pause(&self, uuid: Uuid) -> Result<(), HypervisorError> {
@@ -197,22 +208,40 @@ impl Hypervisor for SimulatedHypervisor {
         .await
     }
 
+    async fn suspend(
+        &self,
+        uuid: Uuid,
+        mode: SuspendMode,
+        stream: Outgoing,
+        progress: OnProgress,
+    ) -> Result<Sent, HypervisorError> {
+        self.suspend_to(uuid, mode, stream, progress).await
+    }
+
+    async fn restore(&self, config: &DomainConfig, stream: Incoming) -> Result<DomId, HypervisorError> {
+        self.restore_from(config, stream).await
+    }
+
+    async fn claim(&self, uuid: Uuid, token: u64) -> Result<(), HypervisorError> {
+        self.call(|model, now| model.claim(uuid, token, now)).await
+    }
+
+    async fn resume(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.call(|model, now| model.resume(uuid, now)).await
+    }
+
+    async fn abort(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.transfers.abort(uuid).await;
+        Ok(())
+    }
+
     async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        let Some(domid) = self.call(|model, now| model.kill(uuid, now)).await? else { return Ok(()) };
-        loop {
-            let wait = self
-                .call(|model, now| {
-                    let same = model.get(uuid).ok().filter(|guest| guest.domid == domid);
-                    Ok(same.and_then(Guest::due).map(|due| span(now, due)))
-                })
-                .await?;
-            let Some(wait) = wait else { return Ok(()) };
-            tokio::time::sleep(wait).await;
-        }
+        self.transfers.abort(uuid).await;
+        self.take_apart(uuid, None).await
     }
 
     async fn console(&self, uuid: Uuid) -> Result<Vec<u8>, HypervisorError> {
-        self.call(|model, _| Ok(model.get(uuid)?.console.clone().into_bytes())).await
+        self.call(|model, now| Ok(model.get(uuid)?.console(now).into_bytes())).await
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -28,9 +28,46 @@ pub(super) struct Model {
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     pub(super) unreachable: bool,
-    pub(super) refused_creates: u32,
-    pub(super) hanging_creates: u32,
-    pub(super) lost_creates: u32,
+    pub(super) creates: CallFaults,
+    pub(super) suspends: CallFaults,
+    pub(super) restores: CallFaults,
+    /// The byte at which the stream of the next suspend breaks.
+    pub(super) break_suspend: Option<u64>,
+}
+
+/// How many of the next calls of a kind fail in each way.
+#[derive(Debug, Default)]
+pub(super) struct CallFaults {
+    pub(super) refused: u32,
+    pub(super) hanging: u32,
+    pub(super) lost: u32,
+}
+
+/// How a call goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Course {
+    Ends,
+    /// Until its time limit.
+    Hangs,
+    /// It does its work, and its answer is lost.
+    EndsUntold,
+}
+
+impl CallFaults {
+    /// How the next call goes, or that it is refused.
+    pub(super) fn next(&mut self, call: &'static str) -> Result<Course, HypervisorError> {
+        for (count, course) in [
+            (&mut self.refused, None),
+            (&mut self.hanging, Some(Course::Hangs)),
+            (&mut self.lost, Some(Course::EndsUntold)),
+        ] {
+            if *count > 0 {
+                *count -= 1;
+                return course.ok_or_else(|| refused(call, "refusal injected"));
+            }
+        }
+        Ok(Course::Ends)
+    }
 }
 
 /// Numbers from here on are Xen's own (`DOMID_FIRST_RESERVED`).
@@ -63,14 +100,21 @@ impl Model {
         let mut open = BTreeMap::new();
         for record in ledger.records().map_err(lost)? {
             match record.event {
-                StartEvent::Start => open.insert(record.uuid, record.token),
-                StartEvent::Stop => open.remove(&record.uuid),
-            };
+                StartEvent::Start | StartEvent::Resume | StartEvent::Claim | StartEvent::Suspend => {
+                    open.insert(record.uuid, (record.token, record.event));
+                }
+                StartEvent::Stop => drop(open.remove(&record.uuid)),
+            }
         }
         (model.guests, model.ledger) = (found.guests, Some(ledger));
-        for (uuid, token) in open {
-            if model.guests.get(&uuid).is_none_or(|guest| guest.token != Some(token)) {
-                model.record(StartEvent::Stop, uuid, Some(token), now)?;
+        for (uuid, (token, last)) in open {
+            let state = model.guests.get(&uuid).filter(|guest| guest.started).map(|guest| guest.state);
+            match state {
+                None => model.record(StartEvent::Stop, uuid, Some(token), now)?,
+                Some(GuestState::Suspended) if last != StartEvent::Suspend => {
+                    model.record(StartEvent::Suspend, uuid, Some(token), now)?;
+                }
+                Some(_) => {}
             }
         }
         Ok(model)
@@ -102,12 +146,15 @@ impl Model {
 
     /// A domain that can be paused, unpaused and asked: neither half built nor being taken apart.
     pub(super) fn whole(&self, call: &'static str, uuid: Uuid) -> Result<&Guest, HypervisorError> {
-        let refused = |detail: &str| HypervisorError::Refused { call, detail: detail.to_owned() };
         let guest = self.get(uuid)?;
         match guest.state {
-            GuestState::HalfBuilt => Err(refused("the domain is half built")),
-            GuestState::Dying { .. } => Err(refused("the domain is being taken apart")),
-            GuestState::Paused | GuestState::Running { .. } | GuestState::Shutdown(_) => Ok(guest),
+            GuestState::HalfBuilt => Err(refused(call, "the domain is half built")),
+            GuestState::Dying { .. } => Err(refused(call, "the domain is being taken apart")),
+            GuestState::Paused
+            | GuestState::Running { .. }
+            | GuestState::Suspended
+            | GuestState::Restored
+            | GuestState::Shutdown(_) => Ok(guest),
         }
     }
 
@@ -139,27 +186,98 @@ impl Model {
     }
 
     /// Begins to build a domain.
-    pub(super) fn begin(&mut self, config: &DomainConfig, now: Timestamp) -> Result<DomId, HypervisorError> {
-        let refused = |detail: &str| HypervisorError::Refused { call: "create", detail: detail.to_owned() };
+    pub(super) fn begin(
+        &mut self,
+        config: &DomainConfig,
+        now: Timestamp,
+    ) -> Result<(DomId, Course), HypervisorError> {
+        self.make_room("create", config)?;
+        let course = self.faults.creates.next("create")?;
+        let domid = self.take_domid()?;
+        self.record(StartEvent::Start, config.uuid, Some(config.token), now)?;
+        self.put(Guest::half_built(domid, config))?;
+        Ok((domid, course))
+    }
+
+    /// Begins to build a domain from a stream.
+    pub(super) fn begin_restore(
+        &mut self,
+        config: &DomainConfig,
+    ) -> Result<(DomId, Course), HypervisorError> {
+        self.make_room("restore", config)?;
+        let course = self.faults.restores.next("restore")?;
+        let domid = self.take_domid()?;
+        self.put(Guest::half_restored(domid, config))?;
+        Ok((domid, course))
+    }
+
+    fn make_room(&self, call: &'static str, config: &DomainConfig) -> Result<(), HypervisorError> {
         if self.guests.contains_key(&config.uuid) {
             return Err(HypervisorError::AlreadyExists(config.uuid));
         }
         if config.vcpus == 0 || config.memory_kib == 0 {
-            return Err(refused("a domain needs a vCPU and memory"));
-        }
-        if self.faults.refused_creates > 0 {
-            self.faults.refused_creates -= 1;
-            return Err(refused("refusal injected"));
+            return Err(refused(call, "a domain needs a vCPU and memory"));
         }
         let free = self.free_kib();
         if config.memory_kib > free {
             let detail = format!("{free} KiB are free, {} KiB are needed", config.memory_kib);
             return Err(HypervisorError::OutOfMemory(detail));
         }
-        let domid = self.take_domid()?;
-        self.record(StartEvent::Start, config.uuid, Some(config.token), now)?;
-        self.put(Guest::half_built(domid, config))?;
-        Ok(domid)
+        Ok(())
+    }
+
+    /// Lets a paused domain run.
+    pub(super) fn unpause(&mut self, uuid: Uuid, now: Timestamp) -> Result<(), HypervisorError> {
+        let mut guest = self.whole("unpause", uuid)?.clone();
+        if guest.state == GuestState::Restored {
+            return Err(refused("unpause", "the restored domain was not claimed"));
+        }
+        if guest.state != GuestState::Paused {
+            return Ok(());
+        }
+        if !guest.started {
+            guest.started = true;
+            self.record(StartEvent::Start, uuid, guest.token, now)?;
+        }
+        guest.unpause(now);
+        self.put(guest)
+    }
+
+    /// A running domain can no longer run.
+    pub(super) fn suspend(&mut self, uuid: Uuid, now: Timestamp) -> Result<(), HypervisorError> {
+        let mut guest = self.whole("suspend", uuid)?.clone();
+        if !matches!(guest.state, GuestState::Running { .. }) {
+            return Err(refused("suspend", "the domain does not run"));
+        }
+        guest.suspend(now);
+        let token = guest.token;
+        self.put(guest)?;
+        self.record(StartEvent::Suspend, uuid, token, now)
+    }
+
+    /// Lets a suspended domain run on; others stay as they are.
+    pub(super) fn resume(&mut self, uuid: Uuid, now: Timestamp) -> Result<(), HypervisorError> {
+        let mut guest = self.get(uuid)?.clone();
+        if guest.state != GuestState::Suspended {
+            return Ok(());
+        }
+        self.record(StartEvent::Resume, uuid, guest.token, now)?;
+        guest.resume(now);
+        self.put(guest)
+    }
+
+    /// Gives a restored or whole domain its token.
+    pub(super) fn claim(&mut self, uuid: Uuid, token: u64, now: Timestamp) -> Result<(), HypervisorError> {
+        let mut guest = self.whole("claim", uuid)?.clone();
+        if guest.state == GuestState::Restored {
+            guest.state = GuestState::Paused;
+        } else if guest.token.is_none() {
+            return Err(refused("claim", "others made the domain"));
+        }
+        guest.token = Some(token);
+        let started = guest.started;
+        self.put(guest)?;
+        if started { self.record(StartEvent::Claim, uuid, Some(token), now) } else { Ok(()) }
     }
 
     /// Adds a running domain that somebody else made.
@@ -215,10 +333,10 @@ impl Model {
         }
         self.guests.remove(&guest.uuid);
         self.changed = true;
-        self.record(StartEvent::Stop, guest.uuid, guest.token, now)
+        self.record(StartEvent::Stop, guest.uuid, guest.token.filter(|_| guest.started), now)
     }
 
-    /// Logs the beginning or the end of a domain that has a token; those of others are none of our business.
+    /// Logs what happened to a domain that has a token; those of others are none of our business.
     fn record(
         &mut self,
         event: StartEvent,
@@ -247,12 +365,16 @@ impl Model {
                 return Ok(domid);
             }
         }
-        Err(HypervisorError::Refused { call: "create", detail: "no domain number is free".into() })
+        Err(refused("create", "no domain number is free"))
     }
 
     fn save_host(&self) -> Result<(), HypervisorError> {
         self.ledger.as_ref().map_or(Ok(()), |ledger| ledger.save_host(&self.host)).map_err(lost)
     }
+}
+
+pub(super) fn refused(call: &'static str, detail: &str) -> HypervisorError {
+    HypervisorError::Refused { call, detail: detail.to_owned() }
 }
 
 /// The identity of the boot of a host at this moment.

@@ -3,7 +3,9 @@
 use crate::hypervisor::HostFacts;
 use kubexen_crds::ByteQuantity;
 use serde::{Deserialize, Deserializer, de::Error};
-use std::time::Duration;
+use std::{num::NonZeroU64, time::Duration};
+
+const GIB: NonZeroU64 = NonZeroU64::new(1 << 30).unwrap();
 
 /// What a simulated host has and how fast it is, from the agent's configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -29,6 +31,8 @@ pub struct Profile {
     /// file, where `null` means none; default: 50.
     #[serde(rename = "shutdownMillis", deserialize_with = "optional_millis")]
     pub shutdown_time: Option<Duration>,
+    /// How many bytes of a guest's memory are copied in a second. Default: 1 GiB.
+    pub migration_bytes_per_second: NonZeroU64,
     /// Time limit of each call to the model. `callLimitMillis` in the file; default: 60000.
     #[serde(rename = "callLimitMillis", deserialize_with = "millis")]
     pub call_limit: Duration,
@@ -44,6 +48,7 @@ impl Default for Profile {
             create_time: Duration::from_millis(20),
             destroy_time: Duration::from_millis(10),
             shutdown_time: Some(Duration::from_millis(50)),
+            migration_bytes_per_second: GIB,
             call_limit: Duration::from_mins(1),
         }
     }
@@ -51,7 +56,7 @@ impl Default for Profile {
 
 impl Profile {
     /// The facts of a host like this in the boot `boot_id`.
-    pub(super) fn facts(&self, boot_id: &str) -> HostFacts {
+    pub(in crate::hypervisor) fn facts(&self, boot_id: &str) -> HostFacts {
         let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
         HostFacts {
             boot_id: boot_id.to_owned(),

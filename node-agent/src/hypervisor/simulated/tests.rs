@@ -1,9 +1,11 @@
 //! Tests of the simulated host.
 
+mod streams;
+
 use super::*;
 use crate::hypervisor::{
     BootType, DomainState, KernelImage,
-    conformance::{Bench, Guests, Outcome},
+    conformance::{Bench, Guests, Outcome, cases},
 };
 use jiff::Timestamp;
 use kubexen_runtime::clock::{SystemClock, VirtualClock};
@@ -37,6 +39,7 @@ fn config(number: u128, words: &str) -> DomainConfig {
 }
 
 async fn conforms(hypervisor: SimulatedHypervisor) {
+    let folder = tempfile::tempdir().unwrap();
     let guests = Guests {
         kernel: kernel(""),
         hvm_kernel: Some(kernel("")),
@@ -44,14 +47,15 @@ async fn conforms(hypervisor: SimulatedHypervisor) {
         memory_kib: 128 * MIB,
         disk: Some("/dev/simulated/local/1".into()),
         bridge: Some("br-lan".into()),
+        folder: folder.path().to_owned(),
         checks_kernel_file: false,
     };
     let bench = Bench::new(Arc::new(hypervisor), guests, Duration::from_secs(10));
-    let findings = bench.run_all("", |_| {}).await;
+    let findings = bench.run_all(cases(), |_| {}).await;
     let failed: Vec<_> =
         findings.iter().filter(|finding| matches!(finding.outcome, Outcome::Failed(_))).collect();
     assert!(failed.is_empty(), "{failed:#?}");
-    assert!(findings.iter().filter(|finding| finding.outcome == Outcome::Passed).count() > 20);
+    assert!(findings.iter().filter(|finding| finding.outcome == Outcome::Passed).count() > 30);
 }
 
 #[tokio::test(start_paused = true)]

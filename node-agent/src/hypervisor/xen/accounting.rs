@@ -72,6 +72,14 @@ pub struct Account {
     pub vcpus: u32,
 }
 
+impl Account {
+    /// Whether its state was saved and it was not resumed since.
+    #[must_use]
+    pub fn is_suspended(&self) -> bool {
+        !self.dying && self.shutdown == Some(ShutdownReason::Suspend)
+    }
+}
+
 /// The host as Xen accounts for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostAccount {

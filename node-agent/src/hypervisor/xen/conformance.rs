@@ -3,7 +3,7 @@
 use super::{XenHypervisor, XenOptions};
 use crate::hypervisor::{
     KernelImage,
-    conformance::{Bench, Finding, Guests, Outcome, cases},
+    conformance::{Bench, Case, Finding, Guests, Outcome, cases, cases_without_streams},
 };
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
@@ -13,6 +13,15 @@ pub struct Arguments {
     /// Run only cases whose name contains this.
     #[arg(default_value = "")]
     filter: String,
+    /// Leave out the cases that suspend and restore guests, which take a minute each on an emulated machine.
+    #[arg(long)]
+    without_streams: bool,
+    /// How many machines share the suite; each case runs on one of them.
+    #[arg(long, default_value_t = 1)]
+    parts: usize,
+    /// Which of them this one is, from 0 on.
+    #[arg(long, default_value_t = 0)]
+    part: usize,
     /// Folder for state; consoles are kept below it.
     #[arg(long, default_value = "/run/kubexen-conformance")]
     state: PathBuf,
@@ -37,6 +46,9 @@ pub struct Arguments {
     /// Block device to give to guests. Its content is lost.
     #[arg(long)]
     disk: Option<PathBuf>,
+    /// Folder with room for the memory of a guest that is suspended.
+    #[arg(long, default_value = "/var/tmp/kubexen-conformance")]
+    folder: PathBuf,
     /// Bridge to plug guests into.
     #[arg(long)]
     bridge: Option<String>,
@@ -72,11 +84,21 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         options.device_model.clone_from(&arguments.device_model);
         let xen = Arc::new(XenHypervisor::start(options)?);
         let bench = Bench::new(xen, guests(arguments), Duration::from_secs(arguments.patience));
-        let chosen = cases().iter().filter(|case| case.name.contains(&arguments.filter)).count();
-        println!("\nrunning {chosen} tests");
-        let findings = bench.run_all(&arguments.filter, tell).await;
+        let chosen = chosen(arguments);
+        println!("\nrunning {} tests", chosen.len());
+        let findings = bench.run_all(chosen, tell).await;
         Ok(summary(&findings))
     })
+}
+
+fn chosen(arguments: &Arguments) -> Vec<&'static Case> {
+    let all: Vec<_> =
+        if arguments.without_streams { cases_without_streams().collect() } else { cases().collect() };
+    let named = all.into_iter().filter(|case| case.name.contains(&arguments.filter)).enumerate();
+    named
+        .filter(|(number, _)| number % arguments.parts.max(1) == arguments.part)
+        .map(|(_, case)| case)
+        .collect()
 }
 
 fn guests(arguments: &Arguments) -> Guests {
@@ -92,6 +114,7 @@ fn guests(arguments: &Arguments) -> Guests {
         memory_kib: arguments.memory * 1024,
         disk: arguments.disk.clone(),
         bridge: arguments.bridge.clone(),
+        folder: arguments.folder.clone(),
         checks_kernel_file: true,
     }
 }

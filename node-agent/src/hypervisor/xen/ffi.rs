@@ -9,6 +9,7 @@
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
+    os::fd::{AsRawFd, BorrowedFd},
     ptr,
 };
 use uuid::Uuid;
@@ -33,9 +34,17 @@ const TRIGGER_POWER: c_int = 1;
 /// `ERROR_NONSPECIFIC`, for what libxl reports without a number.
 const NONSPECIFIC: c_int = -1;
 /// `ERROR_INVAL`.
-const INVALID: c_int = -6;
+pub const INVALID: c_int = -6;
 /// `ERROR_DOMAIN_NOTFOUND`.
 const DOMAIN_NOT_FOUND: c_int = -21;
+/// `LIBXL_SUSPEND_LIVE`.
+const SUSPEND_LIVE: c_int = 2;
+/// The guest is told that it was not restored anywhere, which Linux has understood since 2.6 and other PV drivers do too.
+const CANCEL_SUSPEND: c_int = 1;
+/// No descriptor: only COLO has one that sends back.
+const NO_DESCRIPTOR: c_int = -1;
+/// The stream format that every release since Xen 4.6 writes; the structure's own default is the one before it.
+const RESTORE_PARAMETERS: &CStr = cr#"{"checkpointed_stream": 0, "stream_version": 2}"#;
 /// `INVALID_DOMID`: no domain yet.
 const INVALID_DOMID: u32 = u32::MAX;
 
@@ -104,6 +113,12 @@ functions! {
     libxl_domain_destroy: fn(Context, u32, Asynchronous) -> c_int;
     libxl_domain_unpause: fn(Context, u32, Asynchronous) -> c_int;
     libxl_send_trigger: fn(Context, u32, c_int, u32, Asynchronous) -> c_int;
+    libxl_domain_suspend: fn(Context, u32, c_int, c_int, Asynchronous) -> c_int;
+    libxl_domain_resume: fn(Context, u32, c_int, Asynchronous) -> c_int;
+    libxl_domain_restore_params_init: fn(Object);
+    libxl_domain_restore_params_from_json: fn(Context, Object, *const c_char) -> c_int;
+    libxl_domain_restore_params_dispose: fn(Object);
+    libxl_domain_create_restore: fn(Context, Object, *mut u32, c_int, c_int, Object, Asynchronous, *const c_void) -> c_int;
 }
 
 unsafe extern "C" {
@@ -196,18 +211,85 @@ impl Libxl {
 
     /// Builds a domain, which is left paused, and returns its number.
     pub fn create(&self, config: &serde_json::Value) -> Result<u16, CallError> {
+        self.with_config(config, |config| {
+            let mut domid = INVALID_DOMID;
+            // SAFETY: `config` is filled, `domid` a valid place for the result; null makes the call synchronous and
+            // asks for no news of the console.
+            check(unsafe {
+                (self.functions.libxl_domain_create_new)(
+                    self.context,
+                    config,
+                    &raw mut domid,
+                    ptr::null(),
+                    ptr::null(),
+                )
+            })?;
+            Ok(domid)
+        })
+    }
+
+    /// Builds a domain from a stream, which is left paused, and returns its number.
+    pub fn restore(&self, config: &serde_json::Value, stream: BorrowedFd<'_>) -> Result<u16, CallError> {
+        let mut room = Room::new();
+        let parameters = room.object();
+        // SAFETY: `parameters` is zeroed, aligned for any type, and larger than the structure.
+        unsafe { (self.functions.libxl_domain_restore_params_init)(parameters) };
+        // SAFETY: it is initialised, and the text ends with a zero and is only read.
+        let result = check(unsafe {
+            (self.functions.libxl_domain_restore_params_from_json)(
+                self.context,
+                parameters,
+                RESTORE_PARAMETERS.as_ptr(),
+            )
+        })
+        .and_then(|()| self.with_config(config, |config| self.restore_from(config, parameters, stream)));
+        // SAFETY: it was initialised above and is used no more; what it points to was allocated by libxl.
+        unsafe { (self.functions.libxl_domain_restore_params_dispose)(parameters) };
+        result
+    }
+
+    fn restore_from(
+        &self,
+        config: Object,
+        parameters: Object,
+        stream: BorrowedFd<'_>,
+    ) -> Result<u32, CallError> {
+        let mut domid = INVALID_DOMID;
+        // SAFETY: `config` and `parameters` are filled, `domid` is a valid place for the result, the stream stays open
+        // during the call; null makes the call synchronous and asks for no news of the console.
+        check(unsafe {
+            (self.functions.libxl_domain_create_restore)(
+                self.context,
+                config,
+                &raw mut domid,
+                stream.as_raw_fd(),
+                NO_DESCRIPTOR,
+                parameters,
+                ptr::null(),
+                ptr::null(),
+            )
+        })?;
+        Ok(domid)
+    }
+
+    /// Fills a `libxl_domain_config`, makes sure that there is memory for it, and builds a domain from it.
+    fn with_config(
+        &self,
+        config: &serde_json::Value,
+        build: impl FnOnce(Object) -> Result<u32, CallError>,
+    ) -> Result<u16, CallError> {
         let text = CString::new(config.to_string()).map_err(|_| CallError::Refused(INVALID))?;
         let mut room = Room::new();
         let object = room.object();
         // SAFETY: `object` is zeroed, aligned for any type, and larger than the structure.
         unsafe { (self.functions.libxl_domain_config_init)(object) };
-        let result = self.create_from(object, &text);
+        let result = self.fill(object, &text).and_then(|()| build(object));
         // SAFETY: it was initialised above and is used no more; what it points to was allocated by libxl.
         unsafe { (self.functions.libxl_domain_config_dispose)(object) };
-        result
+        u16::try_from(result?).map_err(|_| CallError::Refused(NONSPECIFIC))
     }
 
-    fn create_from(&self, config: Object, text: &CStr) -> Result<u16, CallError> {
+    fn fill(&self, config: Object, text: &CStr) -> Result<(), CallError> {
         // SAFETY: `config` is initialised, `text` ends with a zero and is only read.
         check(unsafe {
             (self.functions.libxl_domain_config_from_json)(self.context, config, text.as_ptr())
@@ -222,19 +304,7 @@ impl Libxl {
         if need_kib > free_kib {
             return Err(CallError::OutOfMemory { need_kib, free_kib });
         }
-        let mut domid = INVALID_DOMID;
-        // SAFETY: `config` is filled, `domid` a valid place for the result; null makes the call synchronous and
-        // asks for no news of the console.
-        check(unsafe {
-            (self.functions.libxl_domain_create_new)(
-                self.context,
-                config,
-                &raw mut domid,
-                ptr::null(),
-                ptr::null(),
-            )
-        })?;
-        u16::try_from(domid).map_err(|_| CallError::Refused(NONSPECIFIC))
+        Ok(())
     }
 
     /// The UUID that the domain with this number has now.
@@ -268,6 +338,30 @@ impl Libxl {
     pub fn unpause(&self, domid: u16) -> Result<(), CallError> {
         // SAFETY: as above.
         check(unsafe { (self.functions.libxl_domain_unpause)(self.context, domid.into(), ptr::null()) })
+    }
+
+    /// Writes a domain's memory and state to a stream and leaves it suspended. When writing fails, the domain may be
+    /// left running or suspended.
+    pub fn suspend(&self, domid: u16, stream: BorrowedFd<'_>, live: bool) -> Result<(), CallError> {
+        let flags = if live { SUSPEND_LIVE } else { 0 };
+        // SAFETY: the context and the stream are open; null makes the call synchronous.
+        check(unsafe {
+            (self.functions.libxl_domain_suspend)(
+                self.context,
+                domid.into(),
+                stream.as_raw_fd(),
+                flags,
+                ptr::null(),
+            )
+        })
+    }
+
+    /// Lets a suspended domain run on, and its device model if it has one.
+    pub fn resume(&self, domid: u16) -> Result<(), CallError> {
+        // SAFETY: the context is open; null makes the call synchronous.
+        check(unsafe {
+            (self.functions.libxl_domain_resume)(self.context, domid.into(), CANCEL_SUSPEND, ptr::null())
+        })
     }
 
     /// Presses the ACPI power button of a domain. The virtual CPU does not matter for this trigger.

@@ -1,7 +1,7 @@
 //! How a domain is built and taken apart, and what can be said of one in between.
 //!
 //! Building has three steps that a crash may come between: libxl builds the domain, the mode is written, the token
-//! is written. A domain with a token is whole. Taking apart is libxl's, which removes the domain's xenstore nodes
+//! is written. A domain with a token is whole. One that was restored is [a special case](super::transfer). Taking apart is libxl's, which removes the domain's xenstore nodes
 //! before the domain itself, so what is left of an interrupted end looks like an interrupted beginning, and is
 //! treated so.
 
@@ -11,7 +11,8 @@ use super::{
     config::libxl_config,
     device_model, home, mode_path,
     protocol::{Outcome, Request, Target},
-    supervisor::CallError,
+    restored_path,
+    supervisor::{Answer, CallError},
     token_path,
 };
 use crate::hypervisor::{DomId, DomainConfig, DomainInfo, DomainState, HypervisorError};
@@ -27,7 +28,7 @@ use uuid::Uuid;
 /// Time limits. Building reads kernels from disk and runs hotplug scripts, each of which libxl gives 40 s.
 const CREATE: Duration = Duration::from_secs(120);
 const DESTROY: Duration = Duration::from_secs(90);
-const SHORT: Duration = Duration::from_secs(15);
+pub(super) const SHORT: Duration = Duration::from_secs(15);
 /// Time between two looks at a domain that Xen takes apart, and between two requests to take it apart.
 const POLL: Duration = Duration::from_millis(50);
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -35,13 +36,25 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 impl Inner {
     /// Builds a domain; see [`Hypervisor::create`](crate::hypervisor::Hypervisor::create).
     pub(super) async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {
-        let uuid = config.uuid;
+        self.make_room(config.uuid).await?;
+        let built = self.build(config).await;
+        self.leave_nothing(config.uuid, built).await
+    }
+
+    /// Makes sure that no domain has this UUID, and removes what an earlier one wrote, if it vanished without our doing.
+    pub(super) async fn make_room(&self, uuid: Uuid) -> Result<(), HypervisorError> {
         if self.accounting.find(uuid).await?.is_some() {
             return Err(HypervisorError::AlreadyExists(uuid));
         }
-        // What an earlier domain of this UUID wrote, if it vanished without our doing.
-        self.remove_files(uuid).await.map_err(|error| files(&error))?;
-        let mut built = self.build(config).await;
+        self.remove_files(uuid).await.map_err(|error| files(&error))
+    }
+
+    /// Removes what is left of a domain whose building failed.
+    pub(super) async fn leave_nothing(
+        &self,
+        uuid: Uuid,
+        mut built: Result<DomId, HypervisorError>,
+    ) -> Result<DomId, HypervisorError> {
         match &mut built {
             Err(HypervisorError::Refused { detail, .. }) => {
                 // libxl knows that a device model failed, but only the device model knows why.
@@ -51,7 +64,9 @@ impl Inner {
                 }
                 self.destroy(uuid).await?;
             }
-            Err(HypervisorError::OutOfMemory(_)) => self.destroy(uuid).await?,
+            Err(HypervisorError::OutOfMemory(_) | HypervisorError::StreamBroken { .. }) => {
+                self.destroy(uuid).await?;
+            }
             // After other errors the domain stays as it is, for the caller to look at.
             Ok(_) | Err(_) => {}
         }
@@ -67,13 +82,18 @@ impl Inner {
         };
         self.store.write(&mode_path(domid), mode_name(config.boot).as_bytes()).await?;
         self.store.write(&token_path(domid), config.token.to_string().as_bytes()).await?;
-        // The console is read before the guest runs; if that fails, the next round tries again.
-        if let Some(account) = self.accounting.find(config.uuid).await?
+        self.read_console(config.uuid).await?;
+        Ok(DomId(domid))
+    }
+
+    /// Begins to read a console before the guest runs; if that fails, the next round tries again.
+    pub(super) async fn read_console(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        if let Some(account) = self.accounting.find(uuid).await?
             && let Err(error) = self.consoles.attach(&account).await
         {
-            tracing::warn!(uuid = %config.uuid, "reading the console: {error}");
+            tracing::warn!(%uuid, "reading the console: {error}");
         }
-        Ok(DomId(domid))
+        Ok(())
     }
 
     /// Takes a domain apart; see [`Hypervisor::destroy`](crate::hypervisor::Hypervisor::destroy).
@@ -116,6 +136,10 @@ impl Inner {
         if !account.paused {
             return Ok(());
         }
+        if self.info(&account).await?.state == DomainState::Restored {
+            let detail = "the restored domain was not claimed".to_owned();
+            return Err(HypervisorError::Refused { call: "unpause", detail });
+        }
         if self.mode(account.domid).await? != Some(BootType::Hvm) {
             return self.accounting.unpause(uuid).await;
         }
@@ -143,18 +167,30 @@ impl Inner {
 
     /// What there is to say of a domain.
     pub(super) async fn info(&self, account: &Account) -> Result<DomainInfo, HypervisorError> {
-        let token =
-            self.store.read_text(&token_path(account.domid)).await?.and_then(|text| text.parse().ok());
-        let has_home =
-            token.is_some() || self.store.read(&format!("{}/name", home(account.domid))).await?.is_some();
+        let marks = self.marks(account.domid).await?;
         Ok(DomainInfo {
             uuid: account.uuid,
             domid: DomId(account.domid),
-            state: state(account, token, has_home),
-            token,
+            state: state(account, marks),
+            token: match marks {
+                Marks::Token(token) => Some(token),
+                Marks::Restored | Marks::Home | Marks::Nothing => None,
+            },
             memory_kib: account.memory_kib,
             vcpus: account.vcpus,
         })
+    }
+
+    async fn marks(&self, domid: u16) -> Result<Marks, HypervisorError> {
+        let token = self.store.read_text(&token_path(domid)).await?.and_then(|text| text.parse().ok());
+        if let Some(token) = token {
+            return Ok(Marks::Token(token));
+        }
+        if self.store.read(&restored_path(domid)).await?.is_some() {
+            return Ok(Marks::Restored);
+        }
+        let name = self.store.read(&format!("{}/name", home(domid))).await?;
+        Ok(name.map_or(Marks::Nothing, |_| Marks::Home))
     }
 
     async fn mode(&self, domid: u16) -> Result<Option<BootType>, HypervisorError> {
@@ -175,47 +211,68 @@ impl Inner {
     }
 
     /// One call of libxl, with its failures in the trait's terms.
-    async fn libxl(&self, request: Request, limit: Duration) -> Result<Outcome, HypervisorError> {
-        let call = request.call();
-        let target = match &request {
-            Request::Destroy(target) | Request::Unpause(target) | Request::PowerButton(target) => {
-                Some(*target)
-            }
-            Request::Version | Request::Create(_) => None,
-        };
-        let answer = self.supervisor.call(request, limit).await.map_err(|error| match error {
-            CallError::TimedOut => HypervisorError::TimedOut { call, limit },
-            CallError::Broken(_) | CallError::NotStarted(_) => {
-                HypervisorError::Unreachable(format!("{call}: {:#}", anyhow::Error::from(error)))
-            }
-        })?;
-        match (answer.outcome, target) {
-            (Outcome::Refused(code), _) => {
-                Err(HypervisorError::Refused { call, detail: format!("error {code}: {}", answer.log) })
-            }
-            (Outcome::OutOfMemory { need_kib, free_kib }, _) => Err(HypervisorError::OutOfMemory(format!(
-                "the domain needs {need_kib} KiB with its overhead, {free_kib} KiB are free"
-            ))),
-            (Outcome::NoSuchDomain, Some(target)) => Err(HypervisorError::NoSuchDomain(target.uuid)),
-            (outcome, _) => Ok(outcome),
-        }
+    pub(super) async fn libxl(&self, request: Request, limit: Duration) -> Result<Outcome, HypervisorError> {
+        let (call, target) = (request.call(), request.target());
+        outcome(call, target, limit, self.supervisor.call(request, limit).await)
     }
 }
 
-/// The state of a domain. `has_home` says whether its xenstore nodes are there.
+/// What became of a call of libxl, with its failures in the trait's terms.
+pub(super) fn outcome(
+    call: &'static str,
+    target: Option<Target>,
+    limit: Duration,
+    answer: Result<Answer, CallError>,
+) -> Result<Outcome, HypervisorError> {
+    let answer = answer.map_err(|error| match error {
+        CallError::TimedOut => HypervisorError::TimedOut { call, limit },
+        CallError::Broken(_) | CallError::NotStarted(_) => {
+            HypervisorError::Unreachable(format!("{call}: {:#}", anyhow::Error::from(error)))
+        }
+    })?;
+    match (answer.outcome, target) {
+        (Outcome::Refused(code), _) => {
+            Err(HypervisorError::Refused { call, detail: format!("error {code}: {}", answer.log) })
+        }
+        (Outcome::OutOfMemory { need_kib, free_kib }, _) => Err(HypervisorError::OutOfMemory(format!(
+            "the domain needs {need_kib} KiB with its overhead, {free_kib} KiB are free"
+        ))),
+        (Outcome::NoSuchDomain, Some(target)) => Err(HypervisorError::NoSuchDomain(target.uuid)),
+        (outcome, _) => Ok(outcome),
+    }
+}
+
+/// What xenstore tells of how far a domain has come, the furthest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Marks {
+    /// Its token.
+    Token(u64),
+    /// It was restored and waits to be claimed.
+    Restored,
+    /// Its nodes are there, and none of ours.
+    Home,
+    /// Nothing.
+    Nothing,
+}
+
+/// The state of a domain.
 ///
-/// A domain without a token was made by others, or its building or its end was interrupted. Those of the last two
-/// kinds are paused, and have never run or have lost their nodes.
-fn state(account: &Account, token: Option<u64>, has_home: bool) -> DomainState {
+/// A domain without a token was made by others, waits to be claimed, or its building or its end was interrupted. Those
+/// of the last two kinds are paused, and have never run or have lost their nodes.
+fn state(account: &Account, marks: Marks) -> DomainState {
     if account.dying {
         return DomainState::Dying;
     }
-    if token.is_none() && account.paused && (!account.has_run || !has_home) {
-        return DomainState::HalfBuilt;
+    if account.paused {
+        match marks {
+            Marks::Restored => return DomainState::Restored,
+            Marks::Home if !account.has_run => return DomainState::HalfBuilt,
+            Marks::Nothing => return DomainState::HalfBuilt,
+            Marks::Token(_) | Marks::Home => {}
+        }
     }
     match account.shutdown {
-        // A guest that was suspended is to be resumed by whoever suspended it; until then it is as good as paused.
-        Some(ShutdownReason::Suspend) => DomainState::Paused,
+        Some(ShutdownReason::Suspend) => DomainState::Suspended,
         Some(ShutdownReason::Poweroff) => DomainState::Shutdown(StopReason::Poweroff),
         Some(ShutdownReason::Reboot) => DomainState::Shutdown(StopReason::Reboot),
         Some(
@@ -229,7 +286,7 @@ fn state(account: &Account, token: Option<u64>, has_home: bool) -> DomainState {
     }
 }
 
-fn mode_name(boot: BootType) -> &'static str {
+pub(super) fn mode_name(boot: BootType) -> &'static str {
     match boot {
         BootType::Pvh => "PVH",
         BootType::Hvm => "HVM",
@@ -237,7 +294,7 @@ fn mode_name(boot: BootType) -> &'static str {
     }
 }
 
-fn unexpected(outcome: &Outcome) -> HypervisorError {
+pub(super) fn unexpected(outcome: &Outcome) -> HypervisorError {
     HypervisorError::Unreachable(format!("the libxl worker answered another question: {outcome:?}"))
 }
 
@@ -267,25 +324,32 @@ mod tests {
         for (account, expected) in
             [(RUNNING, DomainState::Running), (PAUSED, DomainState::Paused), (FRESH, DomainState::Paused)]
         {
-            assert_eq!(state(&account, Some(7), true), expected);
+            assert_eq!(state(&account, Marks::Token(7)), expected);
         }
     }
 
     #[test]
     fn a_domain_of_others_that_runs_or_was_paused_is_not_taken_for_half_built() {
-        assert_eq!(state(&RUNNING, None, true), DomainState::Running);
-        assert_eq!(state(&PAUSED, None, true), DomainState::Paused);
+        assert_eq!(state(&RUNNING, Marks::Home), DomainState::Running);
+        assert_eq!(state(&PAUSED, Marks::Home), DomainState::Paused);
         let stopped = Account { shutdown: Some(ShutdownReason::Poweroff), ..RUNNING };
-        assert_eq!(state(&stopped, None, true), DomainState::Shutdown(StopReason::Poweroff));
+        assert_eq!(state(&stopped, Marks::Home), DomainState::Shutdown(StopReason::Poweroff));
     }
 
     #[test]
     fn an_interrupted_beginning_and_an_interrupted_end_are_half_built() {
-        assert_eq!(state(&FRESH, None, true), DomainState::HalfBuilt);
-        assert_eq!(state(&FRESH, None, false), DomainState::HalfBuilt);
-        assert_eq!(state(&PAUSED, None, false), DomainState::HalfBuilt);
+        assert_eq!(state(&FRESH, Marks::Home), DomainState::HalfBuilt);
+        assert_eq!(state(&FRESH, Marks::Nothing), DomainState::HalfBuilt);
+        assert_eq!(state(&PAUSED, Marks::Nothing), DomainState::HalfBuilt);
         let stopped = Account { shutdown: Some(ShutdownReason::Poweroff), ..PAUSED };
-        assert_eq!(state(&stopped, None, false), DomainState::HalfBuilt);
+        assert_eq!(state(&stopped, Marks::Nothing), DomainState::HalfBuilt);
+    }
+
+    #[test]
+    fn a_domain_that_was_restored_to_its_end_is_told_from_a_half_built_one_until_it_has_its_token() {
+        assert_eq!(state(&FRESH, Marks::Restored), DomainState::Restored);
+        assert_eq!(state(&FRESH, Marks::Token(7)), DomainState::Paused);
+        assert_eq!(state(&Account { dying: true, ..FRESH }, Marks::Restored), DomainState::Dying);
     }
 
     #[test]
@@ -293,13 +357,13 @@ mod tests {
         for (reason, expected) in [
             (ShutdownReason::Poweroff, DomainState::Shutdown(StopReason::Poweroff)),
             (ShutdownReason::Reboot, DomainState::Shutdown(StopReason::Reboot)),
-            (ShutdownReason::Suspend, DomainState::Paused),
+            (ShutdownReason::Suspend, DomainState::Suspended),
             (ShutdownReason::Crash, DomainState::Shutdown(StopReason::Crash)),
             (ShutdownReason::Watchdog, DomainState::Shutdown(StopReason::Crash)),
             (ShutdownReason::Other(9), DomainState::Shutdown(StopReason::Crash)),
         ] {
-            assert_eq!(state(&Account { shutdown: Some(reason), ..RUNNING }, Some(7), true), expected);
+            assert_eq!(state(&Account { shutdown: Some(reason), ..RUNNING }, Marks::Token(7)), expected);
         }
-        assert_eq!(state(&Account { dying: true, ..FRESH }, None, false), DomainState::Dying);
+        assert_eq!(state(&Account { dying: true, ..FRESH }, Marks::Nothing), DomainState::Dying);
     }
 }

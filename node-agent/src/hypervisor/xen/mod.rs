@@ -3,12 +3,13 @@
 //! | what | through |
 //! |---|---|
 //! | build, take apart, HVM's unpause and power button | libxl, in [worker processes](worker) kept by a [`supervisor`] |
+//! | suspend, restore, resume | libxl, a worker for each [stream](transfer) |
 //! | list, pause, unpause, memory, CPUs | the crate `xenctrl`, on [a thread of its own](accounting) |
 //! | ownership token, shutdown request, events | [`xenstore`] |
 //! | output of guests | [`console`] ptys |
 //!
 //! A domain's ownership token stands in xenstore at `/local/domain/<domid>/kubexen/token`, which only dom0 may write.
-//! It is written after everything else, so a domain that has it is whole. The nodes live and end with the domain,
+//! It is written after everything else, so a domain that has it is whole; a restored one has `kubexen/restored` until then. The nodes live and end with the domain,
 //! whatever becomes of the agent.
 //!
 //! Needed in dom0: libxenlight and libxentoollog of the running Xen, `libxenctrl.so` under this very name (the crate
@@ -28,10 +29,14 @@ mod host;
 mod lifecycle;
 pub mod protocol;
 pub mod supervisor;
+mod transfer;
 pub mod worker;
 pub mod xenstore;
 
-use super::{DomId, DomainConfig, DomainInfo, HostFacts, Hypervisor, HypervisorError};
+use super::{
+    DomId, DomainConfig, DomainInfo, HostFacts, Hypervisor, HypervisorError, Incoming, OnProgress, Outgoing,
+    Sent, SuspendMode,
+};
 use accounting::Accounting;
 use async_trait::async_trait;
 use console::Consoles;
@@ -39,7 +44,7 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 use supervisor::{Supervisor, WorkerCommand};
@@ -47,6 +52,7 @@ use tokio::{
     sync::{OnceCell, oneshot, watch},
     task::{JoinSet, spawn_blocking},
 };
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use xenstore::{StoreError, XenStore};
 
@@ -88,7 +94,7 @@ pub struct XenHypervisor {
     facts: OnceCell<HostFacts>,
     /// Watches xenstore and follows consoles, until the drop.
     _background: JoinSet<()>,
-    /// Domains being built or taken apart.
+    /// Domains being built, taken apart or copied.
     calls: Mutex<JoinSet<()>>,
 }
 
@@ -100,8 +106,26 @@ struct Inner {
     consoles: Arc<Consoles>,
     device_model: Option<PathBuf>,
     changes: watch::Sender<u64>,
-    /// One lock for each UUID that something is being done to.
-    locks: Mutex<BTreeMap<Uuid, Weak<tokio::sync::Mutex<()>>>>,
+    /// One lane for each UUID that something is being done to.
+    lanes: Mutex<BTreeMap<Uuid, Weak<Lane>>>,
+}
+
+/// What is done to one domain goes one after the other.
+#[derive(Debug, Default)]
+struct Lane {
+    turn: tokio::sync::Mutex<()>,
+    /// Breaks off the suspends and restores that began or were asked for since it was broken last.
+    stop: Mutex<CancellationToken>,
+}
+
+impl Lane {
+    fn stop(&self) -> MutexGuard<'_, CancellationToken> {
+        self.stop.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn break_off(&self) {
+        std::mem::take(&mut *self.stop()).cancel();
+    }
 }
 
 impl XenHypervisor {
@@ -143,7 +167,7 @@ impl XenHypervisor {
             consoles,
             device_model,
             changes,
-            locks: Mutex::default(),
+            lanes: Mutex::default(),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -170,27 +194,45 @@ impl XenHypervisor {
             let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
             while calls.try_join_next().is_some() {}
             // Taken here, so that calls are served in the order in which they were made.
-            let lock = inner.lock(uuid);
+            let lane = inner.lane(uuid);
             calls.spawn(async move {
-                let _held = lock.lock().await;
+                let _held = lane.turn.lock().await;
                 // The caller may have stopped waiting.
                 let _ = sender.send(work(inner).await);
             });
         }
         receiver.await.map_err(|_| HypervisorError::Unreachable("the agent is stopping".into()))?
     }
+
+    /// Suspends or restores a domain, after whatever is being done to the same one. It is broken off when somebody asks
+    /// for that, and when the caller stops waiting: nobody would have use for the stream.
+    async fn copying<T, F>(
+        &self,
+        uuid: Uuid,
+        work: impl FnOnce(Arc<Inner>, CancellationToken) -> F + Send + 'static,
+    ) -> Result<T, HypervisorError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, HypervisorError>> + Send,
+    {
+        // The lane is kept, so that whoever breaks it off finds this one.
+        let lane = self.inner.lane(uuid);
+        let stop = lane.stop().child_token();
+        let _abandoned = stop.clone().drop_guard();
+        self.exclusively(uuid, |inner| work(inner, stop)).await
+    }
 }
 
 impl Inner {
-    fn lock(&self, uuid: Uuid) -> Arc<tokio::sync::Mutex<()>> {
-        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        locks.retain(|_, lock| lock.strong_count() > 0);
-        if let Some(lock) = locks.get(&uuid).and_then(Weak::upgrade) {
-            return lock;
+    fn lane(&self, uuid: Uuid) -> Arc<Lane> {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        lanes.retain(|_, lane| lane.strong_count() > 0);
+        if let Some(lane) = lanes.get(&uuid).and_then(Weak::upgrade) {
+            return lane;
         }
-        let lock = Arc::default();
-        locks.insert(uuid, Arc::downgrade(&lock));
-        lock
+        let lane = Arc::default();
+        lanes.insert(uuid, Arc::downgrade(&lane));
+        lane
     }
 
     fn bump(&self) {
@@ -250,7 +292,42 @@ impl Hypervisor for XenHypervisor {
         self.inner.request_shutdown(uuid).await
     }
 
+    async fn suspend(
+        &self,
+        uuid: Uuid,
+        mode: SuspendMode,
+        stream: Outgoing,
+        progress: OnProgress,
+    ) -> Result<Sent, HypervisorError> {
+        self.copying(uuid, move |inner, stop| async move {
+            inner.suspend(uuid, mode, stream, progress, &stop).await
+        })
+        .await
+    }
+
+    async fn restore(&self, config: &DomainConfig, stream: Incoming) -> Result<DomId, HypervisorError> {
+        let config = config.clone();
+        self.copying(config.uuid, |inner, stop| async move { inner.restore(&config, stream, &stop).await })
+            .await
+    }
+
+    async fn claim(&self, uuid: Uuid, token: u64) -> Result<(), HypervisorError> {
+        self.exclusively(uuid, move |inner| async move { inner.claim(uuid, token).await }).await
+    }
+
+    async fn resume(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.exclusively(uuid, move |inner| async move { inner.resume(uuid).await }).await
+    }
+
+    async fn abort(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        let lane = self.inner.lane(uuid);
+        lane.break_off();
+        let _ended = lane.turn.lock().await;
+        Ok(())
+    }
+
     async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.inner.lane(uuid).break_off();
         self.exclusively(uuid, move |inner| async move { inner.destroy(uuid).await }).await
     }
 
@@ -286,6 +363,11 @@ fn home(domid: u16) -> String {
 /// The node that holds the ownership token and says that the domain is whole.
 fn token_path(domid: u16) -> String {
     format!("{}/kubexen/token", home(domid))
+}
+
+/// The node that says that the domain was restored and waits for its token.
+fn restored_path(domid: u16) -> String {
+    format!("{}/kubexen/restored", home(domid))
 }
 
 /// The node that holds the mode in which the domain was built.

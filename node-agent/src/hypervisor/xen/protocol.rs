@@ -1,8 +1,8 @@
 //! What the agent and its libxl workers say to each other: one JSON document a line.
 //!
-//! The agent writes a [`Message`] to the worker's standard input and reads one [`Reply`] from its standard output.
-//! libxl's own log goes to standard error, ended for each call by [`end_of_log`], so that the lines of one call can
-//! be told from the next one's.
+//! The worker's standard input is a socket, on which the agent writes a [`Message`] and reads one [`Reply`]. libxl's own
+//! log goes to standard error, ended for each call by [`end_of_log`], so that the lines of one call can be told from the
+//! next one's. Standard output is the stream of a guest, a socket too, for a worker that suspends or restores one.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -44,9 +44,33 @@ pub enum Request {
     Unpause(Target),
     /// Presses the ACPI power button.
     PowerButton(Target),
+    /// Writes a guest's memory and state to the worker's stream, and leaves it suspended.
+    Suspend {
+        /// The guest.
+        target: Target,
+        /// Whether it runs while most of it is copied.
+        live: bool,
+    },
+    /// Builds a domain from a `libxl_domain_config` and the worker's stream, and leaves it paused.
+    Restore(serde_json::Value),
+    /// Lets a suspended guest run on.
+    Resume(Target),
 }
 
 impl Request {
+    /// The domain that it is about, if that is there already.
+    #[must_use]
+    pub fn target(&self) -> Option<Target> {
+        match self {
+            Self::Destroy(target)
+            | Self::Unpause(target)
+            | Self::PowerButton(target)
+            | Self::Suspend { target, .. }
+            | Self::Resume(target) => Some(*target),
+            Self::Version | Self::Create(_) | Self::Restore(_) => None,
+        }
+    }
+
     /// libxl's function that does the work, for messages.
     #[must_use]
     pub fn call(&self) -> &'static str {
@@ -56,6 +80,9 @@ impl Request {
             Self::Destroy(_) => "libxl_domain_destroy",
             Self::Unpause(_) => "libxl_domain_unpause",
             Self::PowerButton(_) => "libxl_send_trigger",
+            Self::Suspend { .. } => "libxl_domain_suspend",
+            Self::Restore(_) => "libxl_domain_create_restore",
+            Self::Resume(_) => "libxl_domain_resume",
         }
     }
 }
@@ -79,7 +106,7 @@ pub enum Outcome {
         /// `libxl_version_info` as libxl writes it.
         info: serde_json::Value,
     },
-    /// The domain was built and has this number.
+    /// The domain was built or restored and has this number.
     Created(u16),
     /// Done.
     Done,

@@ -13,6 +13,7 @@ use std::{
     collections::VecDeque,
     ffi::OsString,
     io,
+    os::fd::OwnedFd,
     path::PathBuf,
     process::Stdio,
     sync::{Mutex, PoisonError},
@@ -20,7 +21,11 @@ use std::{
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    process::{Child, ChildStderr, Command},
     sync::Semaphore,
     time::{Instant, timeout, timeout_at},
 };
@@ -94,7 +99,7 @@ impl Supervisor {
         let _slot = slot.ok();
         let mut worker = match self.idle_worker() {
             Some(worker) => worker,
-            None => Worker::start(&self.command).map_err(CallError::NotStarted)?,
+            None => Worker::start(&self.command, Stdio::null()).map_err(CallError::NotStarted)?,
         };
         let result = timeout(limit, worker.call(request)).await.unwrap_or(Err(CallError::TimedOut));
         match &result {
@@ -104,6 +109,20 @@ impl Supervisor {
             Err(_) => worker.kill().await,
         }
         result
+    }
+
+    /// Starts a worker for one call with a stream, and returns it with this end of the stream. It is none of the pool:
+    /// such calls take as long as the stream does.
+    ///
+    /// # Errors
+    /// [`CallError::NotStarted`].
+    pub fn start_streaming(&self) -> Result<(StreamingWorker, UnixStream), CallError> {
+        let start = || {
+            let (ours, theirs) = UnixStream::pair()?;
+            let worker = Worker::start(&self.command, inherited(theirs)?.into())?;
+            Ok((StreamingWorker(worker), ours))
+        };
+        start().map_err(CallError::NotStarted)
     }
 
     /// An idle worker that still lives.
@@ -118,31 +137,67 @@ impl Supervisor {
     }
 }
 
+/// A worker that has a stream, for one call.
+#[derive(Debug)]
+pub struct StreamingWorker(Worker);
+
+impl StreamingWorker {
+    /// Has the request performed. The worker is killed when `enough` comes first.
+    ///
+    /// # Errors
+    /// [`CallError`]; what the call did is then unknown.
+    pub async fn call(
+        mut self,
+        request: Request,
+        enough: impl Future<Output = ()>,
+    ) -> Result<Answer, CallError> {
+        let result = tokio::select! {
+            result = self.0.call(request) => result,
+            () = enough => Err(CallError::TimedOut),
+        };
+        match &result {
+            Ok(_) => self.0.close().await,
+            Err(_) => self.0.kill().await,
+        }
+        result
+    }
+}
+
+/// A socket as a child's descriptor, which waits when it is read.
+fn inherited(socket: UnixStream) -> io::Result<OwnedFd> {
+    let socket = socket.into_std()?;
+    socket.set_nonblocking(false)?;
+    Ok(socket.into())
+}
+
 /// One worker process, which is idle or in one call. Dropping it kills its group.
 #[derive(Debug)]
 struct Worker {
     child: Child,
     group: Option<Pid>,
-    requests: Option<ChildStdin>,
-    replies: Lines<ChildStdout>,
+    requests: Option<OwnedWriteHalf>,
+    replies: Lines<OwnedReadHalf>,
     log: Lines<ChildStderr>,
     next_id: u64,
 }
 
 impl Worker {
-    fn start(command: &WorkerCommand) -> io::Result<Self> {
+    /// Starts a process whose standard output is the stream of a guest, or nothing.
+    fn start(command: &WorkerCommand, stream: Stdio) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
         let mut child = Command::new(&command.program)
             .args(&command.arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdin(inherited(theirs)?)
+            .stdout(stream)
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()?;
+        let (replies, requests) = ours.into_split();
         let missing = || io::Error::other("a pipe to the worker is missing");
         Ok(Self {
             group: child.id().and_then(|id| Pid::from_raw(id.cast_signed())),
-            requests: Some(child.stdin.take().ok_or_else(missing)?),
-            replies: Lines::new(child.stdout.take().ok_or_else(missing)?, LINE_LIMIT),
+            requests: Some(requests),
+            replies: Lines::new(replies, LINE_LIMIT),
             log: Lines::new(child.stderr.take().ok_or_else(missing)?, LOG_LINE_BYTES),
             child,
             next_id: 1,
@@ -297,121 +352,4 @@ impl<R: tokio::io::AsyncRead + Unpin> Lines<R> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LONG: Duration = Duration::from_secs(20);
-
-    /// A worker in shell. `$id` is the message's number.
-    fn shell(answer: &str) -> Supervisor {
-        let script = format!(r#"while read -r line; do id=${{line#*:}}; id=${{id%%,*}}; {answer}; done"#);
-        Supervisor::new(WorkerCommand {
-            program: "/bin/sh".into(),
-            arguments: vec!["-c".into(), script.into()],
-        })
-    }
-
-    const END: &str = r#"echo "libxl-worker: end of call $id" >&2"#;
-    const DONE: &str = r#"echo "{\"id\":$id,\"outcome\":\"Done\"}""#;
-
-    #[tokio::test]
-    async fn calls_reuse_one_worker() {
-        let pool = shell(&format!(r#"echo "pid $$" >&2; {END}; {DONE}"#));
-        let first = pool.call(Request::Version, LONG).await.unwrap();
-        let second = pool.call(Request::Version, LONG).await.unwrap();
-        assert_eq!(first.outcome, Outcome::Done);
-        assert_eq!(first.log, second.log);
-    }
-
-    #[tokio::test]
-    async fn a_refusal_carries_the_errors_of_its_own_call_and_retires_the_worker() {
-        let pool = shell(&format!(
-            r#"echo "libxl: notice: $$" >&2; echo "libxl: error: no such kernel $$" >&2; {END}; echo "{{\"id\":$id,\"outcome\":{{\"Refused\":-3}}}}""#
-        ));
-        let first = pool.call(Request::Version, LONG).await.unwrap();
-        assert_eq!(first.outcome, Outcome::Refused(-3));
-        assert!(first.log.starts_with("libxl: error: no such kernel"), "{}", first.log);
-        let second = pool.call(Request::Version, LONG).await.unwrap();
-        assert_ne!(first.log, second.log, "the same process answered");
-    }
-
-    #[tokio::test]
-    async fn a_call_over_its_limit_is_killed_with_its_whole_group_and_the_next_one_works() {
-        let folder = tempfile::tempdir().unwrap();
-        let mark = folder.path().join("mark");
-        let path = mark.display();
-        let pool = shell(&format!(
-            r#"if [ -e {path} ]; then {END}; {DONE}; else sleep 1000 & echo $! >{path}.part; mv {path}.part {path}; wait; fi"#
-        ));
-        let result = pool.call(Request::Version, Duration::from_millis(500)).await;
-        assert!(matches!(result, Err(CallError::TimedOut)), "{result:?}");
-        let grandchild: i32 = std::fs::read_to_string(&mark).unwrap().trim().parse().unwrap();
-        let pid = Pid::from_raw(grandchild).unwrap();
-        let deadline = Instant::now() + LONG;
-        while alive(pid) {
-            assert!(Instant::now() < deadline, "the worker's child lives on");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        assert_eq!(pool.call(Request::Version, LONG).await.unwrap().outcome, Outcome::Done);
-    }
-
-    /// Whether a process runs; one that is dead and waits to be reaped does not.
-    fn alive(pid: Pid) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
-        stat.is_ok_and(|text| !text.contains(") Z "))
-    }
-
-    #[tokio::test]
-    async fn a_worker_that_dies_is_told_with_its_last_words() {
-        let pool = shell("echo 'libxl: error: assertion failed' >&2; kill -9 $$");
-        let result = pool.call(Request::Version, LONG).await;
-        assert!(
-            matches!(&result, Err(CallError::Broken(text)) if text.contains("assertion failed")),
-            "{result:?}"
-        );
-    }
-
-    #[tokio::test]
-    async fn a_worker_that_died_idle_is_not_used() {
-        let pool = shell(&format!(r#"{END}; {DONE}; exit"#));
-        for _ in 0..3 {
-            assert_eq!(pool.call(Request::Version, LONG).await.unwrap().outcome, Outcome::Done);
-            let deadline = Instant::now() + LONG;
-            while pool
-                .idle
-                .lock()
-                .unwrap()
-                .iter_mut()
-                .any(|worker| matches!(worker.child.try_wait(), Ok(None)))
-            {
-                assert!(Instant::now() < deadline, "the worker did not end");
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn an_endless_line_is_cut_and_an_endless_log_keeps_its_end() {
-        let pool = shell(&format!(
-            r#"head -c 1000000 /dev/zero | tr '\0' x >&2; echo >&2; seq 1000 >&2; {END}; {DONE}"#
-        ));
-        let answer = pool.call(Request::Version, LONG).await.unwrap();
-        assert!(answer.log.ends_with("; 1000") && answer.log.len() <= DETAIL_BYTES, "{}", answer.log);
-    }
-
-    #[tokio::test]
-    async fn more_calls_than_workers_wait_their_turn() {
-        let pool = shell(&format!(r#"{END}; {DONE}"#));
-        let calls = (0..WORKERS * 3).map(|_| pool.call(Request::Version, LONG));
-        let answers = futures::future::join_all(calls).await;
-        assert!(answers.iter().all(Result::is_ok), "{answers:?}");
-        assert!(pool.idle.lock().unwrap().len() <= WORKERS);
-    }
-
-    #[tokio::test]
-    async fn a_program_that_is_not_there_is_told() {
-        let pool = Supervisor::new(WorkerCommand { program: "/nonexistent".into(), arguments: Vec::new() });
-        let result = pool.call(Request::Version, LONG).await;
-        assert!(matches!(result, Err(CallError::NotStarted(_))), "{result:?}");
-    }
-}
+mod tests;

@@ -4,17 +4,20 @@
 //! agent ends any call by killing the process. Device models that libxl starts run in sessions of their own and
 //! outlive their worker.
 //!
+//! Every descriptor here is closed when another program is executed. The one exception is libxl's own: it hands the stream
+//! of a guest, and nothing else, to the helper that copies the guest's memory.
+//!
 //! A worker ends when its standard input does. If a call is in progress then, the agent has died without waiting
 //! for it: the worker kills its whole process group, so that the next agent finds nobody else at work. The end of
 //! the pipe is used and not the parent-death signal, because that one is sent when the *thread* that forked ends,
 //! which in a thread pool says nothing about the process.
 
 use super::{
-    ffi::{CallError, Libxl},
+    ffi::{CallError, INVALID, Libxl},
     protocol::{LINE_LIMIT, Message, Outcome, Reply, Request, SUBCOMMAND, Target, end_of_log},
 };
 use rustix::{
-    fs::{Mode, OFlags},
+    fs::{FileType, Mode, OFlags, fstat},
     io::fcntl_dupfd_cloexec,
     process::{Signal, getpgrp, getpid, kill_process_group},
     stdio,
@@ -22,6 +25,7 @@ use rustix::{
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read, Write},
+    os::fd::{AsFd, OwnedFd},
     process::ExitCode,
     sync::{
         Arc, Mutex, PoisonError,
@@ -48,24 +52,33 @@ pub fn main() -> ExitCode {
 }
 
 fn serve(libxl: &Libxl) -> io::Result<()> {
-    let (input, mut output) = take_standard_streams()?;
+    let Standard { input, mut output, mut stream } = take_standard_streams()?;
     let busy = Arc::new(Mutex::new(false));
     let (sender, messages) = sync_channel(1);
     let reader_busy = Arc::clone(&busy);
     // The thread is never joined: it ends the process, or the process ends it.
     std::thread::spawn(move || read_messages(input, &sender, &reader_busy));
-    answer_messages(libxl, &messages, &busy, &mut output)
+    answer_messages(libxl, &messages, &busy, &mut output, &mut stream)
 }
 
-/// Moves the protocol away from the numbers 0 and 1, so that no library and no hotplug script that inherits them
-/// can read requests or write between answers.
-fn take_standard_streams() -> io::Result<(File, File)> {
+/// What came as the numbers 0 and 1.
+struct Standard {
+    input: File,
+    output: File,
+    stream: Option<OwnedFd>,
+}
+
+/// Moves the protocol and the stream away from the numbers 0 and 1, so that no library and no hotplug script that
+/// inherits them can read requests, write between answers or into a guest.
+fn take_standard_streams() -> io::Result<Standard> {
     let input = fcntl_dupfd_cloexec(stdio::stdin(), 3)?;
-    let output = fcntl_dupfd_cloexec(stdio::stdout(), 3)?;
+    let output = fcntl_dupfd_cloexec(stdio::stdin(), 3)?;
+    let stream = fcntl_dupfd_cloexec(stdio::stdout(), 3)?;
+    let is_socket = FileType::from_raw_mode(fstat(&stream)?.st_mode) == FileType::Socket;
     let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     stdio::dup2_stdin(null)?;
     stdio::dup2_stdout(stdio::stderr())?;
-    Ok((File::from(input), File::from(output)))
+    Ok(Standard { input: File::from(input), output: File::from(output), stream: is_socket.then_some(stream) })
 }
 
 /// Hands on one message after the other. At the end of the input the process ends, whatever it does.
@@ -104,10 +117,11 @@ fn answer_messages(
     messages: &Receiver<Message>,
     busy: &Mutex<bool>,
     output: &mut File,
+    stream: &mut Option<OwnedFd>,
 ) -> io::Result<()> {
     while let Ok(Message { id, request }) = messages.recv() {
         *busy.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        let outcome = perform(libxl, &request);
+        let outcome = perform(libxl, &request, stream);
         *busy.lock().unwrap_or_else(PoisonError::into_inner) = false;
         eprintln!("{}", end_of_log(id));
         let mut line = serde_json::to_vec(&Reply { id, outcome })?;
@@ -117,7 +131,7 @@ fn answer_messages(
     Ok(())
 }
 
-fn perform(libxl: &Libxl, request: &Request) -> Outcome {
+fn perform(libxl: &Libxl, request: &Request, stream: &mut Option<OwnedFd>) -> Outcome {
     let result = match request {
         Request::Version => {
             libxl.version().map(|info| Outcome::Version { library: libxl.library_name().to_owned(), info })
@@ -126,6 +140,14 @@ fn perform(libxl: &Libxl, request: &Request) -> Outcome {
         Request::Destroy(target) => on(libxl, target, Libxl::destroy),
         Request::Unpause(target) => on(libxl, target, Libxl::unpause),
         Request::PowerButton(target) => on(libxl, target, Libxl::power_button),
+        // Closed when the call has ended: that is the end of the stream.
+        Request::Suspend { target, live } => with_stream(stream.take(), |stream| {
+            on(libxl, target, |libxl, domid| libxl.suspend(domid, stream.as_fd(), *live))
+        }),
+        Request::Restore(config) => {
+            with_stream(stream.take(), |stream| libxl.restore(config, stream.as_fd()).map(Outcome::Created))
+        }
+        Request::Resume(target) => on(libxl, target, Libxl::resume),
     };
     result.unwrap_or_else(|error| match error {
         CallError::NoSuchDomain => Outcome::NoSuchDomain,
@@ -134,11 +156,19 @@ fn perform(libxl: &Libxl, request: &Request) -> Outcome {
     })
 }
 
+/// Calls a function on the stream, of which a worker has one.
+fn with_stream(
+    stream: Option<OwnedFd>,
+    call: impl FnOnce(&OwnedFd) -> Result<Outcome, CallError>,
+) -> Result<Outcome, CallError> {
+    call(&stream.ok_or(CallError::Refused(INVALID))?)
+}
+
 /// Calls a function on a domain if it is still the one that is meant: Xen gives numbers again.
 fn on(
     libxl: &Libxl,
     target: &Target,
-    call: fn(&Libxl, u16) -> Result<(), CallError>,
+    call: impl FnOnce(&Libxl, u16) -> Result<(), CallError>,
 ) -> Result<Outcome, CallError> {
     if libxl.uuid(target.domid)? != target.uuid {
         return Err(CallError::NoSuchDomain);
