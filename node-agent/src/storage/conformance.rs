@@ -1,9 +1,12 @@
 //! What must hold of every storage, so that what is proven on the model holds on real devices.
 
+#![allow(clippy::unwrap_used, reason = "the suite fails by panicking")]
+
 use super::{Storage, StorageError, VolumeId};
 use uuid::Uuid;
 
-/// Size of the volumes that the suite makes, in bytes. The location must have room for four of them, and not for five.
+/// Size of the volumes that the suite makes, in bytes, which the location must not round. It must have room for four of
+/// them, and not for five.
 pub(super) const SIZE: u64 = 1 << 20;
 
 /// Puts a storage through everything that is promised, on a location that is empty. Afterwards it is empty again.

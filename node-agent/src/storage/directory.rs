@@ -139,7 +139,8 @@ impl DirectoryStorage {
             }
             Ok(_) | Err(_) => {}
         }
-        capacity.ok().map(|capacity| LocationFacts { name: name.to_owned(), capacity })
+        let name = name.to_owned();
+        capacity.ok().map(|capacity| LocationFacts { name, capacity, shared: false, id: None })
     }
 }
 

@@ -166,8 +166,12 @@ impl Storage for MemoryStorage {
         if self.host().outage {
             return Vec::new();
         }
-        let facts =
-            |(name, capacity): (&String, &u64)| LocationFacts { name: name.clone(), capacity: *capacity };
+        let facts = |(name, capacity): (&String, &u64)| LocationFacts {
+            name: name.clone(),
+            capacity: *capacity,
+            shared: false,
+            id: None,
+        };
         self.shared().locations.iter().map(facts).collect()
     }
 

@@ -5,6 +5,8 @@
 //! agent that was killed loses nothing. Every call ends within a time limit.
 //!
 //! - [`directory`] keeps raw sparse files in a folder and attaches them through loop devices.
+//! - [`lvm`] keeps logical volumes in a volume group, on a LUN that several hosts may see.
+//! - [`locations`] puts them together as the agent's configuration says.
 //! - [`memory`] is a model for simulation, with faults to inject.
 
 use async_trait::async_trait;
@@ -12,15 +14,21 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, fmt, io, path::PathBuf, time::Duration};
 use uuid::Uuid;
 
-#[cfg(test)]
+#[cfg(feature = "conformance")]
+pub mod command;
+#[cfg(any(test, feature = "conformance"))]
 mod conformance;
 pub mod directory;
 mod folder;
+pub mod locations;
 mod loop_device;
+pub mod lvm;
 mod marker;
 pub mod memory;
 
 pub use directory::DirectoryStorage;
+pub use locations::{LocationConfig, Locations};
+pub use lvm::LvmStorage;
 pub use memory::MemoryStorage;
 
 /// A volume: where it lives and whose it is.
@@ -45,6 +53,10 @@ pub struct LocationFacts {
     pub name: String,
     /// The sum that the sizes of its volumes may reach, in bytes.
     pub capacity: u64,
+    /// Whether other hosts may see the same volumes.
+    pub shared: bool,
+    /// What the storage itself is called, equal on every host that sees it; nothing where no such name exists.
+    pub id: Option<String>,
 }
 
 /// Why a call to the storage failed.
@@ -158,14 +170,16 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// The size of a volume in bytes, or nothing if there is no such volume.
     async fn find(&self, volume: &VolumeId) -> Result<Option<u64>, StorageError>;
 
-    /// Makes a blank volume of exactly this size in bytes. It is there whole or not at all. Succeeds when the volume
-    /// exists with this size.
+    /// Makes a blank volume of this size in bytes, rounded up to what the location's sizes are multiples of. It is there
+    /// whole or not at all. Succeeds when the volume exists with this size.
     ///
     /// # Errors
     /// `OtherSize` when it exists with another size; `NoSpace` when the location's capacity does not allow it.
     async fn create(&self, volume: &VolumeId, size: u64) -> Result<(), StorageError>;
 
-    /// Makes a volume larger; an attached device learns its new size. Succeeds when it has this size.
+    /// Makes a volume larger, by space that reads as zeroes; sizes are rounded up as in [`Storage::create`]. A device that
+    /// is attached on this host learns its new size; one on another host does when it is attached there once more.
+    /// Succeeds when the volume has this size.
     ///
     /// # Errors
     /// `WouldShrink` when it is larger already, `NoSuchVolume`, `NoSpace`.
@@ -177,7 +191,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// `InUse` while it is attached on this host.
     async fn delete(&self, volume: &VolumeId) -> Result<(), StorageError>;
 
-    /// Makes a volume a device node of this host. A volume that is attached answers the device that it has.
+    /// Makes a volume a device node of this host. A volume that is attached answers the device that it has, with the size
+    /// that the volume has by now.
     ///
     /// # Errors
     /// `NoSuchVolume`; `InUse` when it is attached with another `read_only`.

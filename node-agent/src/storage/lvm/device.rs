@@ -1,0 +1,118 @@
+//! Active logical volumes, as the kernel's device-mapper shows them in sysfs: no command, and no disk is asked.
+
+use super::names::{self, LvName};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// A logical volume of ours that is active on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Device {
+    /// Device-mapper's name.
+    pub(super) name: String,
+    /// Device-mapper's identity, which holds LVM's.
+    uuid: String,
+    /// Bytes.
+    pub(super) size: u64,
+    /// Whether nobody may write to it.
+    pub(super) read_only: bool,
+    /// Whether it stands still: a change of it was begun and not ended.
+    pub(super) suspended: bool,
+}
+
+impl Device {
+    /// Whether it belongs to the logical volume of this identity in the group of that one.
+    pub(super) fn is_of(&self, group_uuid: &str, volume_uuid: &str) -> bool {
+        let bare = format!("{group_uuid}{volume_uuid}").replace('-', "");
+        self.uuid.strip_prefix("LVM-") == Some(bare.as_str())
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_test(name: &str, uuid: &str, suspended: bool) -> Self {
+        let (name, uuid) = (name.to_owned(), uuid.to_owned());
+        Self { name, uuid, size: 0, read_only: false, suspended }
+    }
+
+    /// Its node.
+    pub(super) fn node(&self) -> PathBuf {
+        Path::new("/dev/mapper").join(&self.name)
+    }
+}
+
+/// Our active logical volumes in this group.
+pub(super) fn active(group: &str) -> io::Result<BTreeMap<LvName, Device>> {
+    active_below(Path::new("/sys/block"), group)
+}
+
+fn active_below(devices: &Path, group: &str) -> io::Result<BTreeMap<LvName, Device>> {
+    let mut active = BTreeMap::new();
+    for entry in fs::read_dir(devices)? {
+        let path = entry?.path();
+        let Some(name) = attribute(&path, "dm/name")? else { continue };
+        let Some(lv) = names::of_device(group, &name) else { continue };
+        let text = |attribute: io::Result<Option<String>>| attribute.map(Option::unwrap_or_default);
+        let sectors = text(attribute(&path, "size"))?.parse::<u64>().unwrap_or(0);
+        let device = Device {
+            name,
+            uuid: text(attribute(&path, "dm/uuid"))?,
+            // The kernel counts in sectors of 512 bytes, whatever the disk's are.
+            size: sectors.saturating_mul(512),
+            read_only: text(attribute(&path, "ro"))? == "1",
+            suspended: text(attribute(&path, "dm/suspended"))? == "1",
+        };
+        active.insert(lv, device);
+    }
+    Ok(active)
+}
+
+/// An attribute of a device; nothing if it has none of this name, or is gone.
+fn attribute(device: &Path, name: &str) -> io::Result<Option<String>> {
+    match fs::read_to_string(device.join(name)) {
+        Ok(text) => Ok(Some(text.trim_end().to_owned())),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound) => Ok(None),
+        // The device went away between the opening of its attribute and the reading.
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use uuid::Uuid;
+
+    const UUID: Uuid = Uuid::from_u128(0xab);
+
+    fn device(folder: &Path, number: u32, attributes: &[(&str, &str)]) {
+        let device = folder.join(format!("dm-{number}"));
+        fs::create_dir_all(device.join("dm")).unwrap();
+        for (name, value) in attributes {
+            fs::write(device.join(name), format!("{value}\n")).unwrap();
+        }
+    }
+
+    #[test]
+    fn our_devices_are_told_from_others_by_name_and_from_stale_ones_by_identity() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("sda")).unwrap();
+        let name = names::device_name("vg-1", LvName::Volume(UUID));
+        let ours = [
+            ("dm/name", &*name),
+            ("dm/uuid", "LVM-aaaabbbb"),
+            ("dm/suspended", "1"),
+            ("ro", "1"),
+            ("size", "2048"),
+        ];
+        device(folder.path(), 0, &ours);
+        device(folder.path(), 1, &[("dm/name", "vg--1-root"), ("dm/uuid", "LVM-aaaacccc"), ("size", "8")]);
+        let active = active_below(folder.path(), "vg-1").unwrap();
+        assert_eq!(active.keys().copied().collect::<Vec<_>>(), [LvName::Volume(UUID)]);
+        let device = &active[&LvName::Volume(UUID)];
+        assert!(device.read_only && device.suspended && device.size == 1 << 20);
+        assert!(device.is_of("aa-aa", "bb-bb") && !device.is_of("aa-aa", "cc-cc"));
+        assert_eq!(device.node(), Path::new("/dev/mapper").join(&name));
+        assert!(active_below(folder.path(), "vg").unwrap().is_empty());
+    }
+}
