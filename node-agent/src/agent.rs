@@ -16,6 +16,7 @@ use crate::{
     host::{self, Publisher},
     hypervisor::{DomainInfo, Hypervisor, HypervisorError},
     metrics::Metrics,
+    migration::{self, Sessions, link::MigrationNetwork},
     mirrors::Mirrors,
     network::HostNetwork,
     storage::Storage,
@@ -36,6 +37,8 @@ use uuid::Uuid;
 const CONCURRENCY: usize = 8;
 /// How often everything is looked at even if nothing was told.
 const FULL_LOOK: Duration = Duration::from_secs(30);
+/// How often ownership without a domain is looked for.
+const STRAYS_LOOK: Duration = Duration::from_secs(300);
 /// How long changes are collected before the host's facts are gathered anew.
 const FACTS_PAUSE: Duration = Duration::from_secs(2);
 /// Wait between attempts to reach the hypervisor at the start.
@@ -54,6 +57,8 @@ pub struct Dependencies {
     pub network: Arc<dyn HostNetwork>,
     /// Who may run what.
     pub ownership: Arc<dyn OwnershipStore>,
+    /// Other hosts' agents.
+    pub migrations: Arc<dyn MigrationNetwork>,
     /// Wall-clock time.
     pub clock: Arc<dyn Clock>,
 }
@@ -122,6 +127,9 @@ async fn run_inside(
         clock: Arc::clone(&world.clock),
         events,
         shutdowns: Shutdowns::default(),
+        starts: tokio::sync::RwLock::default(),
+        migrations: Arc::clone(&world.migrations),
+        sessions: Sessions::default(),
     };
     let publisher = Publisher {
         client: world.client.clone(),
@@ -129,6 +137,7 @@ async fn run_inside(
         hypervisor: Arc::clone(&world.hypervisor),
         storage: Arc::clone(&world.storage),
         network: Arc::clone(&world.network),
+        migrations: Arc::clone(&world.migrations),
         catalogue,
         mirrors: mirrors.clone(),
     };
@@ -139,6 +148,9 @@ async fn run_inside(
         work(&domains, &queue, &metrics),
         follow_hypervisor(&domains, &queue, &facts_changed),
         look_at_everything(&mirrors, &queue),
+        give_back_strays(&domains),
+        domains.sessions.run(|guest| queue_domains(&mirrors, &queue, &[guest], &facts_changed)),
+        migration::receive_connections(&*world.migrations, &domains.sessions),
         publish(&publisher, &facts_changed),
         host::beat(world.client.clone(), me.clone(), Arc::clone(&world.clock)),
         event_writer.run(world.client.clone()),
@@ -261,6 +273,17 @@ async fn look_at_everything(mirrors: &Mirrors, queue: &WorkQueue<Task>) {
         ticks.tick().await;
         mirrors.domains.keys().into_iter().for_each(|key| queue.add(Task::Domain(key)));
         mirrors.volumes.keys().into_iter().for_each(|key| queue.add(Task::Volume(key)));
+    }
+}
+
+/// Gives back ownership that has no domain, at first and from time to time: it is rare and harms nobody meanwhile.
+async fn give_back_strays(domains: &Domains) {
+    domains.mirrors.domains.synced().await;
+    loop {
+        if let Err(error) = domains.give_back_strays().await {
+            warn!(%error, "ownership without a domain was not looked for");
+        }
+        sleep(STRAYS_LOOK).await;
     }
 }
 

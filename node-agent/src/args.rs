@@ -5,12 +5,16 @@ use crate::{
     config::{AgentConfig, HypervisorConfig},
     hypervisor::{Hypervisor, simulated::SimulatedHypervisor},
     metrics::Metrics,
+    migration::link::{MigrationNetwork, NoMigrations, TlsNetwork},
     network::{BridgeNetwork, HostNetwork, SimulatedNetwork},
-    storage::{DirectoryStorage, Storage},
+    storage::{Locations, Storage},
 };
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use kubexen_ownership::{EtcdConfig, EtcdStore, HostName, TlsFiles};
+use kubexen_ownership::{
+    EtcdStore, HostName,
+    lock::{EtcdLocks, Locks},
+};
 use kubexen_runtime::{
     clock::SystemClock,
     connect,
@@ -49,7 +53,11 @@ enum Command {
     /// Run the suite that every hypervisor implementation must pass against the Xen of this machine.
     #[cfg(all(feature = "xen", feature = "conformance"))]
     #[command(hide = true)]
-    Conformance(crate::hypervisor::xen::conformance::Arguments),
+    Conformance(Box<crate::hypervisor::xen::conformance::Arguments>),
+    /// Call this machine's storage once, or run the suite that every storage must pass against it.
+    #[cfg(feature = "conformance")]
+    #[command(hide = true)]
+    Storage(crate::storage::command::Arguments),
 }
 
 #[derive(Debug, clap::Args)]
@@ -91,6 +99,8 @@ impl Arguments {
             Command::LibxlWorker => Ok(crate::hypervisor::xen::worker::main()),
             #[cfg(all(feature = "xen", feature = "conformance"))]
             Command::Conformance(arguments) => Ok(crate::hypervisor::xen::conformance::main(&arguments)),
+            #[cfg(feature = "conformance")]
+            Command::Storage(arguments) => crate::storage::command::main(&arguments),
         }
     }
 }
@@ -107,8 +117,9 @@ impl RunArguments {
         let mut hypervisors = Vec::new();
         for config in configs {
             let host = HostName::new(config.host.clone())?;
-            let world =
-                dependencies(&config).await.with_context(|| format!("The agent of {host} cannot start"))?;
+            let world = dependencies(&config, &host)
+                .await
+                .with_context(|| format!("The agent of {host} cannot start"))?;
             hypervisors.push(Arc::clone(&world.hypervisor));
             let (kernels, metrics) = (config.kernels.clone(), Arc::clone(&metrics));
             agents.spawn(agent::run(host, kernels, world, metrics));
@@ -137,12 +148,13 @@ impl RunArguments {
     }
 }
 
-async fn dependencies(config: &AgentConfig) -> Result<Dependencies> {
+async fn dependencies(config: &AgentConfig, host: &HostName) -> Result<Dependencies> {
     let user_agent = concat!("kubexen-node-agent/", env!("CARGO_PKG_VERSION"));
     let client = connect::client(config.kubeconfig.as_deref(), user_agent).await?;
     let clock = Arc::new(SystemClock);
     std::fs::create_dir_all(&config.state_directory)
         .with_context(|| format!("Cannot make the state directory {}", config.state_directory.display()))?;
+    let locks: Arc<dyn Locks> = Arc::new(EtcdLocks::new(config.pool_store.etcd(), host.clone()));
     let (hypervisor, storage, network): (Arc<dyn Hypervisor>, Arc<dyn Storage>, Arc<dyn HostNetwork>) =
         match &config.hypervisor {
             HypervisorConfig::Simulated { profile } => (
@@ -151,7 +163,7 @@ async fn dependencies(config: &AgentConfig) -> Result<Dependencies> {
                     profile.clone(),
                     clock.clone(),
                 )?),
-                Arc::new(DirectoryStorage::files_only(
+                Arc::new(Locations::simulated(
                     config.locations.clone(),
                     &config.state_directory.join("attached"),
                 )?),
@@ -159,19 +171,16 @@ async fn dependencies(config: &AgentConfig) -> Result<Dependencies> {
             ),
             HypervisorConfig::Xen => (
                 xen(config)?,
-                Arc::new(DirectoryStorage::new(config.locations.clone())?),
+                Arc::new(Locations::new(config.locations.clone(), &locks)?),
                 Arc::new(BridgeNetwork::new(config.uplinks.clone())?),
             ),
         };
-    let ownership = EtcdStore::new(EtcdConfig {
-        tls: config.pool_store.tls.as_ref().map(|tls| TlsFiles {
-            ca: tls.ca.clone(),
-            cert: tls.certificate.clone(),
-            key: tls.key.clone(),
-        }),
-        ..EtcdConfig::new(config.pool_store.endpoints.clone())
-    });
-    Ok(Dependencies { client, hypervisor, storage, network, ownership: Arc::new(ownership), clock })
+    let ownership = Arc::new(EtcdStore::new(config.pool_store.etcd()));
+    let migrations: Arc<dyn MigrationNetwork> = match &config.migration {
+        Some(migration) => Arc::new(TlsNetwork::listen(migration.clone()).await?),
+        None => Arc::new(NoMigrations),
+    };
+    Ok(Dependencies { client, hypervisor, storage, network, ownership, migrations, clock })
 }
 
 #[cfg(feature = "xen")]

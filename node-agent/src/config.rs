@@ -2,11 +2,12 @@
 //!
 //! The API knows these by name only, so nobody who writes objects can reach another path of the host.
 
-use crate::{hypervisor::simulated::Profile, network::UplinkConfig, storage::directory::DirectoryConfig};
-use kubexen_ownership::{HostName, InvalidName};
+use crate::{hypervisor::simulated::Profile, network::UplinkConfig, storage::LocationConfig};
+use kubexen_ownership::{EtcdConfig, HostName, InvalidName, TlsFiles};
 use serde::Deserialize;
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -26,15 +27,18 @@ pub struct AgentConfig {
     /// Which hypervisor.
     #[serde(default)]
     pub hypervisor: HypervisorConfig,
-    /// Storage locations by name: folders for disks.
+    /// Storage locations by name: folders and volume groups for disks.
     #[serde(default)]
-    pub locations: BTreeMap<String, DirectoryConfig>,
+    pub locations: BTreeMap<String, LocationConfig>,
     /// Uplinks by name: bridges for guests.
     #[serde(default)]
     pub uplinks: BTreeMap<String, UplinkConfig>,
     /// Kernels by name.
     #[serde(default)]
     pub kernels: Catalogue,
+    /// Live migration. Default: this host takes no part in it.
+    #[serde(default)]
+    pub migration: Option<MigrationConfig>,
 }
 
 /// Kernels that guests may boot, by name.
@@ -72,6 +76,22 @@ pub struct PoolStoreTls {
     pub certificate: PathBuf,
     /// The agent's key.
     pub key: PathBuf,
+}
+
+/// How this host takes part in live migrations. The files are PEM, and read anew for each connection.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MigrationConfig {
+    /// Where to listen, as in `0.0.0.0:9444`.
+    pub listen: SocketAddr,
+    /// Where the other hosts reach this one, as in `10.77.0.1:9444`.
+    pub address: String,
+    /// This host's certificate, for the DNS name `<host>.hosts.kubexen.internal` and for both ends of a connection.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Authority that signed the certificates of all hosts.
+    pub ca: PathBuf,
 }
 
 /// Which hypervisor the agent speaks to.
@@ -118,6 +138,19 @@ pub enum ConfigError {
     },
 }
 
+impl PoolStore {
+    /// How the pool's etcd is reached, for its client.
+    #[must_use]
+    pub fn etcd(&self) -> EtcdConfig {
+        let tls = self.tls.as_ref().map(|tls| TlsFiles {
+            ca: tls.ca.clone(),
+            cert: tls.certificate.clone(),
+            key: tls.key.clone(),
+        });
+        EtcdConfig { tls, ..EtcdConfig::new(self.endpoints.clone()) }
+    }
+}
+
 impl AgentConfig {
     /// Reads and checks a configuration file.
     ///
@@ -131,5 +164,27 @@ impl AgentConfig {
         HostName::new(config.host.clone())
             .map_err(|source| ConfigError::Host { path: path.to_owned(), source })?;
         Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_section_for_migration_may_be_there_or_not() {
+        let without = "{host: xen-1, stateDirectory: /var/lib/kubexen, poolStore: {endpoints: []}";
+        let config: AgentConfig = serde_yaml_ng::from_str(&format!("{without}}}")).unwrap();
+        assert!(config.migration.is_none());
+
+        let files = "certificate: /pki/host.pem, key: /pki/host.key, ca: /pki/ca.pem";
+        let section = format!("migration: {{listen: '0.0.0.0:9444', address: '10.77.0.1:9444', {files}}}");
+        let config: AgentConfig = serde_yaml_ng::from_str(&format!("{without}, {section}}}")).unwrap();
+        let migration = config.migration.unwrap();
+        assert_eq!(migration.listen, "0.0.0.0:9444".parse().unwrap());
+        assert_eq!(
+            (migration.address.as_str(), migration.ca),
+            ("10.77.0.1:9444", PathBuf::from("/pki/ca.pem"))
+        );
     }
 }

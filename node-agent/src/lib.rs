@@ -5,6 +5,7 @@
 //! | [`agent`] | an agent put together: what it watches, queues and runs |
 //! | [`domain`] | one domain: observe, decide, apply, status |
 //! | [`volume`] | one disk, likewise |
+//! | [`migration`] | guests that go to other hosts: sessions, and connections between agents |
 //! | [`host`] | the host's facts and its heartbeat |
 //! | [`hypervisor`] | the boundary to Xen, real and simulated |
 //! | [`storage`], [`network`] | the boundaries to disks and bridges |
@@ -20,6 +21,7 @@ pub mod domain;
 pub mod host;
 pub mod hypervisor;
 pub mod metrics;
+pub mod migration;
 pub mod mirrors;
 pub mod network;
 pub mod storage;

@@ -3,6 +3,7 @@
 use super::{
     Domains, MANAGER, ReconcileError,
     decide::{DestroyReason, Plan},
+    move_steps,
     observe::Observed,
     resolve, status,
 };
@@ -68,6 +69,7 @@ pub async fn apply(
         Plan::Destroy(reason) => {
             match reason {
                 DestroyReason::Deleted | DestroyReason::Restart => confirm(domains, domain, seen).await?,
+                DestroyReason::Departed => confirm_departed(domains, uuid).await?,
                 DestroyReason::HalfBuilt | DestroyReason::Stopped => {}
             }
             domains.hypervisor.destroy(uuid).await?;
@@ -78,12 +80,13 @@ pub async fn apply(
             detach(domains, domain).await?;
             Ok(Applied::Unchanged)
         }
+        Plan::Move(step) => move_steps::apply(domains, domain, uuid, seen, step).await,
         Plan::Finish => finish(domains, domain, uuid).await,
         Plan::Wait(..) | Plan::Settled => Ok(Applied::Unchanged),
     }
 }
 
-async fn record(
+pub(super) async fn record(
     domains: &Domains,
     domain: &Domain,
     status: &kubexen_crds::DomainStatus,
@@ -96,6 +99,7 @@ async fn record(
 
 /// Takes the ownership, then builds. The order is the promise that no virtual machine runs twice.
 async fn start(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applied, ReconcileError> {
+    let _starting = domains.starts.read().await;
     let token = match domains.ownership.start(VmUid(uuid), &domains.me).await? {
         Start::Acquired(token) | Start::AlreadyMine(token) => token,
         Start::Refused(owner) => return Err(ReconcileError::OwnedElsewhere(owner.host.to_string())),
@@ -116,6 +120,14 @@ async fn confirm(domains: &Domains, domain: &Domain, seen: &Observed) -> Result<
             && live.spec.restart_requested == seen.restart_requested
     });
     if asks { Ok(()) } else { Err(ReconcileError::Outdated) }
+}
+
+/// Reads from the pool's store that another host owns the guest.
+async fn confirm_departed(domains: &Domains, uuid: Uuid) -> Result<(), ReconcileError> {
+    match domains.ownership.owner(VmUid(uuid)).await? {
+        Some(owner) if owner.host != domains.me.host => Ok(()),
+        Some(_) | None => Err(ReconcileError::Outdated),
+    }
 }
 
 async fn detach(domains: &Domains, domain: &Domain) -> Result<(), ReconcileError> {

@@ -3,10 +3,14 @@
 //! [`decide`] looks at what is and names one [`Plan`]. The caller carries it out and looks again, until nothing is
 //! left to do; so an agent that was killed at any point goes on where the host stands, not where its memory stood.
 
-use super::observe::{Observed, Unmet};
+use super::{
+    moves::{self, MoveStep},
+    observe::{Observed, Unmet},
+};
 use crate::hypervisor::{DomainInfo, DomainState};
 use jiff::{SignedDuration, Timestamp};
 use kubexen_crds::{
+    MigrationRole, MigrationStage,
     domain::{DomainPhase, DomainPowerState, Stop, StopReason},
     virtual_machine::{OnCrash, OnReboot, OnShutdown},
 };
@@ -37,6 +41,8 @@ pub enum Plan {
     Destroy(DestroyReason),
     /// The guest is off and stays off: give its disks back.
     DetachDisks,
+    /// A step of the migration that the domain takes part in.
+    Move(MoveStep),
     /// The domain is gone for good: give back its disks and its ownership, and let its object go.
     Finish,
     /// Nothing now; look again after this time, even if nothing changes.
@@ -67,6 +73,8 @@ pub enum DestroyReason {
     Deleted,
     /// A restart was asked for, and the guest is off or had its time.
     Restart,
+    /// Another host owns the guest, which stands still here.
+    Departed,
 }
 
 /// What is waited for.
@@ -82,6 +90,10 @@ pub enum Waiting {
     Backoff,
     /// Time enough without a crash to forget the earlier ones.
     Stability,
+    /// The session that sends or receives the guest.
+    Move(MigrationRole),
+    /// People: another host owns the guest that is here.
+    TakenBy(String),
 }
 
 /// A guest that ran this long without a crash starts over with the shortest back-off.
@@ -104,6 +116,9 @@ pub fn backoff(crashes: i32) -> SignedDuration {
 /// The next thing to do about a domain.
 #[must_use]
 pub fn decide(seen: &Observed, now: Timestamp) -> Plan {
+    if let Some(part) = &seen.part {
+        return moves::decide(seen, part);
+    }
     match (seen.deleting, &seen.present) {
         (true, None) => Plan::Finish,
         (true, Some(present)) => take_down(seen, present, DestroyReason::Deleted),
@@ -115,9 +130,9 @@ pub fn decide(seen: &Observed, now: Timestamp) -> Plan {
 /// Ends a domain that is there: the guest is asked first and has its time.
 fn take_down(seen: &Observed, present: &DomainInfo, reason: DestroyReason) -> Plan {
     match present.state {
-        DomainState::HalfBuilt => Plan::Destroy(DestroyReason::HalfBuilt),
+        DomainState::HalfBuilt | DomainState::Restored => Plan::Destroy(DestroyReason::HalfBuilt),
         DomainState::Dying => Plan::Wait(Waiting::Dying, DYING_LOOK),
-        DomainState::Shutdown(_) => Plan::Destroy(reason),
+        DomainState::Suspended | DomainState::Shutdown(_) => Plan::Destroy(reason),
         DomainState::Running | DomainState::Paused => match seen.shutdown_left {
             None => Plan::RequestShutdown,
             Some(Duration::ZERO) => Plan::Destroy(reason),
@@ -128,6 +143,9 @@ fn take_down(seen: &Observed, present: &DomainInfo, reason: DestroyReason) -> Pl
 
 /// Starts a domain that is not there, if it is to be.
 fn bring_up(seen: &Observed, now: Timestamp) -> Plan {
+    if seen.guest_is_elsewhere() {
+        return if seen.disks_attached { Plan::DetachDisks } else { Plan::Settled };
+    }
     if seen.restart_pending() {
         return Plan::RecordRestart;
     }
@@ -138,7 +156,14 @@ fn bring_up(seen: &Observed, now: Timestamp) -> Plan {
         Some(DomainPhase::Running | DomainPhase::Paused) => {
             return Plan::RecordStop { reason: StopReason::Vanished, then: AfterStop::Restart };
         }
-        Some(DomainPhase::Pending | DomainPhase::Stopping | DomainPhase::Failed) | None => {}
+        Some(
+            DomainPhase::Pending
+            | DomainPhase::Receiving
+            | DomainPhase::Departed
+            | DomainPhase::Stopping
+            | DomainPhase::Failed,
+        )
+        | None => {}
     }
     if let Some(Stop { reason: StopReason::Crash, at }) = &seen.status.last_stop {
         let wait = backoff(seen.status.crashes.unwrap_or(0)) - at.0.duration_until(now);
@@ -160,8 +185,10 @@ fn keep(seen: &Observed, present: &DomainInfo, now: Timestamp) -> Plan {
         return take_down(seen, present, DestroyReason::Restart);
     }
     match present.state {
-        DomainState::HalfBuilt => Plan::Destroy(DestroyReason::HalfBuilt),
+        DomainState::HalfBuilt | DomainState::Restored => Plan::Destroy(DestroyReason::HalfBuilt),
         DomainState::Dying => Plan::Wait(Waiting::Dying, DYING_LOOK),
+        // Whoever suspended it resumes it.
+        DomainState::Suspended => Plan::Settled,
         DomainState::Shutdown(reason) => after_stop(seen, present, reason),
         DomainState::Running if seen.power_state == DomainPowerState::Paused => Plan::Pause,
         DomainState::Paused if seen.power_state == DomainPowerState::Running => Plan::Unpause,
@@ -180,6 +207,8 @@ fn after_stop(seen: &Observed, present: &DomainInfo, reason: StopReason) -> Plan
             DomainPhase::Pending
             | DomainPhase::Running
             | DomainPhase::Paused
+            | DomainPhase::Receiving
+            | DomainPhase::Departed
             | DomainPhase::Stopping
             | DomainPhase::Halted
             | DomainPhase::Failed,
@@ -202,6 +231,16 @@ fn forget_crashes(seen: &Observed, now: Timestamp) -> Plan {
 }
 
 impl Observed {
+    /// Whether a migration that is over has left the guest on another host: the domain is none to be started here.
+    fn guest_is_elsewhere(&self) -> bool {
+        match self.moved {
+            Some((MigrationRole::Source, MigrationStage::Committed)) => true,
+            Some((MigrationRole::Destination, MigrationStage::Aborted | MigrationStage::Awaiting)) => true,
+            Some((MigrationRole::Source, MigrationStage::Aborted | MigrationStage::Awaiting)) => false,
+            Some((MigrationRole::Destination, MigrationStage::Committed)) | None => false,
+        }
+    }
+
     /// What the owner's policy makes of a stop.
     #[must_use]
     pub fn after(&self, reason: StopReason) -> AfterStop {

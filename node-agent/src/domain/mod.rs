@@ -16,10 +16,13 @@
 
 pub mod apply;
 pub mod decide;
+mod move_steps;
+pub mod moves;
 pub mod observe;
 pub(crate) mod resolve;
 mod shutdowns;
 pub mod status;
+mod strays;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +32,7 @@ pub use shutdowns::Shutdowns;
 use crate::{
     config::Catalogue,
     hypervisor::{Hypervisor, HypervisorError},
+    migration::{Sessions, World, link::MigrationNetwork},
     mirrors::Mirrors,
     network::{HostNetwork, NetworkError},
     storage::{Storage, StorageError},
@@ -36,7 +40,7 @@ use crate::{
 use decide::{Plan, Waiting, decide};
 use jiff::SignedDuration;
 use kube::{Api, Client, ResourceExt};
-use kubexen_crds::{Domain, DomainStatus, domain::DomainPhase};
+use kubexen_crds::{Domain, DomainStatus, MigrationRole, domain::DomainPhase};
 use kubexen_ownership::{HostBoot, OwnershipStore, StoreError};
 use kubexen_runtime::{
     Clock, Key, Outcome,
@@ -81,6 +85,13 @@ pub struct Domains {
     pub events: Events,
     /// Guests that were asked to power themselves off.
     pub shutdowns: Shutdowns,
+    /// Held by whoever takes an ownership until the domain is there, and against all of them by whoever gives one back that
+    /// has none.
+    pub starts: tokio::sync::RwLock<()>,
+    /// Other hosts' agents.
+    pub migrations: Arc<dyn MigrationNetwork>,
+    /// Guests that leave or come.
+    pub sessions: Sessions,
 }
 
 /// Why a reconcile could not go on.
@@ -173,6 +184,7 @@ impl Domains {
                 | Plan::RequestShutdown
                 | Plan::Destroy(_)
                 | Plan::DetachDisks
+                | Plan::Move(_)
                 | Plan::Finish => {
                     info!(domain = %domain.name_any(), ?plan, "step");
                     match apply::apply(self, &domain, uuid, &seen, &plan).await? {
@@ -200,13 +212,24 @@ impl Domains {
         if passing {
             return Ok(Outcome::Again(Duration::from_secs(1)));
         }
-        self.write_status(domain, &status).await?;
+        // That a guest is being sent is known by whoever asked for it, and what comes of it is told at the end.
+        let told = observe::moved(domain).is_some();
+        let under_way = match plan {
+            Plan::Wait(Waiting::Move(MigrationRole::Source), _) => true,
+            Plan::Wait(Waiting::Move(MigrationRole::Destination), _) => told,
+            _ => false,
+        };
+        if !under_way {
+            self.write_status(domain, &status).await?;
+        }
         Ok(match plan {
             Plan::Wait(Waiting::Needs(_), after)
             | Plan::Wait(Waiting::Shutdown, after)
             | Plan::Wait(Waiting::Dying, after)
             | Plan::Wait(Waiting::Backoff, after)
-            | Plan::Wait(Waiting::Stability, after) => Outcome::Again(*after),
+            | Plan::Wait(Waiting::Stability, after)
+            | Plan::Wait(Waiting::Move(_), after)
+            | Plan::Wait(Waiting::TakenBy(_), after) => Outcome::Again(*after),
             _ => Outcome::Settled,
         })
     }
@@ -241,6 +264,16 @@ impl Domains {
             Ok(None) => Ok(None),
             Err(error) if error.is_not_found() => Err(ReconcileError::Outdated),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What a session reaches the world through.
+    fn world(&self) -> World {
+        World {
+            me: self.me.clone(),
+            hypervisor: Arc::clone(&self.hypervisor),
+            ownership: Arc::clone(&self.ownership),
+            network: Arc::clone(&self.migrations),
         }
     }
 

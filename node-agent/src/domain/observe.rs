@@ -1,12 +1,20 @@
 //! What is: the object, the domain in Xen, and what it needs on this host.
 
-use super::{Domains, ReconcileError, resolve};
-use crate::hypervisor::{DomId, DomainInfo};
+use super::{
+    Domains, ReconcileError,
+    moves::{Move, OwnedBy},
+    resolve,
+};
+use crate::{
+    hypervisor::{DomId, DomainInfo},
+    migration::Standing,
+};
 use kubexen_crds::{
-    Domain, DomainStatus,
+    Domain, DomainMigration, DomainStatus, MigrationRole, MigrationStage,
     domain::{DomainPhase, DomainPowerState},
     virtual_machine::Lifecycle,
 };
+use kubexen_ownership::VmUid;
 use kubexen_runtime::Key;
 use serde::Serialize;
 use std::{collections::BTreeSet, time::Duration};
@@ -33,6 +41,10 @@ pub struct Observed {
     pub disks_attached: bool,
     /// What is left of the guest's time to power itself off; none if it was not asked.
     pub shutdown_left: Option<Duration>,
+    /// The migration that the domain takes part in, unless it is over for this host.
+    pub part: Option<Move>,
+    /// How the migration ended that the domain took part in last.
+    pub moved: Option<(MigrationRole, MigrationStage)>,
 }
 
 /// Something a domain needs and does not have.
@@ -104,6 +116,7 @@ impl Observed {
             | DomainPhase::Stopping
             | DomainPhase::Halted
             | DomainPhase::Preserved => true,
+            DomainPhase::Receiving | DomainPhase::Departed => false,
             DomainPhase::Pending | DomainPhase::Failed => self.status.last_stop.is_some(),
         });
         started_before
@@ -118,7 +131,14 @@ impl Observed {
             Some(
                 DomainPhase::Pending | DomainPhase::Halted | DomainPhase::Preserved | DomainPhase::Failed,
             ) => true,
-            Some(DomainPhase::Running | DomainPhase::Paused | DomainPhase::Stopping) | None => false,
+            Some(
+                DomainPhase::Running
+                | DomainPhase::Paused
+                | DomainPhase::Receiving
+                | DomainPhase::Departed
+                | DomainPhase::Stopping,
+            )
+            | None => false,
         };
         recorded_phase && self.status.last_stop.is_some() && self.status.domid == Some(i32::from(domid.0))
     }
@@ -129,7 +149,19 @@ impl Observed {
 /// # Errors
 /// When the hypervisor or the storage cannot be asked: then nothing is known, and nothing is done.
 pub async fn observe(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Observed, ReconcileError> {
+    // A session is looked at before all that it changes: one that is over changes nothing more.
+    let unfinished = unfinished(domains, domain, uuid)?;
     let present = domains.hypervisor.find(uuid).await?;
+    let part = match unfinished {
+        None => None,
+        Some((wanted, session)) => Some(Move {
+            uid: wanted.uid.clone(),
+            role: wanted.role,
+            cancelled: wanted.cancel,
+            owner: owner(domains, uuid).await?,
+            session,
+        }),
+    };
     let (unmet, disks_attached) = match present {
         Some(_) => (None, false),
         None => {
@@ -150,6 +182,39 @@ pub async fn observe(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<O
         unmet,
         disks_attached,
         shutdown_left: domains.shutdowns.left(uuid, timeout),
+        part,
+        moved: moved(domain),
+    })
+}
+
+/// How the migration stands that a Domain asks for, as far as it is written down.
+pub(super) fn moved(domain: &Domain) -> Option<(MigrationRole, MigrationStage)> {
+    let wanted = domain.spec.migration.as_ref()?;
+    let said = domain.status.as_ref()?.migration.as_ref().filter(|said| said.uid == wanted.uid)?;
+    Some((wanted.role, said.stage))
+}
+
+/// The migration of a Domain that is not over for this host, and how this agent's session of it stands.
+fn unfinished<'a>(
+    domains: &Domains,
+    domain: &'a Domain,
+    uuid: Uuid,
+) -> Result<Option<(&'a DomainMigration, Standing)>, ReconcileError> {
+    let Some(wanted) = &domain.spec.migration else { return Ok(None) };
+    if moved(domain).is_some_and(|(_, stage)| stage.is_final()) {
+        return Ok(None);
+    }
+    let migration = Uuid::parse_str(&wanted.uid)
+        .map_err(|_| ReconcileError::Malformed("`migration.uid` is no UUID".to_owned()))?;
+    Ok(Some((wanted, domains.sessions.standing(uuid, migration))))
+}
+
+/// Who may run the guest, by a linearizable read.
+async fn owner(domains: &Domains, uuid: Uuid) -> Result<OwnedBy, ReconcileError> {
+    Ok(match domains.ownership.owner(VmUid(uuid)).await? {
+        Some(owner) if owner.host == domains.me.host => OwnedBy::Me(owner.token),
+        Some(owner) => OwnedBy::Another(owner),
+        None => OwnedBy::Nobody,
     })
 }
 

@@ -2,19 +2,27 @@
 
 use super::{
     ReconcileError,
-    decide::{AfterStop, Plan, Waiting},
+    decide::{AfterStop, Plan, Waiting, decide},
+    moves::Move,
     observe::Observed,
 };
-use crate::hypervisor::DomainState;
+use crate::{
+    hypervisor::DomainState,
+    migration::{Failure, Standing},
+};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kubexen_crds::{
-    DomainStatus,
+    DomainMigrationStatus, DomainStatus, MigrationRole, MigrationStage,
     condition::{self, State, Wanted},
     domain::{DomainPhase, Stop, StopReason},
 };
+use std::time::Duration;
 
 const READY: &str = "Ready";
+
+/// Longest message of a failed migration, in characters; the schema allows as many.
+const LONGEST_MESSAGE: usize = 1024;
 
 /// The status once nothing is left to do: `plan` is what was decided last, Wait or Settled.
 #[must_use]
@@ -39,7 +47,69 @@ pub fn settled(seen: &Observed, plan: &Plan, generation: Option<i64>, now: Times
             _ => seen.status.crashes,
         },
         last_stop: seen.status.last_stop.clone(),
+        migration: awaiting(seen, plan).or_else(|| seen.status.migration.clone()),
         conditions: condition::set(&seen.status.conditions, vec![ready], generation, now),
+    }
+}
+
+/// That the destination awaits the guest, if it does.
+fn awaiting(seen: &Observed, plan: &Plan) -> Option<DomainMigrationStatus> {
+    let part = seen.part.as_ref()?;
+    match plan {
+        Plan::Wait(Waiting::Move(MigrationRole::Destination), _) => Some(DomainMigrationStatus {
+            uid: part.uid.clone(),
+            stage: MigrationStage::Awaiting,
+            reason: None,
+            message: None,
+            transfer: None,
+            downtime_milliseconds: None,
+        }),
+        _ => None,
+    }
+}
+
+/// The status once a migration has ended for this host, as it will stand when nothing else is left to do.
+#[must_use]
+pub fn moved(
+    seen: &Observed,
+    part: &Move,
+    stage: MigrationStage,
+    failure: Option<&Failure>,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> DomainStatus {
+    let report = match &part.session {
+        Standing::Over(report) => Some(report),
+        Standing::None | Standing::Alive { .. } => None,
+    };
+    let milliseconds = |downtime: Duration| i64::try_from(downtime.as_millis()).unwrap_or(i64::MAX);
+    let told = DomainMigrationStatus {
+        uid: part.uid.clone(),
+        stage,
+        reason: failure.map(|failure| failure.reason.to_owned()),
+        message: failure.map(|failure| failure.message.chars().take(LONGEST_MESSAGE).collect()),
+        transfer: report.and_then(|report| report.transfer.clone()),
+        downtime_milliseconds: report.and_then(|report| report.downtime).map(milliseconds),
+    };
+    let after = Observed {
+        part: None,
+        moved: Some((part.role, stage)),
+        status: DomainStatus { migration: Some(told), ..seen.status.clone() },
+        ..seen.clone()
+    };
+    match decide(&after, now) {
+        plan @ (Plan::Settled | Plan::Wait(..)) => settled(&after, &plan, generation, now),
+        // Its disks are given back, or it is unpaused, without another word.
+        Plan::DetachDisks | Plan::Unpause => settled(&after, &Plan::Settled, generation, now),
+        _ => {
+            let ready = Wanted::new(READY, State::False, "Starting", "The guest is started");
+            DomainStatus {
+                observed_generation: generation,
+                phase: Some(DomainPhase::Pending),
+                conditions: condition::set(&after.status.conditions, vec![ready], generation, now),
+                ..after.status.clone()
+            }
+        }
     }
 }
 
@@ -63,7 +133,19 @@ fn phase(seen: &Observed, plan: &Plan) -> (DomainPhase, Wanted) {
                     format!("The guest crashed {crashes} times in a row; it is started again after a while");
                 return (DomainPhase::Pending, not_ready("CrashLoop", message));
             }
-            Waiting::Stability => {}
+            Waiting::Stability | Waiting::Move(MigrationRole::Source) => {}
+            Waiting::Move(MigrationRole::Destination) => {
+                let message = "All is ready for the guest, which is to come from another host".to_owned();
+                return (DomainPhase::Receiving, not_ready("Receiving", message));
+            }
+            Waiting::TakenBy(owner) => {
+                let message = format!(
+                    "The pool's store says that {owner} runs this guest, but it is here too; nothing is done to either: \
+                     find out which one is right, and delete the other one's domain by hand"
+                );
+                let phase = seen.status.phase.unwrap_or(DomainPhase::Failed);
+                return (phase, not_ready("OwnershipViolated", message));
+            }
         }
     }
     match seen.present.as_ref().map(|present| present.state) {
@@ -77,10 +159,24 @@ fn phase(seen: &Observed, plan: &Plan) -> (DomainPhase, Wanted) {
         Some(DomainState::Shutdown(_)) if seen.status.phase == Some(DomainPhase::Preserved) => {
             (DomainPhase::Preserved, preserved())
         }
-        Some(DomainState::Shutdown(_) | DomainState::HalfBuilt | DomainState::Dying) => {
-            (DomainPhase::Stopping, not_ready("Stopping", "The domain is being taken apart".to_owned()))
-        }
-        None => (DomainPhase::Halted, halted()),
+        Some(DomainState::Suspended) => (
+            DomainPhase::Paused,
+            not_ready("Suspended", "The guest was suspended and not resumed".to_owned()),
+        ),
+        Some(
+            DomainState::Shutdown(_) | DomainState::HalfBuilt | DomainState::Restored | DomainState::Dying,
+        ) => (DomainPhase::Stopping, not_ready("Stopping", "The domain is being taken apart".to_owned())),
+        None => match seen.moved {
+            Some((MigrationRole::Source, MigrationStage::Committed)) => {
+                (DomainPhase::Departed, not_ready("Departed", "The guest runs on another host".to_owned()))
+            }
+            Some((MigrationRole::Destination, MigrationStage::Aborted | MigrationStage::Awaiting)) => {
+                (DomainPhase::Receiving, not_ready("NotReceived", "The guest stayed where it was".to_owned()))
+            }
+            Some((MigrationRole::Source, MigrationStage::Aborted | MigrationStage::Awaiting))
+            | Some((MigrationRole::Destination, MigrationStage::Committed))
+            | None => (DomainPhase::Halted, halted()),
+        },
     }
 }
 
@@ -156,6 +252,8 @@ pub fn failed(
             phase @ (DomainPhase::Running
             | DomainPhase::Paused
             | DomainPhase::Stopping
+            | DomainPhase::Receiving
+            | DomainPhase::Departed
             | DomainPhase::Halted
             | DomainPhase::Preserved),
         ) => phase,

@@ -37,6 +37,8 @@ fn observed(present: Option<DomainState>) -> Observed {
         unmet: None,
         disks_attached: false,
         shutdown_left: None,
+        part: None,
+        moved: None,
     }
 }
 
@@ -307,6 +309,8 @@ fn step(mut seen: Observed, plan: &Plan, at: &mut Timestamp) -> Observed {
         Plan::DetachDisks => seen.disks_attached = false,
         Plan::Wait(Waiting::Dying, _) => seen.present = None,
         Plan::Wait(_, time) => *at += SignedDuration::try_from(*time).unwrap(),
+        // A model host takes part in no migration.
+        Plan::Move(_) => unreachable!("{plan:?}"),
         Plan::Finish | Plan::Settled => {}
     }
     seen

@@ -5,8 +5,8 @@ use crate::{
     storage::LocationFacts,
 };
 use kubexen_crds::{
-    ByteQuantity, HostStatus,
-    host::{HostCpu, HostMemory, Location, UnknownDomain, Uplink, Xen},
+    BootType, ByteQuantity, HostStatus,
+    host::{HostCpu, HostMemory, HostMigration, Location, UnknownDomain, Uplink, Xen},
 };
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -36,6 +36,8 @@ pub struct Measured {
     pub locations: Vec<LocationFacts>,
     /// Usable uplinks.
     pub uplinks: Vec<String>,
+    /// Where other hosts' agents reach this one; none if it takes no part in migrations.
+    pub migration_address: Option<String>,
     /// Names in the catalogue.
     pub kernels: Vec<String>,
 }
@@ -70,9 +72,12 @@ impl Measured {
                 .map(|location| Location {
                     name: location.name.clone(),
                     capacity: ByteQuantity::from_bytes(location.capacity),
+                    shared: location.shared,
+                    id: location.id.clone(),
                 })
                 .collect(),
             uplinks: self.uplinks.iter().map(|name| Uplink { name: name.clone() }).collect(),
+            migration: self.migration(),
             kernels: self.kernels.clone(),
             unknown_domains: self.unknown_domains(),
             observed_generation: None,
@@ -102,6 +107,13 @@ impl Measured {
             total: ByteQuantity::from_bytes(self.facts.memory_total_kib * 1024),
             allocatable: ByteQuantity::from_bytes(allocatable * 1024),
         }
+    }
+
+    fn migration(&self) -> Option<HostMigration> {
+        let address = self.migration_address.clone()?;
+        let boot_types = [BootType::Hvm, BootType::Pv, BootType::Pvh];
+        let live = boot_types.into_iter().filter(|boot| self.facts.suspends_live(*boot)).collect();
+        Some(HostMigration { address, boot_types: live })
     }
 
     fn unknown_domains(&self) -> Vec<UnknownDomain> {
@@ -152,6 +164,7 @@ mod tests {
             known: BTreeSet::from([Uuid::from_u128(7)]),
             locations: Vec::new(),
             uplinks: Vec::new(),
+            migration_address: None,
             kernels: Vec::new(),
         }
     }

@@ -13,6 +13,7 @@ use crate::{
     config::Catalogue,
     domain::MANAGER,
     hypervisor::{Hypervisor, HypervisorError},
+    migration::link::MigrationNetwork,
     mirrors::Mirrors,
     network::HostNetwork,
     storage::Storage,
@@ -37,6 +38,8 @@ pub struct Publisher {
     pub storage: Arc<dyn Storage>,
     /// Bridges.
     pub network: Arc<dyn HostNetwork>,
+    /// Other hosts' agents.
+    pub migrations: Arc<dyn MigrationNetwork>,
     /// Kernels.
     pub catalogue: Catalogue,
     /// The namespace's objects.
@@ -84,6 +87,7 @@ impl Publisher {
             known,
             locations: self.storage.locations().await,
             uplinks: self.network.uplinks().await,
+            migration_address: self.migrations.address(),
             kernels: self.catalogue.keys().cloned().collect(),
         })
     }

@@ -1,0 +1,48 @@
+//! Ownership that this host has and does not use.
+//!
+//! A START that the network delivers very late names this host as the owner of a machine that is long gone. That is safe,
+//! but nobody else would ever give it back.
+
+use super::{Domains, ReconcileError};
+use kube::{Api, api::ListParams};
+use kubexen_crds::{Domain, names::host_namespace};
+use kubexen_ownership::{Owner, VmUid};
+use kubexen_runtime::write::limited;
+use tracing::info;
+
+impl Domains {
+    /// Gives back every ownership of this host for which there is neither a Domain nor a domain.
+    ///
+    /// # Errors
+    /// When the store, the API server or the hypervisor cannot be asked; what was not given back stays as it is.
+    pub async fn give_back_strays(&self) -> Result<(), ReconcileError> {
+        let mine = self.ownership.owners().await?.into_iter().filter(|(_, owner)| owner.host == self.me.host);
+        for (vm, owner) in mine.filter(|(vm, _)| !self.is_known(*vm)) {
+            self.give_back(vm, &owner).await?;
+        }
+        Ok(())
+    }
+
+    fn is_known(&self, vm: VmUid) -> bool {
+        self.mirrors.domains.list().iter().any(|domain| is_of(domain, vm))
+    }
+
+    /// No domain begins meanwhile: a start that comes later takes the ownership anew.
+    async fn give_back(&self, vm: VmUid, owner: &Owner) -> Result<(), ReconcileError> {
+        let _no_start = self.starts.write().await;
+        let domains: Api<Domain> =
+            Api::namespaced(self.client.clone(), &host_namespace(self.me.host.as_str()));
+        let listed = limited(domains.list(&ListParams::default())).await?;
+        if listed.items.iter().any(|domain| is_of(domain, vm)) || self.hypervisor.find(vm.0).await?.is_some()
+        {
+            return Ok(());
+        }
+        self.ownership.release(vm, &self.me, owner.token).await?;
+        info!(%vm, token = %owner.token, "ownership without a domain is given back");
+        Ok(())
+    }
+}
+
+fn is_of(domain: &Domain, vm: VmUid) -> bool {
+    domain.spec.virtual_machine.uid == vm.to_string()
+}
