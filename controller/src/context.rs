@@ -5,6 +5,7 @@ use crate::{
     host::heartbeat::Heartbeats,
     lease::Leadership,
     metrics::Metrics,
+    migration,
     scheduler::Scheduler,
     view::{View, uid},
     watched::Watched,
@@ -45,6 +46,8 @@ pub(crate) struct Context {
     pub(crate) scheduler: Scheduler,
     pub(crate) heartbeats: Heartbeats,
     pub(crate) access: crate::host::access::Looks,
+    /// Held while a migration begins.
+    pub(crate) migration_start: migration::Starting,
 }
 
 /// The queues of all kinds. They take keys only while this process leads: each term begins with every object anyway.
@@ -57,6 +60,7 @@ pub(crate) struct Queues {
     pub(crate) repositories: WorkQueue<Key>,
     pub(crate) hosts: WorkQueue<Key>,
     pub(crate) pools: WorkQueue<Key>,
+    pub(crate) migrations: WorkQueue<Key>,
 }
 
 impl Queues {
@@ -84,9 +88,15 @@ impl Queues {
     /// Empties all queues, and opens or closes them.
     pub(crate) fn restart(&self, open: bool) {
         self.open.store(open, Ordering::Relaxed);
-        for queue in
-            [&self.machines, &self.disks, &self.networks, &self.repositories, &self.hosts, &self.pools]
-        {
+        for queue in [
+            &self.machines,
+            &self.disks,
+            &self.networks,
+            &self.repositories,
+            &self.hosts,
+            &self.pools,
+            &self.migrations,
+        ] {
             queue.clear();
         }
     }

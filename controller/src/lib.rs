@@ -5,7 +5,7 @@
 //!                 │ what changed, and whom that concerns (watched)
 //!                 ▼
 //!   API server   queues ─▶ one look per object: observe → decide → apply → status
-//!       ▲                    virtual_machine · virtual_disk · network · storage_repository · host · pool
+//!       ▲                    virtual_machine · migration · virtual_disk · network · storage_repository · host · pool
 //!       │                         │ ▲
 //!       │                     ask │ │ assigned, or rejected with the reason counted
 //!       │                         ▼ │
@@ -35,6 +35,7 @@ mod error;
 pub mod host;
 pub mod lease;
 mod metrics;
+mod migration;
 mod network;
 pub mod placement;
 mod pool;

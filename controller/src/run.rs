@@ -6,7 +6,7 @@ use crate::{
     host::{access::Looks, heartbeat::Heartbeats},
     lease::{Elector, Leadership},
     metrics::Metrics,
-    network, pool,
+    migration, network, pool,
     scheduler::{self, Scheduler},
     storage_repository,
     view::View,
@@ -15,7 +15,10 @@ use crate::{
 };
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Client, api::ListParams};
-use kubexen_crds::{Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, Volume};
+use kubexen_crds::{
+    Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineMigration,
+    Volume,
+};
 use kubexen_runtime::{Clock, Key, Outcome, WorkQueue, events, telemetry::Readiness, write::limited};
 use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::time::sleep;
@@ -76,6 +79,7 @@ pub async fn run(dependencies: Dependencies, options: Options, shutdown: Cancell
         scheduler: Scheduler::default(),
         heartbeats: Heartbeats::default(),
         access: Looks::default(),
+        migration_start: migration::Starting::default(),
     };
     let lead = async {
         tokio::select! {
@@ -103,6 +107,7 @@ pub async fn run(dependencies: Dependencies, options: Options, shutdown: Cancell
 async fn watch_all(context: &Context) {
     futures::join!(
         watch::<VirtualMachine>(context),
+        watch::<VirtualMachineMigration>(context),
         watch::<VirtualDisk>(context),
         watch::<Network>(context),
         watch::<StorageRepository>(context),
@@ -154,6 +159,11 @@ async fn term(context: &Context) {
     queues.add_all(&queues.networks, view.networks.keys());
     queues.add_all(&queues.disks, view.disks.keys());
     queues.add_all(&queues.machines, view.machines.keys());
+    queues.add_all(&queues.migrations, view.migrations.keys());
+    queues.add_all(
+        &queues.migrations,
+        view.domains.list().iter().filter_map(|domain| migration::key_of(domain)),
+    );
     futures::join!(
         work::<Host>(context, &queues.hosts, FEW, crate::host::reconcile),
         work::<Pool>(context, &queues.pools, FEW, pool::reconcile),
@@ -161,6 +171,7 @@ async fn term(context: &Context) {
         work::<Network>(context, &queues.networks, FEW, network::reconcile),
         work::<VirtualDisk>(context, &queues.disks, CONCURRENCY, virtual_disk::reconcile),
         work::<VirtualMachine>(context, &queues.machines, CONCURRENCY, virtual_machine::reconcile),
+        work::<VirtualMachineMigration>(context, &queues.migrations, FEW, migration::reconcile),
         scheduler::run(context),
     );
 }
@@ -216,6 +227,7 @@ fn finish<K: Watched>(context: &Context, key: &Key, result: Result<Outcome, Erro
 async fn refresh(context: &Context) {
     loop {
         refresh_kind::<VirtualMachine>(context);
+        refresh_kind::<VirtualMachineMigration>(context);
         refresh_kind::<VirtualDisk>(context);
         refresh_kind::<Network>(context);
         refresh_kind::<StorageRepository>(context);

@@ -4,7 +4,8 @@ use crate::relation::Relation;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Resource, ResourceExt};
 use kubexen_crds::{
-    Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, Volume,
+    Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineMigration,
+    Volume,
     condition::is_true,
     names::{CONTROLLER_FINALIZER, host_namespace},
 };
@@ -23,6 +24,7 @@ pub(crate) struct View {
     pub(crate) domains: Mirror<Domain>,
     pub(crate) volumes: Mirror<Volume>,
     pub(crate) heartbeats: Mirror<Lease>,
+    pub(crate) migrations: Mirror<VirtualMachineMigration>,
     /// Domain → VirtualMachine, by name: whatever its uid.
     pub(crate) domains_of_machine: Relation,
     /// Domain → its namespace.
@@ -35,6 +37,8 @@ pub(crate) struct View {
     pub(crate) volumes_of_disk: Relation,
     /// VirtualMachine → VirtualDisk.
     pub(crate) machines_of_disk: Relation,
+    /// VirtualMachineMigration → VirtualMachine.
+    pub(crate) migrations_of_machine: Relation,
     /// VirtualMachine → Network.
     pub(crate) machines_of_network: Relation,
     /// VirtualDisk → StorageRepository.
@@ -52,6 +56,7 @@ impl View {
         self.pools.synced().await;
         self.domains.synced().await;
         self.volumes.synced().await;
+        self.migrations.synced().await;
         self.heartbeats.synced().await;
     }
 

@@ -6,13 +6,14 @@
 
 use crate::{
     context::{Context, Queues},
+    migration,
     view::{View, disks_of, has_finalizer, host_of_namespace, is_deleting, is_ready, uid, user_key},
 };
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client, Resource, core::DeserializeGuard, runtime::watcher};
 use kubexen_crds::{
-    Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, Volume,
-    names::HEARTBEAT_LEASE,
+    Domain, Host, MigrationPhase, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine,
+    VirtualMachineMigration, Volume, names::HEARTBEAT_LEASE,
 };
 use kubexen_runtime::{Key, Mirror, WorkQueue, mirror::Change};
 use serde::{Serialize, de::DeserializeOwned};
@@ -101,6 +102,10 @@ impl Watched for VirtualMachine {
     }
 
     fn wake(context: &Context, change: &Change<'_, Self>) {
+        if differs(change, |machine| (is_deleting(machine), machine.spec.power_state)) {
+            let migrations = context.view.migrations_of_machine.to(change.key);
+            context.queues.add_all(&context.queues.migrations, migrations);
+        }
         // A network that is being deleted waits for the last machine that names it.
         if differs(change, attached_networks) {
             for key in either(change, attached_networks) {
@@ -246,6 +251,7 @@ impl Watched for Pool {
     fn wake(context: &Context, change: &Change<'_, Self>) {
         if differs(change, |pool| pool.spec.clone()) {
             context.scheduler.wake();
+            migration::wake_next(context);
         }
     }
 }
@@ -277,6 +283,18 @@ impl Watched for Domain {
     fn wake(context: &Context, change: &Change<'_, Self>) {
         let Context { view, queues, scheduler, .. } = context;
         queues.add_all(&queues.machines, either(change, machine_of));
+        let migration = |domain: &Self| migration::key_of(domain).into_iter().collect();
+        queues.add_all(&queues.migrations, either(change, migration));
+        if differs(change, |domain| {
+            domain.status.as_ref().map(|status| (status.phase, status.observed_generation))
+        }) {
+            for machine in either(change, machine_of) {
+                queues.add_all(&queues.migrations, view.migrations_of_machine.to(&machine));
+            }
+        }
+        if differs(change, migration::stage) {
+            migration::wake_next(context);
+        }
         if change.before.is_none() || change.after.is_none() {
             for disk in either(change, disks_of) {
                 // Machines that want the disk too.
@@ -289,6 +307,36 @@ impl Watched for Domain {
         if change.after.is_none() {
             wake_deleted_host(context, &change.key.namespace);
             scheduler.wake();
+        }
+    }
+}
+
+impl Watched for VirtualMachineMigration {
+    fn mirror(view: &View) -> &Mirror<Self> {
+        &view.migrations
+    }
+
+    fn api(client: &Client, namespace: &str) -> Api<Self> {
+        Api::namespaced(client.clone(), namespace)
+    }
+
+    fn queue(queues: &Queues) -> Option<&WorkQueue<Key>> {
+        Some(&queues.migrations)
+    }
+
+    fn index(view: &View, change: &Change<'_, Self>) {
+        let machine = |migration: &Self| {
+            BTreeSet::from([Key::new(&change.key.namespace, &migration.spec.virtual_machine)])
+        };
+        view.migrations_of_machine.set(change.key, now(change, machine));
+    }
+
+    fn wake(context: &Context, change: &Change<'_, Self>) {
+        let is_final = |migration: &Self| {
+            migration.status.as_ref().and_then(|status| status.phase).is_some_and(MigrationPhase::is_final)
+        };
+        if change.after.is_none_or(|migration| is_final(migration)) {
+            migration::wake_next(context);
         }
     }
 }

@@ -96,6 +96,9 @@ impl<'a> Batch<'a> {
         require(Condition::Schedulable, &|| Reason::NotSchedulable);
         require(Condition::Matches(Selector(&request.selector)), &|| Reason::SelectorMismatch);
         require(Condition::Mode(request.boot), &|| Reason::ModeNotOffered(request.boot));
+        if request.moves {
+            require(Condition::Receives(request.boot), &|| Reason::DoesNotReceive(request.boot));
+        }
         if let Some(kernel) = &request.kernel {
             require(Condition::Kernel(kernel), &|| Reason::KernelMissing(kernel.clone()));
         }

@@ -15,6 +15,8 @@ pub(super) enum Condition<'a> {
     Matches(Selector<'a>),
     /// Xen offers the mode.
     Mode(BootType),
+    /// It receives running guests of the mode from other hosts.
+    Receives(BootType),
     /// The catalogue has the kernel.
     Kernel(&'a str),
     /// It is this host.
@@ -32,6 +34,7 @@ impl Condition<'_> {
             Self::Schedulable => host.schedulable,
             Self::Matches(selector) => selector.0.matches(&host.labels),
             Self::Mode(mode) => offers(host, mode),
+            Self::Receives(mode) => host.receives.contains(&mode),
             Self::Kernel(kernel) => host.kernels.contains(kernel),
             Self::Host(name) => host.name == name,
             Self::Location(location, selector) => {

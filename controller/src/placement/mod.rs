@@ -16,7 +16,8 @@
 //! 2. it is schedulable
 //! 3. it carries the labels that the guest's host selector asks for
 //! 4. its Xen offers the virtualisation mode: `pv` for PV; for PVH and HVM `hvm` together with a way to translate
-//!    guest addresses, `hap` or `shadow`, because Xen refuses such a domain when it has neither
+//!    guest addresses, `hap` or `shadow`, because Xen refuses such a domain when it has neither; a guest that is to come
+//!    while it runs needs a host that receives such guests
 //! 5. its catalogue has the kernel
 //! 6. disk by disk: the host is where the disk is, or has the repository attached that the disk will be made in
 //! 7. network by network: it is attached
@@ -113,6 +114,8 @@ pub struct HostView {
     pub uplinks: BTreeSet<String>,
     /// Names in the kernel catalogue.
     pub kernels: BTreeSet<String>,
+    /// Boot types of guests that can come here while they run.
+    pub receives: BTreeSet<BootType>,
     /// What its Xen can do: `pv`, `hvm`, `hap`, `shadow` …
     pub capabilities: BTreeSet<String>,
     /// Number of present guests by [`group_key`] of their anti-affinity group.
@@ -149,6 +152,8 @@ pub struct Request {
     pub networks: Vec<NetworkNeed>,
     /// Disks that must be reachable.
     pub disks: Vec<DiskNeed>,
+    /// Whether the guest runs already, and is to come from another host.
+    pub moves: bool,
 }
 
 /// A network that a guest needs.

@@ -14,6 +14,8 @@ pub enum Reason {
     SelectorMismatch,
     /// Its Xen cannot run guests of this mode.
     ModeNotOffered(BootType),
+    /// It does not receive running guests of this mode.
+    DoesNotReceive(BootType),
     /// Its catalogue lacks this kernel.
     KernelMissing(String),
     /// This disk is on another host.
@@ -43,6 +45,7 @@ impl fmt::Display for Reason {
             Self::ModeNotOffered(BootType::Pvh) => f.write_str("PVH not offered"),
             Self::ModeNotOffered(BootType::Hvm) => f.write_str("HVM not offered"),
             Self::ModeNotOffered(BootType::Pv) => f.write_str("PV not offered"),
+            Self::DoesNotReceive(boot) => write!(f, "not receiving running {boot:?} guests"),
             Self::KernelMissing(kernel) => write!(f, "kernel {kernel} not in catalogue"),
             Self::DiskElsewhere(disk) => write!(f, "disk {disk} is on another host"),
             Self::RepositoryNotAttached(repository) => write!(f, "repository {repository} not attached"),

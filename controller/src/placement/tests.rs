@@ -24,6 +24,7 @@ pub(super) fn host(name: &str) -> HostView {
         locations: [("ssd".to_owned(), Room { capacity: 100 * GIB, used: 0 })].into(),
         uplinks: ["lan".to_owned()].into(),
         kernels: ["debian-12".to_owned()].into(),
+        receives: [BootType::Pvh, BootType::Hvm].into(),
         capabilities: ["hap", "hvm", "pv"].map(str::to_owned).into(),
         groups: BTreeMap::new(),
     }
@@ -41,6 +42,7 @@ pub(super) fn guest(name: &str) -> Request {
         anti_affinity: None,
         networks: vec![network("prod", "lan", &[])],
         disks: vec![new_disk("fast", "ssd", 10 * GIB)],
+        moves: false,
     }
 }
 

@@ -21,11 +21,11 @@ mod tests;
 
 use crate::{
     context::Context,
-    placement::{DiskNeed, NetworkNeed, Request, Verdict, group_key, place},
+    placement::{DiskNeed, NetworkNeed, Rejections, Request, Verdict, group_key, place},
     view::uid,
     virtual_machine::references::{Resolved, Site, resolve},
 };
-use kubexen_crds::VirtualMachine;
+use kubexen_crds::{VirtualMachine, domain::Machine};
 use kubexen_runtime::Key;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -208,6 +208,29 @@ pub(crate) fn pass(context: &Context) {
     }
 }
 
+/// The best host for a guest that is to leave its own while it runs, among those that `may_be`; or why none fits. The
+/// guest has what `running` says, whatever its machine asks for meanwhile.
+pub(crate) fn find_destination(
+    context: &Context,
+    machine: &VirtualMachine,
+    resolved: &Resolved,
+    running: &Machine,
+    may_be: impl Fn(&str) -> bool,
+) -> Verdict {
+    let mut pool = snapshot::take(&context.view, &context.scheduler.claims());
+    pool.hosts.retain(|host| may_be(&host.name));
+    let request = Request {
+        moves: true,
+        memory: running.memory.bytes().unwrap_or(u64::MAX),
+        vcpus: u32::try_from(running.cpus).unwrap_or(u32::MAX),
+        boot: running.boot.type_,
+        kernel: running.boot.kernel.as_ref().map(|kernel| kernel.name.clone()),
+        ..candidate(machine, resolved).request
+    };
+    let verdict = place(&pool, std::slice::from_ref(&request)).pop();
+    verdict.unwrap_or_else(|| Verdict::Unplaced(Rejections::default()))
+}
+
 /// A machine in a pass.
 struct Candidate {
     request: Request,
@@ -287,6 +310,7 @@ fn candidate(machine: &VirtualMachine, resolved: &Resolved) -> Candidate {
             })
             .collect(),
         disks: needs,
+        moves: false,
         key,
     };
     Candidate { request, disks, new_disks }

@@ -68,6 +68,12 @@ fn host_view(host: &Host) -> HostView {
             .collect(),
         uplinks: status.uplinks.into_iter().map(|uplink| uplink.name).collect(),
         kernels: status.kernels.into_iter().collect(),
+        receives: status
+            .migration
+            .map(|migration| migration.boot_types)
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
         capabilities: status.xen.map(|xen| xen.capabilities).unwrap_or_default().into_iter().collect(),
         groups: BTreeMap::new(),
     }

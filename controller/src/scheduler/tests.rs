@@ -70,6 +70,8 @@ fn host(name: &str) -> Host {
             locations: vec![Location {
                 name: "local".to_owned(),
                 capacity: ByteQuantity("100Gi".to_owned()),
+                shared: false,
+                id: None,
             }],
             conditions: condition::set(&[], ready, None, Timestamp::UNIX_EPOCH),
             ..HostStatus::default()
@@ -96,6 +98,7 @@ fn domain(machine: &str, host: &str) -> Domain {
                 interfaces: Vec::new(),
             },
             lifecycle: Lifecycle::default(),
+            migration: None,
         },
         status: None,
     }
@@ -133,6 +136,7 @@ fn claim(machine: &str, host: &str, disk: &str) -> Claim {
             anti_affinity: Some((group_key("shop", "web"), AntiAffinityMode::Required)),
             networks: Vec::new(),
             disks: Vec::new(),
+            moves: false,
         },
         disks: BTreeSet::from([disk.clone()]),
         new_disks: BTreeMap::from([(disk, ("local".to_owned(), 10 * GIB))]),

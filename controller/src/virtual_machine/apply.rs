@@ -171,6 +171,7 @@ pub(crate) fn domain(machine: &VirtualMachine, resolved: &Resolved, host: &str) 
             restart_requested: restart_requested(machine),
             machine: resolved.machine.clone(),
             lifecycle: machine.spec.lifecycle.clone(),
+            migration: None,
         },
         status: None,
     }

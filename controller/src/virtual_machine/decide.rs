@@ -107,7 +107,7 @@ pub(crate) fn decide(observed: &Observed) -> Plan {
 
 /// The machine is being deleted.
 fn let_go(observed: &Observed) -> Plan {
-    if observed.domains.is_empty() {
+    if observed.domains.is_empty() && observed.empty_domains.is_empty() {
         return Plan { actions: vec![Action::ConfirmGone, Action::RemoveFinalizer], ..Plan::default() };
     }
     stop(observed, "the machine is being deleted")
@@ -115,7 +115,7 @@ fn let_go(observed: &Observed) -> Plan {
 
 /// The machine is to be off.
 fn halt(observed: &Observed) -> Plan {
-    if observed.domains.is_empty() {
+    if observed.domains.is_empty() && observed.empty_domains.is_empty() {
         return Plan { actions: confirmation(observed), ..Plan::say(status::halted()) };
     }
     stop(observed, "the machine is to be halted")
@@ -123,8 +123,9 @@ fn halt(observed: &Observed) -> Plan {
 
 /// Deletes every Domain that is not being deleted yet.
 fn stop(observed: &Observed, why: &str) -> Plan {
-    let actions = observed.domains.iter().filter(|domain| !is_deleting(&***domain)).map(deletion).collect();
-    let report = observed.domains.first().map(|domain| status::stopping(domain, observed.host_ready, why));
+    let all = observed.domains.iter().chain(&observed.empty_domains);
+    let actions = all.clone().filter(|domain| !is_deleting(&***domain)).map(deletion).collect();
+    let report = all.clone().next().map(|domain| status::stopping(domain, observed.host_ready, why));
     Plan { actions, report, waits_for_host: false }
 }
 
@@ -142,7 +143,7 @@ fn confirmation(observed: &Observed) -> Vec<Action> {
 fn run(observed: &Observed) -> Plan {
     let live: Vec<_> = observed.domains.iter().filter(|domain| !is_deleting(&***domain)).collect();
     match live.as_slice() {
-        [] => match observed.domains.first() {
+        [] => match observed.domains.first().or(observed.empty_domains.first()) {
             Some(leaving) => Plan::say(status::stopping(
                 leaving,
                 observed.host_ready,

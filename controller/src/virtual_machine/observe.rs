@@ -3,6 +3,7 @@
 use super::references::{self, Problem, Resolved};
 use crate::{
     context::Context,
+    migration,
     scheduler::Answer,
     view::{host_of_namespace, uid},
 };
@@ -16,8 +17,11 @@ use std::sync::Arc;
 pub(crate) struct Observed {
     /// The machine.
     pub(crate) machine: Arc<VirtualMachine>,
-    /// Its Domains, sorted by host; more than one only after a deposed controller's late write.
+    /// The Domains that the guest is in or is to start in, sorted by host; more than one only after a deposed
+    /// controller's late write.
     pub(crate) domains: Vec<Arc<Domain>>,
+    /// Domains that a migration has made or left, and that the guest is not in.
+    pub(crate) empty_domains: Vec<Arc<Domain>>,
     /// Domains of an earlier machine of the same name.
     pub(crate) predecessors: Vec<Key>,
     /// What it refers to.
@@ -36,6 +40,7 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         .domains_of_machine(key)
         .into_iter()
         .partition(|domain| domain.spec.virtual_machine.uid == uid(&*machine));
+    let (domains, empty_domains) = migration::whereabouts(domains);
     let host_ready = domains
         .first()
         .and_then(|domain| host_of(domain))
@@ -45,6 +50,7 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         answer: context.scheduler.answer(key, &machine),
         predecessors: others.iter().map(|domain| Key::of(&**domain)).collect(),
         domains,
+        empty_domains,
         host_ready,
         machine,
     })

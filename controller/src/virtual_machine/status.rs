@@ -1,11 +1,11 @@
 //! What is said of a machine.
 
 use super::references::Problem;
-use crate::view::is_deleting;
+use crate::{migration, view::is_deleting};
 use jiff::Timestamp;
 use kube::Resource;
 use kubexen_crds::{
-    Domain, VirtualMachine, VirtualMachineStatus,
+    Domain, MigrationRole, VirtualMachine, VirtualMachineStatus,
     condition::{self, State, Wanted, find},
     domain::{DomainPhase, DomainPowerState, DomainStatus},
     virtual_machine::{DomainReference, InterfaceStatus, Phase},
@@ -181,6 +181,8 @@ fn condition_of_domain(domain: &Domain, host: &str) -> (Phase, Wanted) {
     let outdated = status.observed_generation != domain.meta().generation;
     let restarting =
         domain.spec.restart_requested.is_some() && domain.spec.restart_requested != status.restart_handled;
+    let leaving =
+        migration::under_way(domain).is_some_and(|migration| migration.role == MigrationRole::Source);
     let said = agent_message(status);
     match status.phase {
         None => starting(),
@@ -218,6 +220,9 @@ fn condition_of_domain(domain: &Domain, host: &str) -> (Phase, Wanted) {
             DomainPowerState::Paused => {
                 not_yet(Phase::Running, "Pausing", format!("host {host} is pausing the guest"))
             }
+            DomainPowerState::Running if leaving => {
+                (Phase::Migrating, ready(State::True, "Running", format!("the guest runs on host {host}")))
+            }
             DomainPowerState::Running if outdated => {
                 not_yet(Phase::Running, "Applying", format!("host {host} is applying a change"))
             }
@@ -225,6 +230,12 @@ fn condition_of_domain(domain: &Domain, host: &str) -> (Phase, Wanted) {
                 (Phase::Running, ready(State::True, "Running", format!("the guest runs on host {host}")))
             }
         },
+        // A Domain of which the agent says so is not what the machine is judged by, but for a moment.
+        Some(DomainPhase::Receiving | DomainPhase::Departed) => not_yet(
+            Phase::Migrating,
+            "Migrating",
+            said.unwrap_or_else(|| format!("the guest is on its way from or to host {host}")),
+        ),
         Some(DomainPhase::Paused) => match domain.spec.power_state {
             DomainPowerState::Running => {
                 not_yet(Phase::Paused, "Resuming", format!("host {host} is resuming the guest"))
@@ -338,6 +349,7 @@ pub(crate) fn happenings(machine: &VirtualMachine, report: &Report) -> Vec<Happe
             let reason = match phase_before {
                 Some(Phase::Paused) => "Resumed",
                 Some(Phase::Unknown) => "HostReturned",
+                Some(Phase::Migrating) => return happenings,
                 _ => "Started",
             };
             if reason_before != Some("Applying") {
@@ -353,7 +365,12 @@ pub(crate) fn happenings(machine: &VirtualMachine, report: &Report) -> Vec<Happe
         Phase::Stopping if phase_before != Some(Phase::Stopping) => {
             tell(Severity::Normal, "Stopping", note())
         }
-        Phase::Scheduling | Phase::Starting | Phase::Running | Phase::Paused | Phase::Stopping => {}
+        Phase::Scheduling
+        | Phase::Starting
+        | Phase::Running
+        | Phase::Paused
+        | Phase::Migrating
+        | Phase::Stopping => {}
     }
     happenings
 }

@@ -88,6 +88,7 @@ fn domain_on(host: &str) -> Domain {
             restart_requested: None,
             machine: machine(),
             lifecycle: Lifecycle::default(),
+            migration: None,
         },
         status: None,
     }
@@ -108,6 +109,7 @@ fn observed(machine: VirtualMachine, domains: Vec<Domain>) -> Observed {
     Observed {
         machine: Arc::new(machine),
         domains: domains.into_iter().map(Arc::new).collect(),
+        empty_domains: Vec::new(),
         predecessors: Vec::new(),
         references: Ok(resolved()),
         answer: None,

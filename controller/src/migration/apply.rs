@@ -1,0 +1,153 @@
+//! Carries out what was decided for a migration.
+
+use super::{
+    decide::{Action, Plan},
+    observe::{self, Choice, Observed},
+    status,
+    turns::policy,
+};
+use crate::{context::Context, error::Error, view::uid};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kubexen_crds::{
+    Domain, DomainMigration, DomainSpec, MigrationRole, VirtualMachineMigration,
+    names::{AGENT_FINALIZER, host_namespace},
+};
+use kubexen_runtime::{Key, events::Severity};
+use serde_json::json;
+
+/// How far carrying out a plan got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Applied {
+    /// There was nothing to do.
+    Nothing,
+    /// Everything was done; the next look sees it.
+    Something,
+    /// The mirrors are behind what the server says: look again later.
+    Behind,
+}
+
+/// Carries out a plan.
+pub(crate) async fn apply(context: &Context, observed: &Observed, plan: Plan) -> Result<Applied, Error> {
+    let mut applied = Applied::Nothing;
+    for action in plan.actions {
+        let went_through = match action {
+            Action::Begin { host } => begin(context, observed, &host).await?,
+            Action::Send { domain, address } => send(context, observed, &domain, &address).await?,
+            Action::Cancel(domain) => cancel(context, observed, &domain).await?,
+            Action::DeleteDomain { domain, uid: wanted } => match context.view.domains.get(&domain) {
+                Some(domain) if uid(&*domain) == wanted => context.delete(&*domain).await?,
+                Some(_) | None => true,
+            },
+        };
+        if !went_through {
+            return Ok(Applied::Behind);
+        }
+        applied = Applied::Something;
+    }
+    if let (Some(migration), Some(report)) = (&observed.migration, &plan.report) {
+        let after = status::render(migration, report, context.clock.now());
+        if context.write_status(&**migration, migration.status.as_ref(), &after).await? {
+            if let Some((good, reason, note)) = report.happening() {
+                let severity = if good { Severity::Normal } else { Severity::Warning };
+                context.events.record(&**migration, severity, reason, "Migrate", note);
+            }
+            applied = Applied::Something;
+        }
+    }
+    Ok(applied)
+}
+
+/// Makes the Domain on the destination. One migration at a time does so, and looks again first, so that no limit is
+/// exceeded by two that begin at the same moment.
+async fn begin(context: &Context, observed: &Observed, host: &str) -> Result<bool, Error> {
+    let _turn = context.migration_start.lock().await;
+    let Some(migration) = &observed.migration else { return Ok(false) };
+    let again = observe::observe(context, &Key::of(&**migration));
+    let Some(Observed { beginning: Some(beginning), source: Some(source), .. }) = again else {
+        return Ok(false);
+    };
+    if beginning.choice != Some(Choice::Host(host.to_owned())) {
+        return Ok(false);
+    }
+    let mut labels = source.metadata.labels.clone().unwrap_or_default();
+    labels.insert("kubexen.io/migration".to_owned(), Key::of(&**migration).name);
+    let arriving = Domain {
+        metadata: ObjectMeta {
+            name: source.metadata.name.clone(),
+            namespace: Some(host_namespace(host)),
+            finalizers: Some(vec![AGENT_FINALIZER.to_owned()]),
+            labels: Some(labels),
+            ..ObjectMeta::default()
+        },
+        spec: DomainSpec {
+            migration: Some(part(
+                migration,
+                MigrationRole::Destination,
+                observe::host_of(&source),
+                None,
+                context,
+            )),
+            ..source.spec.clone()
+        },
+        status: None,
+    };
+    context.create(&arriving).await?;
+    Ok(true)
+}
+
+fn part(
+    migration: &VirtualMachineMigration,
+    role: MigrationRole,
+    peer: &str,
+    address: Option<&str>,
+    context: &Context,
+) -> DomainMigration {
+    DomainMigration {
+        uid: uid(migration).to_owned(),
+        name: Key::of(migration).name,
+        role,
+        peer: peer.to_owned(),
+        address: address.map(str::to_owned),
+        bandwidth: match role {
+            MigrationRole::Source => policy(&context.view).bandwidth,
+            MigrationRole::Destination => None,
+        },
+        cancel: false,
+    }
+}
+
+/// Tells the source's agent to send the guest, if its Domain still is what was looked at.
+async fn send(context: &Context, observed: &Observed, domain: &Key, address: &str) -> Result<bool, Error> {
+    let (Some(migration), Some(source), Some(destination)) =
+        (&observed.migration, &observed.source, &observed.destination)
+    else {
+        return Ok(false);
+    };
+    let part = part(migration, MigrationRole::Source, observe::host_of(destination), Some(address), context);
+    let change = json!({
+        "metadata": {"uid": uid(&**source), "resourceVersion": source.metadata.resource_version},
+        "spec": {"migration": part},
+    });
+    context.merge::<Domain>(domain, &change).await?;
+    Ok(true)
+}
+
+/// Calls a move off at one end. For a migration that the mirror does not show, the server is asked first.
+async fn cancel(context: &Context, observed: &Observed, domain: &Key) -> Result<bool, Error> {
+    let Some(present) = context.view.domains.get(domain) else { return Ok(false) };
+    let Some(part) = present.spec.migration.as_ref() else { return Ok(true) };
+    if observed.migration.is_none() {
+        let key = Key::new(&present.spec.virtual_machine.namespace, &part.name);
+        let found = context.get::<VirtualMachineMigration>(&key).await?;
+        if let Some(found) = found.filter(|found| uid(found) == part.uid) {
+            context.learn(found);
+            return Ok(false);
+        }
+    }
+    let change = json!({
+        "metadata": {"uid": uid(&*present)},
+        "spec": {"migration": {"uid": part.uid, "cancel": true}},
+    });
+    context.merge::<Domain>(domain, &change).await?;
+    Ok(true)
+}

@@ -1,0 +1,298 @@
+//! The whole policy of a migration, pure.
+
+use super::{
+    is_empty,
+    observe::{Beginning, Choice, Observed, host_of},
+    stage,
+    status::{Cause, Report, Route},
+    turns::Turn,
+    under_way,
+};
+use crate::view::{is_deleting, uid};
+use jiff::Timestamp;
+use kubexen_crds::{
+    Domain, MigrationPhase, MigrationStage, VirtualMachine, VirtualMachineMigration, domain::DomainPhase,
+    virtual_machine::PowerState,
+};
+use kubexen_runtime::Key;
+use std::{sync::Arc, time::Duration};
+
+/// How long a destination may take to make ready for a guest.
+pub(crate) const PREPARATION: Duration = Duration::from_secs(300);
+
+/// How long a destination may take before that is worth a write.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// What is to be done about a migration, and what is to be said of it then.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Plan {
+    /// What to do, in this order.
+    pub(crate) actions: Vec<Action>,
+    /// What the status is to say; none leaves it as it is.
+    pub(crate) report: Option<Report>,
+    /// When to look again even if nothing changes.
+    pub(crate) again: Option<Duration>,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Action {
+    /// Make the Domain on the destination, unless others began meanwhile and the limits are reached.
+    Begin {
+        /// The destination.
+        host: String,
+    },
+    /// Tell the source's agent to send the guest.
+    Send {
+        /// The source's Domain.
+        domain: Key,
+        /// Where the destination's agent listens.
+        address: String,
+    },
+    /// Tell an agent that the migration is called off.
+    Cancel(Key),
+    /// Delete the Domain that the guest is not in.
+    DeleteDomain {
+        /// The Domain.
+        domain: Key,
+        /// Its uid, so that no other of its name is meant.
+        uid: String,
+    },
+}
+
+impl Plan {
+    fn act(action: Action) -> Self {
+        Self { actions: vec![action], ..Self::default() }
+    }
+
+    fn say(report: Report) -> Self {
+        Self { report: Some(report), ..Self::default() }
+    }
+
+    fn fail(cause: &Cause) -> Self {
+        Self::say(Report::ended(cause))
+    }
+
+    fn and(mut self, action: Option<Action>) -> Self {
+        self.actions.extend(action);
+        self
+    }
+}
+
+/// What to do about a migration.
+pub(crate) fn decide(observed: &Observed, now: Timestamp) -> Plan {
+    let Some(migration) = &observed.migration else { return call_off(observed) };
+    let phase = migration.status.as_ref().and_then(|status| status.phase);
+    if phase.is_some_and(MigrationPhase::is_final) {
+        return clean_up(observed);
+    }
+    match &observed.beginning {
+        Some(beginning) => begin(observed, migration, beginning),
+        None => go_on(observed, migration, now),
+    }
+}
+
+/// It has not begun.
+fn begin(observed: &Observed, migration: &VirtualMachineMigration, beginning: &Beginning) -> Plan {
+    if migration.spec.cancel || is_deleting(migration) {
+        return Plan::fail(&Cause::Cancelled);
+    }
+    let Some(machine) = observed.machine.as_deref().filter(|machine| !is_deleting(*machine)) else {
+        return Plan::fail(&Cause::MachineNotFound(migration.spec.virtual_machine.clone()));
+    };
+    if let Err(cause) = refusal(machine, observed.source.as_deref(), migration, beginning) {
+        return Plan::fail(&cause);
+    }
+    if !observed.source.as_deref().is_some_and(runs) {
+        return Plan::say(Report::waiting("NotRunningYet", "waits until the guest runs".to_owned()));
+    }
+    match (&beginning.turn, &beginning.choice) {
+        (Turn::PoolBusy(most), _) => Plan::say(Report::waiting(
+            "PoolLimit",
+            format!("waits for its turn: {most} moves go on in the pool, as many as Pool default allows"),
+        )),
+        (Turn::HostBusy(host, most), _) => Plan::say(Report::waiting(
+            "HostLimit",
+            format!(
+                "waits for its turn: host {host} takes part in {most} moves, as many as Pool default allows"
+            ),
+        )),
+        (Turn::MachineBusy(before), _) => Plan::say(Report::waiting(
+            "MachineBusy",
+            format!("waits for its turn: VirtualMachineMigration {before} moves the same machine"),
+        )),
+        (Turn::Now(_), Some(Choice::Later(host))) => Plan::say(Report::waiting(
+            "HostLimit",
+            format!("waits for its turn: host {host} takes part in as many moves as Pool default allows"),
+        )),
+        (Turn::Now(_), Some(Choice::None(why))) => Plan::fail(&Cause::NoHostFits(why.to_string())),
+        (Turn::Now(_), Some(Choice::Unresolved(problem))) => {
+            Plan::fail(&Cause::Unresolved(problem.reason(), problem.message()))
+        }
+        (Turn::Now(_), Some(Choice::Host(host))) => Plan::act(Action::Begin { host: host.clone() }),
+        (Turn::Now(_), None) => Plan::default(),
+    }
+}
+
+/// Why the move cannot be made, however long one waits.
+fn refusal(
+    machine: &VirtualMachine,
+    source: Option<&Domain>,
+    migration: &VirtualMachineMigration,
+    beginning: &Beginning,
+) -> Result<(), Cause> {
+    match machine.spec.power_state {
+        PowerState::Running => {}
+        PowerState::Halted => return Err(Cause::NotRunning("Halted")),
+        PowerState::Paused => return Err(Cause::NotRunning("Paused")),
+    }
+    if let Some(name) = migration.spec.host.as_ref().filter(|_| !beginning.named_host_exists) {
+        return Err(Cause::HostNotFound(name.clone()));
+    }
+    let Some(source) = source else { return Ok(()) };
+    if migration.spec.host.as_deref() == Some(host_of(source)) {
+        return Err(Cause::AlreadyThere(host_of(source).to_owned()));
+    }
+    match source.status.as_ref().and_then(|status| status.phase) {
+        Some(DomainPhase::Halted | DomainPhase::Preserved) => {
+            return Err(Cause::NotRunning("stopped by the guest"));
+        }
+        Some(
+            DomainPhase::Pending
+            | DomainPhase::Running
+            | DomainPhase::Paused
+            | DomainPhase::Receiving
+            | DomainPhase::Departed
+            | DomainPhase::Stopping
+            | DomainPhase::Failed,
+        )
+        | None => {}
+    }
+    if !beginning.source_sends {
+        return Err(Cause::SourceCannotSend(host_of(source).to_owned(), source.spec.machine.boot.type_));
+    }
+    Ok(())
+}
+
+/// Whether the guest of a Domain runs, and nothing of it waits to be carried out.
+fn runs(domain: &Domain) -> bool {
+    let Some(status) = domain.status.as_ref() else { return false };
+    status.phase == Some(DomainPhase::Running)
+        && status.observed_generation == domain.metadata.generation
+        && domain.metadata.deletion_timestamp.is_none()
+        && (domain.spec.restart_requested.is_none()
+            || domain.spec.restart_requested == status.restart_handled)
+}
+
+/// It has begun: the destination was chosen.
+fn go_on(observed: &Observed, migration: &VirtualMachineMigration, now: Timestamp) -> Plan {
+    let (source, destination) = (observed.source.as_ref(), observed.destination.as_ref());
+    if let Some(destination) = destination.filter(|domain| !is_empty(domain)) {
+        return committed(observed, source, destination);
+    }
+    let Some(source) = source else {
+        return Plan::fail(&Cause::GuestGone).and(destination.and_then(deletion));
+    };
+    let Some(destination) = destination else {
+        return match take_back(observed, source) {
+            Ended::Yes | Ended::NeverBegan => Plan::fail(&Cause::of(source, Cause::DestinationGone)),
+            Ended::No => Plan::default().and(cancellation(source)),
+        };
+    };
+    let end = |otherwise: Cause| {
+        let cause = Cause::of(source, Cause::of(destination, otherwise));
+        Plan::fail(&cause).and(deletion(destination))
+    };
+    let wanted_off = migration.spec.cancel || is_deleting(migration);
+    let waited = waited(destination, now);
+    let route = || Route::of(source, destination);
+    match (take_back(observed, source), stage(destination)) {
+        (Ended::Yes, _) => end(Cause::Cancelled),
+        (Ended::NeverBegan, Some(MigrationStage::Aborted)) => end(Cause::Cancelled),
+        (Ended::NeverBegan, _) if wanted_off => end(Cause::Cancelled),
+        (Ended::NeverBegan, Some(MigrationStage::Awaiting)) => match (&observed.address, runs(source)) {
+            (Some(address), true) => Plan {
+                report: Some(Report::copying(route())),
+                ..Plan::act(Action::Send { domain: Key::of(&**source), address: address.clone() })
+            },
+            (None, _) => end(Cause::DestinationDoesNotListen(host_of(destination).to_owned())),
+            (Some(_), false) => end(Cause::NotRunning("stopping")),
+        },
+        (Ended::NeverBegan, _) if waited < QUIET => Plan { again: Some(QUIET - waited), ..Plan::default() },
+        (Ended::NeverBegan, _) if waited < PREPARATION => {
+            Plan { again: Some(PREPARATION - waited), ..Plan::say(Report::preparing(route())) }
+        }
+        (Ended::NeverBegan, _) => end(Cause::NotPrepared(host_of(destination).to_owned())),
+        (Ended::No, Some(MigrationStage::Aborted)) => Plan::default().and(cancellation(source)),
+        (Ended::No, _) if wanted_off => {
+            Plan::default().and(cancellation(source)).and(cancellation(destination))
+        }
+        (Ended::No, _) => Plan::say(Report::copying(route())),
+    }
+}
+
+/// The destination owns the guest.
+fn committed(observed: &Observed, source: Option<&Arc<Domain>>, destination: &Arc<Domain>) -> Plan {
+    match source.filter(|domain| under_way(domain).is_some()) {
+        // What its agent has to tell of the transfer belongs into the record.
+        Some(_) if observed.source_ready => Plan::default(),
+        Some(_) | None => Plan::say(Report::succeeded(source.map(|domain| &**domain), destination))
+            .and(source.filter(|domain| is_empty(domain)).and_then(deletion)),
+    }
+}
+
+/// Whether the source has taken the guest back for good.
+enum Ended {
+    /// It has, and told so.
+    Yes,
+    /// It was never told to send the guest.
+    NeverBegan,
+    /// Nobody knows yet.
+    No,
+}
+
+fn take_back(observed: &Observed, source: &Domain) -> Ended {
+    match (observed.told_to_send, stage(source)) {
+        (false, _) => Ended::NeverBegan,
+        (true, Some(MigrationStage::Aborted)) => Ended::Yes,
+        (true, Some(MigrationStage::Awaiting | MigrationStage::Committed) | None) => Ended::No,
+    }
+}
+
+fn cancellation(domain: &Arc<Domain>) -> Option<Action> {
+    let migration = under_way(domain)?;
+    (!migration.cancel).then(|| Action::Cancel(Key::of(&**domain)))
+}
+
+fn deletion(domain: &Arc<Domain>) -> Option<Action> {
+    let action = || Action::DeleteDomain { domain: Key::of(&**domain), uid: uid(&**domain).to_owned() };
+    (!is_deleting(&**domain)).then(action)
+}
+
+/// How long ago the move began, as far as clocks agree.
+fn waited(destination: &Domain, now: Timestamp) -> Duration {
+    let began = destination.metadata.creation_timestamp.as_ref();
+    began.and_then(|began| Duration::try_from(now.duration_since(began.0)).ok()).unwrap_or_default()
+}
+
+/// The record is complete: what is left of it goes.
+fn clean_up(observed: &Observed) -> Plan {
+    let (source, destination) = (observed.source.as_ref(), observed.destination.as_ref());
+    let arrived = destination.is_some_and(|domain| !is_empty(domain));
+    let empty = if arrived { source.filter(|domain| is_empty(domain)) } else { destination };
+    Plan::default().and(empty.and_then(deletion))
+}
+
+/// The migration was deleted: what its agents have not committed is called off.
+fn call_off(observed: &Observed) -> Plan {
+    let (source, destination) = (observed.source.as_ref(), observed.destination.as_ref());
+    if destination.is_some_and(|domain| !is_empty(domain)) {
+        return clean_up(observed);
+    }
+    match source.map(|source| take_back(observed, source)) {
+        Some(Ended::No) => {
+            Plan::default().and(source.and_then(cancellation)).and(destination.and_then(cancellation))
+        }
+        Some(Ended::Yes | Ended::NeverBegan) | None => clean_up(observed),
+    }
+}

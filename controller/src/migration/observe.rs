@@ -1,0 +1,167 @@
+//! What is known of a migration at one moment.
+
+use super::{
+    key_of,
+    turns::{self, Turn},
+};
+use crate::{
+    context::Context,
+    placement::{Rejections, Verdict},
+    scheduler,
+    view::{host_of_namespace, uid},
+    virtual_machine::references::{self, Problem},
+};
+use kubexen_crds::{Domain, Host, MigrationRole, VirtualMachine, VirtualMachineMigration};
+use kubexen_runtime::Key;
+use std::sync::Arc;
+
+/// What is known of a migration at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Observed {
+    /// The migration; none if it was deleted and its Domains are left.
+    pub(crate) migration: Option<Arc<VirtualMachineMigration>>,
+    /// The machine that it names.
+    pub(crate) machine: Option<Arc<VirtualMachine>>,
+    /// The Domain that the guest leaves, or would.
+    pub(crate) source: Option<Arc<Domain>>,
+    /// Whether the source was told to send the guest.
+    pub(crate) told_to_send: bool,
+    /// The Domain that the guest goes to, once there is one.
+    pub(crate) destination: Option<Arc<Domain>>,
+    /// Where the destination's agent listens.
+    pub(crate) address: Option<String>,
+    /// Whether the source's host reports.
+    pub(crate) source_ready: bool,
+    /// What speaks for and against beginning; looked for only before it has begun.
+    pub(crate) beginning: Option<Beginning>,
+}
+
+/// What speaks for and against beginning.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Beginning {
+    /// Whether it is its turn.
+    pub(crate) turn: Turn,
+    /// Whether the host that is asked for exists; true if none is.
+    pub(crate) named_host_exists: bool,
+    /// Whether guests of this boot type can leave the source while they run.
+    pub(crate) source_sends: bool,
+    /// The destination, or why there is none; none if it is not its turn or there is no guest to place.
+    pub(crate) choice: Option<Choice>,
+}
+
+/// What came of looking for a destination.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Choice {
+    /// This host.
+    Host(String),
+    /// This host, when it takes part in fewer moves.
+    Later(String),
+    /// No host fits.
+    None(Rejections),
+    /// What the machine refers to is not there.
+    Unresolved(Problem),
+}
+
+/// The host that a Domain is on.
+pub(crate) fn host_of(domain: &Domain) -> &str {
+    domain.metadata.namespace.as_deref().and_then(host_of_namespace).unwrap_or_default()
+}
+
+/// Looks at a migration; none if there is neither it nor a Domain that names it.
+pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
+    let view = &context.view;
+    let migration = view.migrations.get(key);
+    let machine_key = match &migration {
+        Some(migration) => Key::new(&key.namespace, &migration.spec.virtual_machine),
+        None => {
+            let left = view.domains.list().into_iter().find(|domain| key_of(domain).as_ref() == Some(key))?;
+            Key::new(&key.namespace, &left.spec.virtual_machine.name)
+        }
+    };
+    let machine = view.machines.get(&machine_key);
+    let ours = |domain: &Domain, role| {
+        domain.spec.migration.as_ref().is_some_and(|wanted| {
+            let same = migration.as_ref().is_none_or(|migration| wanted.uid == uid(&**migration));
+            same && wanted.name == key.name && wanted.role == role
+        })
+    };
+    let domains = view.domains_of_machine(&machine_key);
+    let destination = domains.iter().find(|domain| ours(domain, MigrationRole::Destination)).cloned();
+    let told = domains.iter().find(|domain| ours(domain, MigrationRole::Source)).cloned();
+    let told_to_send = told.is_some();
+    let source = match told {
+        Some(source) => Some(source),
+        // Before it has begun at the source, the source is the Domain that the guest is in.
+        None => domains
+            .iter()
+            .find(|domain| !super::is_empty(domain) && !ours(domain, MigrationRole::Destination))
+            .cloned(),
+    };
+    let begun = destination.is_some()
+        || migration.as_ref().and_then(|migration| migration.status.as_ref()).is_some_and(|status| {
+            status.destination.is_some() || status.phase.is_some_and(|phase| phase.is_final())
+        });
+    let beginning = match (&migration, begun) {
+        (Some(migration), false) => {
+            Some(beginning(context, migration, machine.as_deref(), source.as_deref()))
+        }
+        (Some(_), true) | (None, _) => None,
+    };
+    Some(Observed {
+        address: destination.as_deref().and_then(|domain| address(context, host_of(domain))),
+        source_ready: source.as_deref().is_some_and(|domain| view.is_host_ready(host_of(domain))),
+        migration,
+        machine,
+        source,
+        told_to_send,
+        destination,
+        beginning,
+    })
+}
+
+fn address(context: &Context, host: &str) -> Option<String> {
+    let host = context.view.hosts.get(&Key::cluster(host))?;
+    host.status.as_ref()?.migration.as_ref().map(|migration| migration.address.clone())
+}
+
+fn beginning(
+    context: &Context,
+    migration: &VirtualMachineMigration,
+    machine: Option<&VirtualMachine>,
+    source: Option<&Domain>,
+) -> Beginning {
+    let view = &context.view;
+    let host = |name: &str| view.hosts.get(&Key::cluster(name));
+    let sends = |host: &Host, domain: &Domain| {
+        let status = host.status.as_ref().and_then(|status| status.migration.as_ref());
+        status.is_some_and(|migration| migration.boot_types.contains(&domain.spec.machine.boot.type_))
+    };
+    let turn = turns::turn(view, migration);
+    let choice = match (&turn, machine, source) {
+        (Turn::Now(load), Some(machine), Some(source)) => Some(match references::resolve(view, machine) {
+            Ok(resolved) => {
+                let find = |may_be: &dyn Fn(&str) -> bool| {
+                    scheduler::find_destination(context, machine, &resolved, &source.spec.machine, |host| {
+                        let named = migration.spec.host.as_deref();
+                        host != host_of(source) && named.is_none_or(|named| named == host) && may_be(host)
+                    })
+                };
+                let most = turns::limit(turns::policy(view).max_per_host);
+                match (find(&|host| load.of_host(host) < most), find(&|_| true)) {
+                    (Verdict::Placed { host }, _) => Choice::Host(host),
+                    (Verdict::Unplaced(_), Verdict::Placed { host }) => Choice::Later(host),
+                    (Verdict::Unplaced(_), Verdict::Unplaced(why)) => Choice::None(why),
+                }
+            }
+            Err(problem) => Choice::Unresolved(problem),
+        }),
+        (Turn::Now(_) | Turn::PoolBusy(_) | Turn::HostBusy(..) | Turn::MachineBusy(_), _, _) => None,
+    };
+    Beginning {
+        turn,
+        named_host_exists: migration.spec.host.as_deref().is_none_or(|name| host(name).is_some()),
+        source_sends: source
+            .is_some_and(|domain| host(host_of(domain)).is_some_and(|host| sends(&host, domain))),
+        choice,
+    }
+}

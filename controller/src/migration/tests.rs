@@ -1,0 +1,409 @@
+use super::{
+    decide::{Action, Plan, decide},
+    is_empty,
+    observe::{Beginning, Choice, Observed},
+    status::render,
+    turns::{Load, Turn},
+    whereabouts,
+};
+use crate::{placement::Rejections, virtual_machine::references::Problem};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kubexen_crds::{
+    Boot, BootType, ByteQuantity, Domain, DomainMigration, DomainMigrationStatus, DomainSpec, DomainStatus,
+    MigrationPhase, MigrationRole, MigrationStage, VirtualMachine, VirtualMachineMigration,
+    VirtualMachineMigrationSpec, VirtualMachineMigrationStatus, VirtualMachineSpec,
+    condition::find,
+    domain::{DomainPhase, DomainPowerState, Machine, VirtualMachineReference},
+    virtual_machine::{Cpu, Lifecycle, Memory, Placement, PowerState},
+    virtual_machine_migration::Transfer,
+};
+use kubexen_runtime::Key;
+use std::sync::Arc;
+
+const MACHINE: &str = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
+const MIGRATION: &str = "0a0a0a0a-8b86-4d01-b42d-00cf4fc964ff";
+const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+fn boot() -> Boot {
+    Boot { type_: BootType::Pvh, kernel: None }
+}
+
+fn machine() -> VirtualMachine {
+    VirtualMachine {
+        metadata: ObjectMeta {
+            name: Some("web-1".to_owned()),
+            namespace: Some("shop".to_owned()),
+            uid: Some(MACHINE.to_owned()),
+            ..ObjectMeta::default()
+        },
+        spec: VirtualMachineSpec {
+            power_state: PowerState::Running,
+            cpu: Cpu { count: 1 },
+            memory: Memory { size: ByteQuantity("1Gi".to_owned()) },
+            boot: boot(),
+            disks: Vec::new(),
+            interfaces: Vec::new(),
+            placement: Placement::default(),
+            lifecycle: Lifecycle::default(),
+        },
+        status: None,
+    }
+}
+
+fn migration() -> VirtualMachineMigration {
+    VirtualMachineMigration {
+        metadata: ObjectMeta {
+            name: Some("move-1".to_owned()),
+            namespace: Some("shop".to_owned()),
+            uid: Some(MIGRATION.to_owned()),
+            generation: Some(1),
+            ..ObjectMeta::default()
+        },
+        spec: VirtualMachineMigrationSpec {
+            virtual_machine: "web-1".to_owned(),
+            host: None,
+            cancel: false,
+            reason: None,
+        },
+        status: None,
+    }
+}
+
+/// A migration from host a to host b that has begun.
+fn begun() -> VirtualMachineMigration {
+    let status = VirtualMachineMigrationStatus {
+        phase: Some(MigrationPhase::Preparing),
+        source: Some("a".to_owned()),
+        destination: Some("b".to_owned()),
+        started_at: Some(Time(NOW)),
+        ..VirtualMachineMigrationStatus::default()
+    };
+    VirtualMachineMigration { status: Some(status), ..migration() }
+}
+
+/// The Domain of the machine on a host, in which its guest runs.
+fn domain(host: &str) -> Domain {
+    Domain {
+        metadata: ObjectMeta {
+            name: Some("shop.web-1".to_owned()),
+            namespace: Some(format!("kubexen-host-{host}")),
+            uid: Some(format!("domain-on-{host}")),
+            generation: Some(1),
+            ..ObjectMeta::default()
+        },
+        spec: DomainSpec {
+            virtual_machine: VirtualMachineReference {
+                namespace: "shop".to_owned(),
+                name: "web-1".to_owned(),
+                uid: MACHINE.to_owned(),
+            },
+            power_state: DomainPowerState::Running,
+            restart_requested: None,
+            machine: Machine {
+                cpus: 1,
+                memory: ByteQuantity("1Gi".to_owned()),
+                boot: boot(),
+                disks: Vec::new(),
+                interfaces: Vec::new(),
+            },
+            lifecycle: Lifecycle::default(),
+            migration: None,
+        },
+        status: Some(DomainStatus {
+            phase: Some(DomainPhase::Running),
+            observed_generation: Some(1),
+            ..DomainStatus::default()
+        }),
+    }
+}
+
+/// The Domain of the machine on a host that takes part in the migration, with what its agent said of it.
+fn part(host: &str, role: MigrationRole, stage: Option<MigrationStage>) -> Domain {
+    let mut domain = domain(host);
+    domain.metadata.creation_timestamp = Some(Time(NOW));
+    domain.spec.migration = Some(DomainMigration {
+        uid: MIGRATION.to_owned(),
+        name: "move-1".to_owned(),
+        role,
+        peer: if host == "a" { "b" } else { "a" }.to_owned(),
+        address: None,
+        bandwidth: None,
+        cancel: false,
+    });
+    if let (Some(status), Some(stage)) = (&mut domain.status, stage) {
+        status.migration = Some(DomainMigrationStatus {
+            uid: MIGRATION.to_owned(),
+            stage,
+            reason: None,
+            message: None,
+            transfer: None,
+            downtime_milliseconds: None,
+        });
+    }
+    domain
+}
+
+fn source(stage: Option<MigrationStage>) -> Domain {
+    part("a", MigrationRole::Source, stage)
+}
+
+fn destination(stage: Option<MigrationStage>) -> Domain {
+    part("b", MigrationRole::Destination, stage)
+}
+
+fn beginning() -> Beginning {
+    Beginning {
+        turn: Turn::Now(Load::default()),
+        named_host_exists: true,
+        source_sends: true,
+        choice: Some(Choice::Host("b".to_owned())),
+    }
+}
+
+fn unbegun() -> Observed {
+    Observed {
+        migration: Some(Arc::new(migration())),
+        machine: Some(Arc::new(machine())),
+        source: Some(Arc::new(domain("a"))),
+        told_to_send: false,
+        destination: None,
+        address: None,
+        source_ready: true,
+        beginning: Some(beginning()),
+    }
+}
+
+fn going(source: Domain, destination: Option<Domain>) -> Observed {
+    Observed {
+        migration: Some(Arc::new(begun())),
+        told_to_send: source.spec.migration.is_some(),
+        source: Some(Arc::new(source)),
+        destination: destination.map(Arc::new),
+        address: Some("10.77.0.2:9444".to_owned()),
+        beginning: None,
+        ..unbegun()
+    }
+}
+
+/// Phase and reason that a plan reports.
+fn said(observed: &Observed, plan: &Plan) -> Option<(MigrationPhase, String)> {
+    let report = plan.report.as_ref()?;
+    let migration = observed.migration.as_ref()?;
+    let status = render(migration, report, NOW);
+    let reason = find(&status.conditions, "Succeeded").map(|condition| condition.reason.clone());
+    Some((status.phase?, reason?))
+}
+
+fn outcome(observed: &Observed) -> (Option<(MigrationPhase, String)>, Vec<Action>) {
+    let plan = decide(observed, NOW);
+    (said(observed, &plan), plan.actions)
+}
+
+fn key(host: &str) -> Key {
+    Key::new(format!("kubexen-host-{host}"), "shop.web-1")
+}
+
+fn deletion(host: &str) -> Action {
+    Action::DeleteDomain { domain: key(host), uid: format!("domain-on-{host}") }
+}
+
+#[test]
+fn a_migration_whose_turn_it_is_begins_on_the_host_that_was_chosen() {
+    let (said, actions) = outcome(&unbegun());
+    assert_eq!(said, None, "what is only about to happen is not worth a write");
+    assert_eq!(actions, [Action::Begin { host: "b".to_owned() }]);
+}
+
+#[test]
+fn what_can_never_be_moved_is_refused_before_anything_moves_with_its_reason() {
+    let with = |change: &dyn Fn(&mut Observed)| {
+        let mut observed = unbegun();
+        change(&mut observed);
+        outcome(&observed)
+    };
+    let beginning = |change: &dyn Fn(&mut Beginning)| {
+        with(&|observed| {
+            let mut beginning = beginning();
+            change(&mut beginning);
+            observed.beginning = Some(beginning);
+        })
+    };
+    let power = |state: PowerState| {
+        with(&|observed| {
+            let mut machine = machine();
+            machine.spec.power_state = state;
+            observed.machine = Some(Arc::new(machine));
+        })
+    };
+    let to = |host: &str| {
+        with(&|observed| {
+            let mut migration = migration();
+            migration.spec.host = Some(host.to_owned());
+            observed.migration = Some(Arc::new(migration));
+            if host != "a" {
+                observed.beginning = Some(Beginning { named_host_exists: false, ..self::beginning() });
+            }
+        })
+    };
+    let problem = Problem::NetworkNotFound { network: "lan".to_owned() };
+    for ((said, actions), reason) in [
+        (with(&|observed| observed.machine = None), "MachineNotFound"),
+        (power(PowerState::Halted), "NotRunning"),
+        (power(PowerState::Paused), "NotRunning"),
+        (to("a"), "AlreadyThere"),
+        (to("nowhere"), "HostNotFound"),
+        (beginning(&|beginning| beginning.source_sends = false), "NotMigratable"),
+        (beginning(&|beginning| beginning.choice = Some(Choice::None(Rejections::default()))), "NoHostFits"),
+        (
+            beginning(&|beginning| beginning.choice = Some(Choice::Unresolved(problem.clone()))),
+            "NetworkNotFound",
+        ),
+    ] {
+        assert_eq!(said, Some((MigrationPhase::Failed, reason.to_owned())));
+        assert_eq!(actions, [], "{reason}");
+    }
+}
+
+#[test]
+fn a_migration_that_may_not_begin_yet_says_what_it_waits_for() {
+    let before = Key::new("shop", "move-0");
+    for (turn, choice, reason) in [
+        (Turn::PoolBusy(8), None, "PoolLimit"),
+        (Turn::HostBusy("a".to_owned(), 2), None, "HostLimit"),
+        (Turn::MachineBusy(before), None, "MachineBusy"),
+        (Turn::Now(Load::default()), Some(Choice::Later("b".to_owned())), "HostLimit"),
+    ] {
+        let observed = Observed { beginning: Some(Beginning { turn, choice, ..beginning() }), ..unbegun() };
+        assert_eq!(outcome(&observed), (Some((MigrationPhase::Pending, reason.to_owned())), Vec::new()));
+    }
+}
+
+#[test]
+fn the_source_is_told_to_send_once_the_destination_awaits_the_guest_and_not_before() {
+    let preparing = going(domain("a"), Some(destination(None)));
+    assert_eq!(outcome(&preparing), (None, Vec::new()));
+    let plan = decide(&preparing, NOW + jiff::SignedDuration::from_secs(3));
+    assert_eq!(said(&preparing, &plan), Some((MigrationPhase::Preparing, "Preparing".to_owned())));
+    assert_eq!(plan.actions, []);
+    let (said, actions) = outcome(&going(domain("a"), Some(destination(Some(MigrationStage::Awaiting)))));
+    assert_eq!(said, Some((MigrationPhase::Copying, "Copying".to_owned())));
+    assert_eq!(actions, [Action::Send { domain: key("a"), address: "10.77.0.2:9444".to_owned() }]);
+}
+
+#[test]
+fn a_committed_move_waits_for_the_record_of_the_source_and_then_deletes_its_domain() {
+    let arrived = || Some(destination(Some(MigrationStage::Committed)));
+    assert_eq!(outcome(&going(source(None), arrived())), (None, Vec::new()));
+    let mut left = source(Some(MigrationStage::Committed));
+    if let Some(said) = left.status.as_mut().and_then(|status| status.migration.as_mut()) {
+        let bytes = ByteQuantity("100Mi".to_owned());
+        said.transfer =
+            Some(Transfer { bytes, rounds: Some(3), dirty_pages_per_second: None, milliseconds: 9000 });
+        said.downtime_milliseconds = Some(120);
+    }
+    let observed = going(left, arrived());
+    let plan = decide(&observed, NOW);
+    assert_eq!(said(&observed, &plan), Some((MigrationPhase::Succeeded, "Succeeded".to_owned())));
+    assert_eq!(plan.actions, [deletion("a")]);
+    let status = render(&begun(), plan.report.as_ref().unwrap(), NOW);
+    assert_eq!(status.downtime_milliseconds, Some(120));
+    assert_eq!(status.transfer.and_then(|transfer| transfer.rounds), Some(3));
+}
+
+#[test]
+fn a_committed_move_is_on_record_also_when_the_source_is_silent() {
+    let silent = Observed {
+        source_ready: false,
+        ..going(source(None), Some(destination(Some(MigrationStage::Committed))))
+    };
+    let (said, actions) = outcome(&silent);
+    assert_eq!(said, Some((MigrationPhase::Succeeded, "Succeeded".to_owned())));
+    assert_eq!(actions, [], "what the source's agent has not told is not deleted under its hands");
+}
+
+#[test]
+fn a_move_that_the_source_took_back_fails_with_the_agents_words_and_leaves_no_domain_behind() {
+    let mut back = source(Some(MigrationStage::Aborted));
+    if let Some(said) = back.status.as_mut().and_then(|status| status.migration.as_mut()) {
+        said.reason = Some("ConnectionLost".to_owned());
+        said.message = Some("the connection to host b broke".to_owned());
+    }
+    let observed = going(back, Some(destination(Some(MigrationStage::Awaiting))));
+    let plan = decide(&observed, NOW);
+    assert_eq!(said(&observed, &plan), Some((MigrationPhase::Failed, "TransferFailed".to_owned())));
+    assert_eq!(plan.actions, [deletion("b")]);
+    let status = render(&begun(), plan.report.as_ref().unwrap(), NOW);
+    let message = &find(&status.conditions, "Succeeded").unwrap().message;
+    assert!(message.contains("the connection to host b broke"), "{message}");
+}
+
+#[test]
+fn a_move_under_way_is_called_off_at_both_ends_and_never_by_deleting_a_domain() {
+    let mut cancelled = begun();
+    cancelled.spec.cancel = true;
+    let observed = Observed {
+        migration: Some(Arc::new(cancelled)),
+        ..going(source(None), Some(destination(Some(MigrationStage::Awaiting))))
+    };
+    assert_eq!(outcome(&observed), (None, vec![Action::Cancel(key("a")), Action::Cancel(key("b"))]));
+}
+
+#[test]
+fn a_deleted_migration_is_called_off_too_unless_it_is_committed() {
+    let deleted = |source, destination| Observed { migration: None, ..going(source, Some(destination)) };
+    let awaiting = destination(Some(MigrationStage::Awaiting));
+    let (_, actions) = outcome(&deleted(source(None), awaiting.clone()));
+    assert_eq!(actions, [Action::Cancel(key("a")), Action::Cancel(key("b"))]);
+    let (_, actions) = outcome(&deleted(source(Some(MigrationStage::Aborted)), awaiting));
+    assert_eq!(actions, [deletion("b")]);
+    let committed = destination(Some(MigrationStage::Committed));
+    let (_, actions) = outcome(&deleted(source(Some(MigrationStage::Committed)), committed));
+    assert_eq!(actions, [deletion("a")]);
+}
+
+#[test]
+fn a_destination_that_does_not_make_ready_is_given_up_after_five_minutes() {
+    let observed = going(domain("a"), Some(destination(None)));
+    assert!(decide(&observed, NOW).again.is_some());
+    let late = NOW + jiff::SignedDuration::from_mins(5);
+    let plan = decide(&observed, late);
+    assert_eq!(said(&observed, &plan), Some((MigrationPhase::Failed, "NotPrepared".to_owned())));
+    assert_eq!(plan.actions, [deletion("b")]);
+}
+
+#[test]
+fn the_guest_is_in_one_domain_at_every_stage() {
+    let stages = [
+        None,
+        Some(MigrationStage::Awaiting),
+        Some(MigrationStage::Aborted),
+        Some(MigrationStage::Committed),
+    ];
+    for of_source in stages {
+        for of_destination in stages {
+            let both = vec![Arc::new(source(of_source)), Arc::new(destination(of_destination))];
+            let (full, empty) = whereabouts(both);
+            let arrived = of_destination == Some(MigrationStage::Committed);
+            let left = of_source == Some(MigrationStage::Committed);
+            // When the source says that it has left before the destination says that it has come, nobody is asked to
+            // start the guest: the machine has a Domain, if an empty one.
+            assert_eq!(full.len(), usize::from(arrived || !left), "{of_source:?} {of_destination:?}");
+            assert_eq!(full.len() + empty.len(), 2);
+            assert!(full.iter().all(|domain| !is_empty(domain)));
+        }
+    }
+}
+
+#[test]
+fn what_became_of_an_earlier_move_of_the_machine_says_nothing_of_this_one() {
+    let mut stayed = source(Some(MigrationStage::Aborted));
+    if let Some(part) = &mut stayed.spec.migration {
+        part.uid = MACHINE.to_owned();
+    }
+    let earlier =
+        Observed { told_to_send: false, ..going(stayed, Some(destination(Some(MigrationStage::Awaiting)))) };
+    let (said, actions) = outcome(&earlier);
+    assert_eq!(said, Some((MigrationPhase::Copying, "Copying".to_owned())));
+    assert!(matches!(actions.as_slice(), [Action::Send { .. }]), "{actions:?}");
+}

@@ -1,0 +1,170 @@
+//! Whose turn it is: the oldest migrations first, as many as the Pool's limits allow.
+
+use super::{is_empty, key_of};
+use crate::{
+    context::Context,
+    view::{View, host_of_namespace},
+};
+use kubexen_crds::{MigrationPhase, MigrationRole, VirtualMachineMigration, pool::MigrationPolicy};
+use kubexen_runtime::Key;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// Migrations take turns in beginning: each counts those that began before it.
+pub(crate) type Starting = tokio::sync::Mutex<()>;
+
+/// How many moves go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Load {
+    pub(crate) pool: usize,
+    pub(crate) hosts: BTreeMap<String, usize>,
+}
+
+impl Load {
+    pub(crate) fn of_host(&self, host: &str) -> usize {
+        self.hosts.get(host).copied().unwrap_or(0)
+    }
+
+    fn add(&mut self, host: &str) {
+        *self.hosts.entry(host.to_owned()).or_default() += 1;
+    }
+}
+
+/// Whether a migration may begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// It may. With the load that its destination is chosen by.
+    Now(Load),
+    /// As many moves as the Pool allows go on already, or are before it.
+    PoolBusy(usize),
+    /// The host that the guest is on takes part in as many moves as the Pool allows, or will before it.
+    HostBusy(String, usize),
+    /// Another migration of the same machine comes first.
+    MachineBusy(Key),
+}
+
+/// The policy of the pool.
+pub(crate) fn policy(view: &View) -> MigrationPolicy {
+    view.pools.list().first().map(|pool| pool.spec.migration.clone()).unwrap_or_default()
+}
+
+pub(crate) fn limit(number: i32) -> usize {
+    usize::try_from(number).unwrap_or(1).max(1)
+}
+
+/// The moves that go on: those on record, and those whose record is not written yet or was deleted, by their Domains.
+pub(crate) fn load(view: &View) -> Load {
+    let mut moves: BTreeMap<Key, (String, String)> = BTreeMap::new();
+    for migration in view.migrations.list() {
+        let Some(status) = &migration.status else { continue };
+        if let (Some(source), Some(destination)) = (&status.source, &status.destination)
+            && !status.phase.is_some_and(MigrationPhase::is_final)
+        {
+            moves.insert(Key::of(&*migration), (source.clone(), destination.clone()));
+        }
+    }
+    for domain in view.domains.list() {
+        let (Some(migration), Some(key)) = (&domain.spec.migration, key_of(&domain)) else { continue };
+        if migration.role == MigrationRole::Destination && is_empty(&domain) && !is_over(view, &key) {
+            let namespace = domain.metadata.namespace.as_deref().unwrap_or_default();
+            let destination = host_of_namespace(namespace).unwrap_or_default();
+            moves.entry(key).or_insert_with(|| (migration.peer.clone(), destination.to_owned()));
+        }
+    }
+    let mut load = Load { pool: moves.len(), ..Load::default() };
+    for (source, destination) in moves.values() {
+        load.add(source);
+        load.add(destination);
+    }
+    load
+}
+
+fn is_over(view: &View, migration: &Key) -> bool {
+    let found = view.migrations.get(migration);
+    found.and_then(|migration| migration.status.as_ref()?.phase).is_some_and(MigrationPhase::is_final)
+}
+
+/// Migrations that have not begun, oldest first.
+fn waiting(view: &View) -> Vec<Arc<VirtualMachineMigration>> {
+    let mut waiting: Vec<_> = view
+        .migrations
+        .list()
+        .into_iter()
+        .filter(|migration| {
+            let status = migration.status.as_ref();
+            status.is_none_or(|status| {
+                status.destination.is_none() && !status.phase.is_some_and(|phase| phase.is_final())
+            })
+        })
+        .collect();
+    waiting.sort_by_cached_key(|migration| {
+        (migration.metadata.creation_timestamp.as_ref().map(|created| created.0), Key::of(&**migration))
+    });
+    waiting
+}
+
+/// Goes through the waiting migrations in their order and tells each one's turn, until `told` says stop.
+fn tell(view: &View, mut told: impl FnMut(&VirtualMachineMigration, Turn) -> bool) {
+    let policy = policy(view);
+    let (of_host, of_pool) = (limit(policy.max_per_host), limit(policy.max_per_pool));
+    let mut load = load(view);
+    let mut machines: BTreeMap<Key, Key> = view
+        .domains
+        .list()
+        .iter()
+        .filter(|domain| is_empty(domain))
+        .filter_map(|domain| {
+            let machine = &domain.spec.virtual_machine;
+            Some((Key::new(&machine.namespace, &machine.name), key_of(domain)?))
+        })
+        .collect();
+    for migration in waiting(view) {
+        let key = Key::of(&*migration);
+        let machine = Key::new(&key.namespace, &migration.spec.virtual_machine);
+        let source = view.machines.get(&machine).and_then(|machine| machine.status.as_ref()?.host.clone());
+        let turn = match (machines.get(&machine), &source) {
+            (Some(before), _) if *before != key => Turn::MachineBusy(before.clone()),
+            (_, _) if load.pool >= of_pool => Turn::PoolBusy(of_pool),
+            (_, Some(source)) if load.of_host(source) >= of_host => Turn::HostBusy(source.clone(), of_host),
+            (_, _) => Turn::Now(load.clone()),
+        };
+        machines.entry(machine).or_insert_with(|| key.clone());
+        let goes = matches!(turn, Turn::Now(_));
+        if !told(&migration, turn) {
+            return;
+        }
+        if goes {
+            load.pool += 1;
+            if let Some(source) = source {
+                load.add(&source);
+            }
+        }
+    }
+}
+
+/// The turn of one migration.
+pub(crate) fn turn(view: &View, migration: &VirtualMachineMigration) -> Turn {
+    let mut turn = None;
+    tell(view, |other, its_turn| {
+        if Key::of(other) == Key::of(migration) {
+            turn = Some(its_turn);
+        }
+        turn.is_none()
+    });
+    turn.unwrap_or_else(|| Turn::Now(load(view)))
+}
+
+/// Queues the migrations whose turn it is: something ended, or the limits changed.
+pub(crate) fn wake_next(context: &Context) {
+    let most = limit(policy(&context.view).max_per_pool);
+    let mut next = BTreeSet::new();
+    tell(&context.view, |migration, turn| {
+        if matches!(turn, Turn::Now(_)) {
+            next.insert(Key::of(migration));
+        }
+        next.len() < most
+    });
+    context.queues.add_all(&context.queues.migrations, next);
+}
