@@ -227,15 +227,24 @@ pub async fn wait_until<T>(
     mut condition: impl AsyncFnMut() -> Result<T>,
 ) -> Result<T> {
     let deadline = Instant::now() + limit;
+    let mut last = None;
     loop {
-        match attempt(deadline, &mut condition).await {
-            Ok(value) => return Ok(value),
-            Err(error) if Instant::now() >= deadline => {
-                return Err(error.context(format!("{what}: not within {limit:?}")));
+        match tokio::time::timeout_at(deadline, condition()).await {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) if Instant::now() < deadline => last = Some(error),
+            Ok(Err(error)) => return Err(late(error, what, limit)),
+            // The look that the deadline cut off knows nothing, the one before it does.
+            Err(_) => {
+                let error = last.unwrap_or_else(|| anyhow!("the only look did not answer"));
+                return Err(late(error, what, limit));
             }
-            Err(_) => tokio::time::sleep(POLL).await,
         }
+        tokio::time::sleep(POLL).await;
     }
+}
+
+fn late(error: anyhow::Error, what: &str, limit: Duration) -> anyhow::Error {
+    error.context(format!("{what}: not within {limit:?}"))
 }
 
 /// One look at a condition, which may itself hang and is then cut off at the deadline.

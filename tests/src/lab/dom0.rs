@@ -13,7 +13,7 @@ use super::modules::Modules;
 ///
 /// Xen's hotplug scripts want the real `bash`, `flock`, `stat`, `readlink` and `losetup`; the lab's own want the real
 /// `head`, which takes no more from a socket than it was told.
-const PROGRAMS: [&str; 30] = [
+const PROGRAMS: [&str; 32] = [
     "/usr/bin/bash",
     "/usr/bin/dd",
     "/usr/bin/flock",
@@ -39,7 +39,9 @@ const PROGRAMS: [&str; 30] = [
     "/usr/lib/xen-4.17/bin/xenstored",
     "/usr/lib/xen-4.17/bin/xenwatchdogd",
     "/usr/lib/xen-4.17/bin/xl",
+    "/usr/bin/timeout",
     "/usr/sbin/bridge",
+    "/usr/sbin/dmsetup",
     "/usr/sbin/ip",
     "/usr/sbin/losetup",
     "/usr/sbin/lvm",

@@ -53,6 +53,11 @@ impl LabHost {
         machine::name(self.number)
     }
 
+    /// The host's address on the segment between the hosts.
+    pub fn segment_address(&self) -> String {
+        format!("10.77.0.{}", self.number)
+    }
+
     /// The host's number N in its addresses 10.77.0.N and 10.88.0.N.
     pub fn number(&self) -> usize {
         self.number

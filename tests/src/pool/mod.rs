@@ -5,6 +5,7 @@
 //! agent with those of its own host, which the controller made. Agents keep their state in folders that outlive them,
 //! so that one can be killed and started again.
 
+mod host_certificates;
 mod programs;
 mod simulated;
 mod xen;
@@ -16,6 +17,7 @@ use crate::{
     programs::repository,
 };
 use anyhow::{Context, Result, bail};
+use host_certificates::HostAuthority;
 use kube::{
     Api, Client,
     api::{DeleteParams, PostParams},
@@ -72,6 +74,7 @@ pub struct Pool {
     options: PoolOptions,
     hosts: Vec<String>,
     folder: PathBuf,
+    authority: HostAuthority,
     controllers: Vec<Option<Process>>,
     agents: Vec<Option<Process>>,
 }
@@ -104,7 +107,8 @@ impl Pool {
         let pool = Self::without_agents(control_plane, options, hosts).await?;
         for host in lab.hosts() {
             let identity = pool.agent_identity(control_plane, &host.name()).await?;
-            xen::start_agent(&host, identity, &control_plane.pool_etcd_endpoint()).await?;
+            let certificate = pool.authority.issue(&host.name())?;
+            xen::start_agent(&host, identity, &certificate, &control_plane.pool_etcd_endpoint()).await?;
         }
         pool.wait_for_hosts(&control_plane.client().await?).await?;
         Ok(pool)
@@ -118,7 +122,9 @@ impl Pool {
         let folder = control_plane.folder().join("pool");
         std::fs::create_dir_all(&folder)?;
         install_chart(control_plane).await?;
-        let mut pool = Self { options, hosts, folder, controllers: Vec::new(), agents: Vec::new() };
+        let authority = HostAuthority::generate()?;
+        let mut pool =
+            Self { options, hosts, folder, authority, controllers: Vec::new(), agents: Vec::new() };
         let identity = control_plane.service_account(SYSTEM_NAMESPACE, CONTROLLER_ACCOUNT).await?;
         identity.write_kubeconfig(&pool.folder.join("controller.kubeconfig"))?;
         for number in 0..pool.options.controllers {
@@ -218,7 +224,7 @@ impl Pool {
             std::fs::create_dir_all(&folder)?;
             identity.write_kubeconfig(&folder.join("kubeconfig"))?;
             let endpoint = control_plane.pool_etcd_endpoint();
-            self.options.simulated.write(host, &folder, &endpoint)?;
+            self.options.simulated.write(host, &folder, &endpoint, &self.authority.issue(host)?)?;
         }
         Ok(())
     }

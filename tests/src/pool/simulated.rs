@@ -1,5 +1,7 @@
 //! The configuration files of agents with simulated hypervisors.
 
+use super::host_certificates::HostCertificate;
+use crate::process::free_port;
 use anyhow::Result;
 use serde_json::json;
 use std::path::Path;
@@ -13,28 +15,57 @@ pub struct SimulatedHostOptions {
     pub memory: String,
     /// Capacity of the storage location `default`, as a quantity.
     pub disk: String,
+    /// How fast guests come and go, in bytes a second.
+    pub migration_bytes_per_second: u64,
 }
 
 impl Default for SimulatedHostOptions {
     fn default() -> Self {
-        Self { cpus: 32, memory: "128Gi".to_owned(), disk: "10Ti".to_owned() }
+        Self {
+            cpus: 32,
+            memory: "128Gi".to_owned(),
+            disk: "10Ti".to_owned(),
+            migration_bytes_per_second: 1 << 30,
+        }
     }
 }
 
 impl SimulatedHostOptions {
     /// Writes `agent.yaml` for `host` into `folder`, where its kubeconfig lies. The host offers the storage location
     /// `default`, the uplink `lan` and the kernel `linux`, as the hosts of the Xen lab do.
-    pub(super) fn write(&self, host: &str, folder: &Path, pool_etcd: &str) -> Result<()> {
+    pub(super) fn write(
+        &self,
+        host: &str,
+        folder: &Path,
+        pool_etcd: &str,
+        certificate: &HostCertificate,
+    ) -> Result<()> {
         let disks = folder.join("disks");
         std::fs::create_dir_all(&disks)?;
+        let file = |name: &str, text: &str| {
+            let path = folder.join(name);
+            std::fs::write(&path, text).map(|()| path)
+        };
+        let address = format!("127.0.0.1:{}", free_port()?);
         let config = json!({
             "host": host,
             "kubeconfig": folder.join("kubeconfig"),
             "stateDirectory": folder.join("state"),
             "poolStore": {"endpoints": [pool_etcd]},
-            "hypervisor": {"type": "Simulated", "profile": {"cpus": self.cpus, "memory": self.memory}},
+            "hypervisor": {"type": "Simulated", "profile": {
+                "cpus": self.cpus,
+                "memory": self.memory,
+                "migrationBytesPerSecond": self.migration_bytes_per_second,
+            }},
             "locations": {"default": {"path": disks, "capacity": self.disk}},
             "uplinks": {"lan": {"bridge": "xenbr0"}},
+            "migration": {
+                "listen": address,
+                "address": address,
+                "certificate": file("migration.crt", &certificate.certificate)?,
+                "key": file("migration.key", &certificate.key)?,
+                "ca": file("migration-ca.crt", &certificate.ca)?,
+            },
             "kernels": {"linux": {"kernel": "/guest/vmlinux", "ramdisk": "/guest/initrd"}},
         });
         std::fs::write(folder.join("agent.yaml"), serde_yaml_ng::to_string(&config)?)?;

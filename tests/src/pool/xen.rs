@@ -1,5 +1,6 @@
 //! Agents in the dom0s of a lab.
 
+use super::host_certificates::HostCertificate;
 use crate::{
     control_plane::Identity,
     lab::{Extra, LabHost},
@@ -27,7 +28,12 @@ pub fn extras() -> Result<Vec<Extra>> {
 
 /// Puts configuration and credentials on the host and starts the agent there. The host offers the storage location
 /// `default`, the uplink `lan` and the kernel `linux`.
-pub(super) async fn start_agent(host: &LabHost, identity: Identity, pool_etcd: &str) -> Result<()> {
+pub(super) async fn start_agent(
+    host: &LabHost,
+    identity: Identity,
+    certificate: &HostCertificate,
+    pool_etcd: &str,
+) -> Result<()> {
     let config = json!({
         "host": host.name(),
         "kubeconfig": "/etc/kubexen/kubeconfig",
@@ -35,6 +41,13 @@ pub(super) async fn start_agent(host: &LabHost, identity: Identity, pool_etcd: &
         "poolStore": {"endpoints": [pool_etcd.replace("127.0.0.1", MACHINE)]},
         "hypervisor": {"type": "Xen"},
         "locations": {"default": {"path": "/srv/kubexen/disks"}},
+        "migration": {
+            "listen": "0.0.0.0:9444",
+            "address": format!("{}:9444", host.segment_address()),
+            "certificate": "/etc/kubexen/migration.crt",
+            "key": "/etc/kubexen/migration.key",
+            "ca": "/etc/kubexen/migration-ca.crt",
+        },
         "uplinks": {"lan": {"bridge": "xenbr0"}},
         "kernels": {
             "linux": {"kernel": "/guest/vmlinux", "ramdisk": "/guest/initrd"},
@@ -44,5 +57,8 @@ pub(super) async fn start_agent(host: &LabHost, identity: Identity, pool_etcd: &
     host.push(serde_yaml_ng::to_string(&config)?.as_bytes(), CONFIGURATION, 0o600).await?;
     let kubeconfig = identity.seen_from(MACHINE).kubeconfig()?;
     host.push(kubeconfig.as_bytes(), "/etc/kubexen/kubeconfig", 0o600).await?;
+    host.push(certificate.certificate.as_bytes(), "/etc/kubexen/migration.crt", 0o600).await?;
+    host.push(certificate.key.as_bytes(), "/etc/kubexen/migration.key", 0o600).await?;
+    host.push(certificate.ca.as_bytes(), "/etc/kubexen/migration-ca.crt", 0o600).await?;
     host.start_agent(&[AGENT, "run", "--config", CONFIGURATION]).await
 }

@@ -1,7 +1,8 @@
 //! Faults by chance, and their ends.
 
-use super::world::World;
+use super::world::{HOSTS, World};
 use kubexen_crds::domain::StopReason;
+use kubexen_ownership::HostName;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -15,6 +16,8 @@ pub(super) enum End {
     HypervisorOutage(usize),
     DeafGuests(usize),
     PoolStore,
+    LateRequests,
+    Link(HostName, HostName),
 }
 
 /// Faults under way.
@@ -33,7 +36,7 @@ impl Faults {
         let number = dice.below(world.hosts.len());
         let name = world.hosts[number].name;
         let note = |what: &str| world.judge.note(format_args!("fault: {name} {what}"));
-        match dice.below(18) {
+        match dice.below(24) {
             0 => self.crash(world, &agent(number)).await,
             1 => self.crash(world, &controller(dice.below(world.controllers.len()))).await,
             2..5 => {
@@ -99,6 +102,33 @@ impl Faults {
                     }
                 }
             }
+            18 => {
+                world.judge.note("fault: the pool store gets a request very late");
+                world.pool_store.delay_requests(1);
+                self.until(world, 60_000, End::LateRequests);
+            }
+            19 | 20 => {
+                let (from, to) =
+                    (host_name(number), host_name((number + 1 + dice.below(2)) % world.hosts.len()));
+                let bytes = u64::try_from(dice.below(200)).unwrap_or_default() << 20;
+                world
+                    .judge
+                    .note(format_args!("fault: the link from {from} to {to} breaks after {bytes} bytes"));
+                world.migrations.cut(&from, &to, bytes);
+                self.until(world, 30_000, End::Link(from, to));
+            }
+            21 | 22 => {
+                note("a guest's way out or in fails");
+                let host = &world.hosts[number].host;
+                match dice.below(6) {
+                    0 => host.refuse_suspends(1),
+                    1 => host.hang_suspends(1),
+                    2 => host.lose_suspends(1),
+                    3 => host.refuse_restores(1),
+                    4 => host.hang_restores(1),
+                    _ => host.lose_restores(1),
+                }
+            }
             _ => {
                 world.judge.note("fault: the API server forgets its changes");
                 world.api.compact();
@@ -137,6 +167,12 @@ impl Faults {
             side.host.refuse_creates(0);
             side.host.hang_creates(0);
             side.host.lose_creates(0);
+            side.host.refuse_suspends(0);
+            side.host.hang_suspends(0);
+            side.host.lose_suspends(0);
+            side.host.refuse_restores(0);
+            side.host.hang_restores(0);
+            side.host.lose_restores(0);
             side.host.set_shutdown_time(Some(SHUTDOWN_TIME));
         }
         world.start_everything();
@@ -147,9 +183,12 @@ impl Faults {
             End::StartAgent(number) => world.hosts[*number].agent.name.clone(),
             End::StartController(number) => world.controllers[*number].name.clone(),
             End::Mend(name) => name.clone(),
-            End::StorageOutage(_) | End::HypervisorOutage(_) | End::DeafGuests(_) | End::PoolStore => {
-                String::new()
-            }
+            End::StorageOutage(_)
+            | End::HypervisorOutage(_)
+            | End::DeafGuests(_)
+            | End::PoolStore
+            | End::LateRequests
+            | End::Link(..) => String::new(),
         }
     }
 
@@ -178,6 +217,10 @@ impl Faults {
     }
 }
 
+fn host_name(number: usize) -> HostName {
+    HostName::new(HOSTS[number]).expect("the hosts' names are host names")
+}
+
 fn agent(number: usize) -> End {
     End::StartAgent(number)
 }
@@ -200,6 +243,11 @@ impl End {
             Self::HypervisorOutage(number) => world.hosts[number].host.set_unreachable(false),
             Self::DeafGuests(number) => world.hosts[number].host.set_shutdown_time(Some(SHUTDOWN_TIME)),
             Self::PoolStore => world.pool_store.end_faults(),
+            Self::LateRequests => {
+                world.judge.note("the late request arrives");
+                world.pool_store.deliver_delayed();
+            }
+            Self::Link(from, to) => world.migrations.mend(&from, &to),
         }
     }
 }

@@ -3,8 +3,10 @@
 use super::judge::Judge;
 use async_trait::async_trait;
 use kubexen_node_agent::hypervisor::{
-    DomId, DomainConfig, DomainInfo, HostFacts, Hypervisor, HypervisorError, simulated::SimulatedHypervisor,
+    DomId, DomainConfig, DomainInfo, HostFacts, Hypervisor, HypervisorError, Incoming, OnProgress, Outgoing,
+    Sent, SuspendMode, simulated::SimulatedHypervisor,
 };
+use kubexen_ownership::{MemoryStore, VmUid};
 use std::sync::Arc;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -15,6 +17,7 @@ pub(super) struct Judged {
     pub(super) host: String,
     pub(super) inner: SimulatedHypervisor,
     pub(super) judge: Arc<Judge>,
+    pub(super) owners: MemoryStore,
 }
 
 #[async_trait]
@@ -55,8 +58,40 @@ impl Hypervisor for Judged {
         self.inner.request_shutdown(uuid).await
     }
 
+    async fn suspend(
+        &self,
+        uuid: Uuid,
+        mode: SuspendMode,
+        stream: Outgoing,
+        progress: OnProgress,
+    ) -> Result<Sent, HypervisorError> {
+        self.judge.touching(&self.host, "suspend", uuid);
+        self.inner.suspend(uuid, mode, stream, progress).await
+    }
+
+    async fn restore(&self, config: &DomainConfig, stream: Incoming) -> Result<DomId, HypervisorError> {
+        self.judge.touching(&self.host, "restore", config.uuid);
+        self.inner.restore(config, stream).await
+    }
+
+    async fn claim(&self, uuid: Uuid, token: u64) -> Result<(), HypervisorError> {
+        self.judge.touching(&self.host, "claim", uuid);
+        self.inner.claim(uuid, token).await
+    }
+
+    async fn resume(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.judge.touching(&self.host, "resume", uuid);
+        self.inner.resume(uuid).await
+    }
+
+    async fn abort(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.judge.touching(&self.host, "abort", uuid);
+        self.inner.abort(uuid).await
+    }
+
     async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.judge.destroying(&self.host, uuid);
+        let owner = self.owners.owner_on_record(VmUid(uuid));
+        self.judge.destroying(&self.host, uuid, owner.as_ref().map(|owner| owner.host.as_str()));
         self.inner.destroy(uuid).await
     }
 

@@ -129,9 +129,9 @@ impl Judge {
                 .iter()
                 .filter(|(name, other)| {
                     name.as_str() != host
-                        && other
-                            .domains()
-                            .is_ok_and(|domains| domains.iter().any(|domain| domain.uuid == uuid))
+                        && other.domains().is_ok_and(|domains| {
+                            domains.iter().any(|domain| domain.uuid == uuid && may_run(domain.state))
+                        })
                 })
                 .map(|(name, _)| name.clone())
                 .collect();
@@ -146,8 +146,8 @@ impl Judge {
         self.lock().tokens.insert(uuid.to_string(), token.max(newest));
     }
 
-    /// An agent is about to take a domain apart.
-    pub(super) fn destroying(&self, host: &str, uuid: Uuid) {
+    /// An agent is about to take a domain apart, which belongs to this host.
+    pub(super) fn destroying(&self, host: &str, uuid: Uuid, owner: Option<&str>) {
         let (present, record) = {
             let state = self.lock();
             let domains = state.hosts.get(host).and_then(|host| host.domains().ok()).unwrap_or_default();
@@ -156,7 +156,9 @@ impl Judge {
         };
         let Some(present) = present else { return };
         self.note(format_args!("{host} destroy {uuid} {:?}", present.state));
-        if let Err(why) = may_be_destroyed(&present, record.as_deref()) {
+        if let Err(why) =
+            may_be_destroyed(&present, record.as_deref(), owner.is_some_and(|owner| owner != host))
+        {
             self.violated("I4", format_args!("{host} destroys {uuid}: {why}"));
         }
     }
@@ -177,13 +179,19 @@ impl Judge {
             records.extend(log.into_iter().map(|record| (name.clone(), record)));
         }
         // At one moment an end comes before a beginning.
-        records.sort_by_key(|(_, record)| (record.at, record.event == StartEvent::Start));
+        let begins = |event| match event {
+            StartEvent::Start | StartEvent::Resume => true,
+            StartEvent::Suspend | StartEvent::Claim | StartEvent::Stop => false,
+        };
+        records.sort_by_key(|(_, record)| (record.at, begins(record.event)));
         let mut running: BTreeMap<Uuid, String> = BTreeMap::new();
         let mut tokens: BTreeMap<Uuid, u64> = BTreeMap::new();
         for (host, record) in records {
             match record.event {
-                StartEvent::Start => {
-                    if let Some(other) = running.insert(record.uuid, host.clone()) {
+                StartEvent::Start | StartEvent::Resume | StartEvent::Claim => {
+                    if begins(record.event)
+                        && let Some(other) = running.insert(record.uuid, host.clone())
+                    {
                         let uuid = record.uuid;
                         self.violated(
                             "I1",
@@ -196,7 +204,12 @@ impl Judge {
                     }
                     *newest = record.token.max(*newest);
                 }
-                StartEvent::Stop => drop(running.remove(&record.uuid)),
+                // The end of a guest that was suspended here does not end the one that it became elsewhere.
+                StartEvent::Suspend | StartEvent::Stop => {
+                    if running.get(&record.uuid) == Some(&host) {
+                        running.remove(&record.uuid);
+                    }
+                }
             }
         }
     }
@@ -213,12 +226,26 @@ impl Judge {
     }
 }
 
+/// Whether a domain in this state can execute without another word of the pool's store.
+fn may_run(state: DomainState) -> bool {
+    match state {
+        DomainState::Running | DomainState::Paused | DomainState::Dying => true,
+        DomainState::HalfBuilt
+        | DomainState::Suspended
+        | DomainState::Restored
+        | DomainState::Shutdown(_) => false,
+    }
+}
+
 /// Why this domain must not be destroyed now, given the truth about its object.
-fn may_be_destroyed(present: &DomainInfo, record: Option<&Value>) -> Result<(), String> {
+///
+/// A copy of a guest that stands still here while another host owns the guest may go, and nothing else that is whole.
+fn may_be_destroyed(present: &DomainInfo, record: Option<&Value>, is_anothers: bool) -> Result<(), String> {
     let Some(record) = record else { return Err("it has no object on this host".to_owned()) };
     match present.state {
         DomainState::HalfBuilt | DomainState::Shutdown(_) | DomainState::Dying => return Ok(()),
-        DomainState::Running | DomainState::Paused => {}
+        DomainState::Suspended | DomainState::Restored if is_anothers => return Ok(()),
+        DomainState::Running | DomainState::Paused | DomainState::Suspended | DomainState::Restored => {}
     }
     let asked = &record["spec"]["restartRequested"];
     let restart = !asked.is_null() && *asked != record["status"]["restartHandled"];

@@ -3,7 +3,7 @@
 use super::{users::Users, world::World};
 use kube::{ResourceExt, api::ListParams};
 use kubexen_crds::{
-    VirtualMachine, condition,
+    MigrationPhase, VirtualMachine, VirtualMachineMigration, condition,
     virtual_machine::{Phase, PowerState},
 };
 use kubexen_node_agent::{
@@ -14,7 +14,7 @@ use kubexen_ownership::OwnershipStore;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// Within this time after the last fault every machine is as its spec says (L1): longest back-off after crashes, and
+/// Within this time after the last fault every machine is as its spec says (L1) and every migration is over (L3): longest back-off after crashes, and
 /// longest back-off of a queue, each with room.
 const REACHED_WITHIN: Duration = Duration::from_mins(15);
 /// How long nothing is written at the fixpoint (L4).
@@ -81,7 +81,20 @@ async fn unmet(world: &World, users: &Users) -> Option<String> {
         Ok(list) => list.items,
         Err(error) => return Some(error.to_string()),
     };
-    machines.iter().find_map(|machine| machine_unmet(world, machine))
+    let migrations = match users.migrations.list(&ListParams::default()).await {
+        Ok(list) => list.items,
+        Err(error) => return Some(error.to_string()),
+    };
+    let endless = migrations.iter().find_map(migration_unmet);
+    machines.iter().find_map(|machine| machine_unmet(world, machine)).or(endless)
+}
+
+/// Every migration ends committed or aborted (L3).
+fn migration_unmet(migration: &VirtualMachineMigration) -> Option<String> {
+    let phase = migration.status.as_ref().and_then(|status| status.phase);
+    let name = migration.name_any();
+    (!phase.is_some_and(MigrationPhase::is_final))
+        .then(|| format!("migration {name} does not end: {phase:?}"))
 }
 
 fn machine_unmet(world: &World, machine: &VirtualMachine) -> Option<String> {
@@ -156,7 +169,7 @@ async fn gone(world: &mut World) {
 
 /// The first thing that is left.
 async fn left(world: &World) -> Option<String> {
-    for plural in ["virtualmachines", "virtualdisks", "domains", "volumes"] {
+    for plural in ["virtualmachines", "virtualmachinemigrations", "virtualdisks", "domains", "volumes"] {
         if let Some(object) = world.api.objects(plural).first() {
             return Some(format!("of {plural} is left: {object}"));
         }

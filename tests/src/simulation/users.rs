@@ -7,7 +7,8 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use kubexen_crds::{
-    Host, Network, StorageRepository, VirtualDisk, VirtualMachine, names::RESTART_REQUESTED_AT,
+    Host, Network, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineMigration,
+    names::RESTART_REQUESTED_AT,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -23,6 +24,7 @@ pub(super) struct Users {
     networks: Api<Network>,
     repositories: Api<StorageRepository>,
     disks: Api<VirtualDisk>,
+    pub(super) migrations: Api<VirtualMachineMigration>,
     pub(super) machines: Api<VirtualMachine>,
 }
 
@@ -34,6 +36,7 @@ impl Users {
             networks: Api::all(client.clone()),
             repositories: Api::all(client.clone()),
             disks: Api::namespaced(client.clone(), USERS),
+            migrations: Api::namespaced(client.clone(), USERS),
             machines: Api::namespaced(client, USERS),
         }
     }
@@ -57,7 +60,7 @@ impl Users {
     pub(super) async fn act(&self, world: &World) {
         let dice = &world.dice;
         let name = format!("vm-{}", dice.below(MACHINES));
-        match dice.below(12) {
+        match dice.below(16) {
             0..5 => self.make_machine(world, &name).await,
             5 => self.delete_machine(world, &name).await,
             6 | 7 => {
@@ -81,6 +84,7 @@ impl Users {
                 let size = format!("{}Mi", 64 * (1 + dice.below(8)));
                 change(world, &self.disks, &disk_of(&name), json!({"spec": {"size": size}})).await;
             }
+            11..15 => self.migrate(world).await,
             _ => {
                 let schedulable = dice.chance(50);
                 let host = *dice.pick(&HOSTS);
@@ -91,7 +95,7 @@ impl Users {
 
     pub(super) async fn make_machine(&self, world: &World, name: &str) {
         let dice = &world.dice;
-        let with_disk = dice.chance(60);
+        let with_disk = dice.chance(40);
         if with_disk && dice.chance(50) {
             self.make_disk(world, name).await;
         }
@@ -124,6 +128,31 @@ impl Users {
         make(world, &self.disks, disk).await;
     }
 
+    /// Moves a machine, most of the time one that can move, or calls a move off.
+    async fn migrate(&self, world: &World) {
+        let dice = &world.dice;
+        let can_move =
+            |machine: &Value| machine["spec"]["disks"].is_null() && machine["status"]["phase"] == "Running";
+        let all = world.api.objects("virtualmachines");
+        let candidates: Vec<_> = all.iter().filter(|machine| can_move(machine) || dice.chance(10)).collect();
+        let machine = match candidates.as_slice() {
+            [] => "vm-0",
+            some => dice.pick(some)["metadata"]["name"].as_str().unwrap_or_default(),
+        };
+        let name = format!("{machine}-move-{}", dice.below(6));
+        match dice.below(6) {
+            0 => end(world, &self.migrations, &name).await,
+            1 => change(world, &self.migrations, &name, json!({"spec": {"cancel": true}})).await,
+            _ => {
+                let mut spec = json!({"virtualMachine": machine});
+                if dice.chance(30) {
+                    spec["host"] = (*dice.pick(&HOSTS)).into();
+                }
+                make(world, &self.migrations, json!({"metadata": {"name": name}, "spec": spec})).await;
+            }
+        }
+    }
+
     async fn delete_machine(&self, world: &World, name: &str) {
         let with_disk = world.dice.chance(50);
         if with_disk && world.dice.chance(50) {
@@ -153,12 +182,15 @@ impl Users {
         }
     }
 
-    /// Deletes every machine and every disk.
+    /// Deletes every machine, every disk and every record of a move.
     pub(super) async fn delete_everything(&self, world: &World) {
         for number in 0..MACHINES {
             let name = format!("vm-{number}");
             end(world, &self.disks, &disk_of(&name)).await;
             end(world, &self.machines, &name).await;
+        }
+        for migration in world.api.objects("virtualmachinemigrations") {
+            end(world, &self.migrations, migration["metadata"]["name"].as_str().unwrap_or_default()).await;
         }
     }
 }

@@ -14,6 +14,7 @@ use kubexen_node_agent::{
     config::{Catalogue, CatalogueKernel},
     hypervisor::simulated::{Profile, SimulatedHost, SimulatedHypervisor},
     metrics::Metrics,
+    migration::link::MemoryNetwork,
     network::SimulatedNetwork,
     storage::MemoryStorage,
 };
@@ -61,6 +62,7 @@ pub(super) struct World {
     pub(super) dice: Dice,
     pub(super) weather: Weather,
     pub(super) pool_store: MemoryStore,
+    pub(super) migrations: MemoryNetwork,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) hosts: Vec<HostSide>,
     pub(super) controllers: Vec<Process>,
@@ -134,6 +136,7 @@ impl World {
             dice: Dice::new(seed, "scenario"),
             weather,
             pool_store: MemoryStore::new(),
+            migrations: MemoryNetwork::new(),
             clock,
             hosts,
             controllers,
@@ -169,10 +172,15 @@ impl World {
         side.agent.runs += 1;
         let (judge, name) = (Arc::clone(&self.judge), side.name);
         judge.note(format_args!("{} starts", side.agent.name));
+        let host = match HostName::new(name) {
+            Ok(host) => host,
+            Err(error) => return judge.violated("set-up", error),
+        };
         let hypervisor = Judged {
             host: name.to_owned(),
             inner: SimulatedHypervisor::new(side.host.clone()),
             judge: Arc::clone(&judge),
+            owners: self.pool_store.clone(),
         };
         let dependencies = Dependencies {
             client: self.api.client(&side.agent.name, Arc::new(side.agent.wire.clone())),
@@ -180,15 +188,12 @@ impl World {
             storage: Arc::new(side.storage.clone()),
             network: Arc::new(SimulatedNetwork::new(["lan".to_owned()])),
             ownership: Arc::new(self.pool_store.clone()),
+            migrations: Arc::new(self.migrations.agent(&host)),
             clock: Arc::clone(&self.clock),
         };
         side.agent.task = Some(spawn_local(async move {
             let metrics = Arc::new(Metrics::new(&mut Default::default()));
-            let ended = match HostName::new(name) {
-                Ok(host) => agent::run(host, catalogue(), dependencies, metrics).await,
-                Err(error) => return judge.violated("set-up", error),
-            };
-            if let Err(error) = ended {
+            if let Err(error) = agent::run(host, catalogue(), dependencies, metrics).await {
                 judge.violated("set-up", error);
             }
         }));

@@ -154,8 +154,10 @@ async fn run(client: &Client) -> Result<Vec<Answer>> {
             .collect();
         let meta = values.first().map(|value| value["metadata"].clone()).unwrap_or_default();
         let text = |field: &str| meta[field].as_str().unwrap_or_default().to_owned();
-        let unchanged = !version.is_empty() && version == text("resourceVersion");
-        if !meta["uid"].is_null() {
+        // A list's version is the whole server's, which others write to meanwhile.
+        let is_object = !meta["uid"].is_null();
+        let unchanged = is_object && !version.is_empty() && version == text("resourceVersion");
+        if is_object {
             (version, uid) = (text("resourceVersion"), text("uid"));
         } else if listed.is_none() {
             listed = Some(text("resourceVersion"));

@@ -36,7 +36,8 @@ pub async fn is_kept(world: &World) -> Result<()> {
     Ok(())
 }
 
-fn ours_since(world: &World, mark: Mark) -> Result<Writes> {
+/// The writes of the controller and the agents since then, leases aside.
+pub fn ours_since(world: &World, mark: Mark) -> Result<Writes> {
     let writes = world.control_plane.writes_since(mark).context("the audit log")?;
     Ok(writes.filter(|kind| kind.user.starts_with("system:serviceaccount:kubexen-")))
 }

@@ -1,4 +1,4 @@
-//! What the simulated hosts' logs tell of every domain's beginning and end.
+//! What the simulated hosts' logs tell of when every domain could run.
 
 use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
@@ -7,7 +7,7 @@ use kubexen_testbed::pool::Pool;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// A domain from its beginning to its end, if it has ended.
+/// A domain from its beginning to its end, if it has ended; one that was suspended begins again when it runs on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
     pub host: String,
@@ -24,12 +24,18 @@ pub fn runs(pool: &Pool) -> Result<BTreeMap<Uuid, Vec<Run>>> {
     for host in pool.host_names() {
         for StartRecord { event, uuid, token, at } in records(pool, host)? {
             let of_domain = runs.entry(uuid).or_default();
+            let known = of_domain.iter().any(|run| run.host == *host);
             let open = of_domain.iter_mut().rev().find(|run| run.host == *host && run.to.is_none());
             match (event, open) {
-                (StartEvent::Start, None) => {
+                (StartEvent::Start | StartEvent::Resume, None) => {
                     of_domain.push(Run { host: host.clone(), token, from: at, to: None });
                 }
-                (StartEvent::Stop, Some(run)) if run.token == token => run.to = Some(at),
+                (StartEvent::Stop | StartEvent::Suspend, Some(run)) if run.token == token => {
+                    run.to = Some(at);
+                }
+                (StartEvent::Claim, Some(run)) => run.token = token,
+                // It was suspended.
+                (StartEvent::Stop | StartEvent::Claim, None) if known => {}
                 (event, open) => {
                     anyhow::bail!(
                         "{host} tells {event:?} of {uuid} with token {token} at {at} after {open:?}"

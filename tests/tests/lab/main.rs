@@ -4,4 +4,6 @@ mod adoption;
 mod bed;
 mod conformance;
 mod life;
+mod lvm;
+mod migrations;
 mod stops;

@@ -44,7 +44,7 @@ fn text(length: usize) -> Value {
 
 /// Objects that must be refused when they are created.
 pub fn bad_on_create() -> Vec<Row> {
-    use samples::{disk, domain, host, machine, network, pool, repository, volume};
+    use samples::{disk, domain, host, machine, migration, network, pool, repository, volume};
     const MATCH: &str = "should match";
     const NULL: Value = Value::Null;
     let disks = |count: usize| -> Value {
@@ -273,6 +273,15 @@ pub fn bad_on_create() -> Vec<Row> {
             "spec.machine.disks",
             "`disks` must not name one Volume twice",
         ),
+        row(migration, [("/spec/virtualMachine", Value::Null)], "spec.virtualMachine", "Required value"),
+        row(migration, [("/spec/host", json!("a.b"))], "spec.host", MATCH),
+        row(migration, [("/spec/reason", text(257))], "spec.reason", "may not be more than 256"),
+        row(
+            pool,
+            [("/spec/migration", json!({"bandwidth": "1Ki"}))],
+            "spec.migration.bandwidth",
+            "`bandwidth` must be a quantity of at least \"1Mi\" a second",
+        ),
         row(
             volume,
             [("/metadata/name", json!("web-1-root"))],
@@ -284,7 +293,7 @@ pub fn bad_on_create() -> Vec<Row> {
 
 /// Changes to a stored object that must be refused; those of `/status` go to the status subresource.
 pub fn bad_on_update() -> Vec<Row> {
-    use samples::{disk, domain, machine, network, repository, volume};
+    use samples::{disk, domain, machine, migration, network, repository, volume};
     const OTHER_UID: &str = "00000000-9d42-4a76-8d6c-0f8f0f1d2e3a";
     let machine_token =
         "`status.ownerToken` must not go back: a later owner of this machine is known already";
@@ -351,6 +360,19 @@ pub fn bad_on_update() -> Vec<Row> {
         row(domain, [("/status", json!({}))], "status.ownerToken", domain_token),
         row(volume, [("/spec/size", json!("10Gi"))], "spec.size", "`size` must not become smaller"),
         row(volume, [("/spec/location", json!("fast"))], "spec.location", "`location` must not change"),
+        row(
+            migration,
+            [("/spec/virtualMachine", json!("web-2"))],
+            "spec.virtualMachine",
+            "`virtualMachine` must not change: make another migration",
+        ),
+        row(
+            migration,
+            [("/spec/host", json!("xen-3"))],
+            "spec.host",
+            "`host` must not change: make another migration",
+        ),
+        row(migration, [("/spec/cancel", json!(false))], "spec.cancel", "`cancel` must not go back to false"),
         row(
             volume,
             [("/spec/virtualDisk/uid", json!(OTHER_UID))],

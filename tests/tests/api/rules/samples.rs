@@ -141,3 +141,15 @@ pub fn volume() -> Sample {
         }),
     )
 }
+
+pub fn migration() -> Sample {
+    sample(
+        "virtualmachinemigrations",
+        Some("default"),
+        json!({
+            "kind": "VirtualMachineMigration",
+            "metadata": {"name": "away"},
+            "spec": {"virtualMachine": "web-1", "host": "xen-2", "cancel": true, "reason": "a fan"},
+        }),
+    )
+}

@@ -1,0 +1,132 @@
+//! Guests that move between two real hosts while they run, and moves that are broken off at either end.
+
+use crate::bed::{Bed, Guest, PATIENCE, alone, answers, beside_others, hosts, nothing_is_left, says};
+use anyhow::{Context, Result, ensure};
+use kube::{Api, ResourceExt, api::PostParams};
+use kubexen_crds::{
+    MigrationPhase, VirtualMachineMigration, VirtualMachineMigrationStatus, VirtualMachineStatus,
+    virtual_machine::Phase,
+};
+use kubexen_testbed::{lab::LabHost, process::wait_until};
+use serde_json::json;
+
+/// A guest that counts on its console and answers on its address.
+async fn counting_guest(
+    bed: &Bed,
+    name: &'static str,
+    address: &str,
+) -> Result<(Guest, VirtualMachineStatus)> {
+    let command_line = format!("console=hvc0 quiet kubexen.count kubexen.address={address}/24");
+    let spec = json!({
+        "memory": {"size": "96Mi"},
+        "boot": {"kernel": {"commandLine": command_line}},
+        "interfaces": [{"name": "eth0", "network": "prod"}],
+        "lifecycle": {"shutdownTimeout": "0s"},
+    });
+    let guest = Guest::create(bed, name, spec).await?;
+    let status = guest.wait_ready("Running").await?;
+    let (home, other) = hosts(bed, &status)?;
+    says(&home, &guest.uuid().await?, "TICK 1").await?;
+    answers(&other, address).await?;
+    Ok((guest, status))
+}
+
+/// The last number that the guest with this UUID counted to on the console of this host.
+async fn counted_to(host: &LabHost, uuid: &str) -> Result<u64> {
+    let console = host.check(&format!("cat /srv/kubexen/state/console/{uuid}.log*")).await?;
+    let last = console.lines().rev().find_map(|line| line.trim().strip_prefix("TICK ")?.parse().ok());
+    last.with_context(|| format!("it never counted on {}", host.name()))
+}
+
+struct Move {
+    migrations: Api<VirtualMachineMigration>,
+    name: String,
+}
+
+impl Move {
+    async fn begin(bed: &Bed, guest: &Guest, name: &str) -> Result<Self> {
+        let migrations = Api::namespaced(bed.control_plane.client().await?, "default");
+        let spec = json!({"metadata": {"name": name}, "spec": {"virtualMachine": guest.name}});
+        migrations.create(&PostParams::default(), &serde_json::from_value(spec)?).await?;
+        Ok(Self { migrations, name: name.to_owned() })
+    }
+
+    async fn until(&self, phase: MigrationPhase) -> Result<VirtualMachineMigrationStatus> {
+        wait_until(&format!("{} is {phase:?}", self.name), PATIENCE, async || {
+            let status = self.migrations.get(&self.name).await?.status.unwrap_or_default();
+            ensure!(status.phase == Some(phase), "it is {}", serde_json::to_string(&status)?);
+            Ok(status)
+        })
+        .await
+    }
+}
+
+async fn kill_agent(host: &LabHost) -> Result<()> {
+    host.check("kill -9 $(cat /run/kubexen-agent/pid)").await.map(drop)
+}
+
+#[tokio::test]
+async fn a_running_guest_moves_to_the_other_host_and_goes_on_counting() -> Result<()> {
+    let turn = beside_others().await;
+    let bed = turn.bed;
+    let (guest, before) = counting_guest(bed, "mover", "10.88.0.31").await?;
+    let uuid = guest.uuid().await?;
+    let (home, other) = hosts(bed, &before)?;
+    let count = counted_to(&home, &uuid).await?;
+    let status = Move::begin(bed, &guest, "mover-away").await?.until(MigrationPhase::Succeeded).await?;
+    ensure!(status.destination == Some(other.name()) && status.source == Some(home.name()));
+    let after = guest
+        .wait("runs on the other host", |status| {
+            status.phase == Some(Phase::Running) && status.host == Some(other.name())
+        })
+        .await?;
+    ensure!(after.owner_token > before.owner_token, "the token did not grow");
+    answers(&home, "10.88.0.31").await?;
+    says(&other, &uuid, "TICK").await?;
+    ensure!(counted_to(&other, &uuid).await? > count, "it counts from the beginning again");
+    eprintln!(
+        "moved: {} in {} ms, downtime {} ms",
+        status.transfer.as_ref().map(|transfer| transfer.bytes.to_string()).unwrap_or_default(),
+        status.transfer.as_ref().map_or(0, |transfer| transfer.milliseconds),
+        status.downtime_milliseconds.unwrap_or_default(),
+    );
+    wait_until("the source has nothing of it", PATIENCE, async || nothing_is_left(&home, &uuid, None).await)
+        .await?;
+    guest.delete().await?;
+    nothing_is_left(&other, &uuid, None).await
+}
+
+#[tokio::test]
+#[ignore = "five minutes on an emulated machine: cargo xtask test lab -- --ignored migrations"]
+async fn a_move_whose_agents_are_killed_leaves_one_guest_that_goes_on() -> Result<()> {
+    // A killed agent breaks off the moves of other tests too.
+    let turn = alone().await;
+    let bed = turn.bed;
+    let (guest, before) = counting_guest(bed, "survivor", "10.88.0.32").await?;
+    let uuid = guest.uuid().await?;
+    let (home, other) = hosts(bed, &before)?;
+    for (name, victim) in [("killed-destination", &other), ("killed-source", &home)] {
+        let count = counted_to(&home, &uuid).await?;
+        let broken = Move::begin(bed, &guest, name).await?;
+        broken.until(MigrationPhase::Copying).await?;
+        kill_agent(victim).await?;
+        let status = broken.until(MigrationPhase::Failed).await?;
+        let unmoved = guest.wait("runs on", |status| status.phase == Some(Phase::Running)).await?;
+        ensure!(unmoved.host == before.host, "{name}: the guest is on {:?}; {status:?}", unmoved.host);
+        wait_until("it counts on", PATIENCE, async || {
+            ensure!(counted_to(&home, &uuid).await? > count + 1, "it stands still");
+            Ok(())
+        })
+        .await?;
+        answers(&other, "10.88.0.32").await?;
+        wait_until("the other host has nothing of it", PATIENCE, async || {
+            nothing_is_left(&other, &uuid, None).await
+        })
+        .await?;
+    }
+    Move::begin(bed, &guest, "third-time").await?.until(MigrationPhase::Succeeded).await?;
+    ensure!(guest.machines.get(guest.name).await?.uid().as_deref() == Some(uuid.as_str()));
+    guest.delete().await?;
+    nothing_is_left(&home, &uuid, None).await?;
+    nothing_is_left(&other, &uuid, None).await
+}
