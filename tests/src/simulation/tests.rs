@@ -152,7 +152,8 @@ async fn writes_that_never_end_break_a_promise() {
 async fn an_owner_record_that_outlives_its_machine_breaks_a_promise() {
     let sabotage = async |world: &World, _: &Users| {
         let boot_id = BootId::new("boot").unwrap();
-        let me = HostBoot { host: HostName::new("host-a").unwrap(), boot_id };
+        // A host of the pool would give it back.
+        let me = HostBoot { host: HostName::new("elsewhere").unwrap(), boot_id };
         world.pool_store.start(VmUid(UUID), &me).await.unwrap();
     };
     assert_eq!(broken_by(sabotage).await, ["I6"]);
