@@ -50,6 +50,17 @@ pub(crate) struct Context {
     pub(crate) migration_start: migration::Starting,
 }
 
+/// How far carrying out a plan got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Applied {
+    /// There was nothing to do.
+    Nothing,
+    /// Everything was done; the next look sees it.
+    Something,
+    /// The mirrors are behind what the server says, or something must pass: look again later.
+    Behind,
+}
+
 /// The queues of all kinds. They take keys only while this process leads: each term begins with every object anyway.
 #[derive(Debug, Default)]
 pub(crate) struct Queues {
@@ -197,6 +208,14 @@ impl Context {
             }
             Err(error) if error.is_not_found() || error.is_conflict() => Ok(false),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Deletes the object of this key if it is the one with this uid; says whether the mirror knew what the server has.
+    pub(crate) async fn delete_known<K: Watched>(&self, key: &Key, wanted: &str) -> Result<bool, Error> {
+        match K::mirror(&self.view).get(key) {
+            Some(object) if uid(&*object) == wanted => self.delete(&*object).await,
+            Some(_) | None => Ok(true),
         }
     }
 

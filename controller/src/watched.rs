@@ -292,7 +292,7 @@ impl Watched for Domain {
                 queues.add_all(&queues.migrations, view.migrations_of_machine.to(&machine));
             }
         }
-        if differs(change, migration::stage) {
+        if change.after.is_none() && change.before.is_some_and(|domain| domain.spec.migration.is_some()) {
             migration::wake_next(context);
         }
         if change.before.is_none() || change.after.is_none() {

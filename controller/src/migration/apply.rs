@@ -6,7 +6,11 @@ use super::{
     status,
     turns::policy,
 };
-use crate::{context::Context, error::Error, view::uid};
+use crate::{
+    context::{Applied, Context},
+    error::Error,
+    view::uid,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kubexen_crds::{
     Domain, DomainMigration, DomainSpec, MigrationRole, VirtualMachineMigration,
@@ -14,17 +18,6 @@ use kubexen_crds::{
 };
 use kubexen_runtime::{Key, events::Severity};
 use serde_json::json;
-
-/// How far carrying out a plan got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Applied {
-    /// There was nothing to do.
-    Nothing,
-    /// Everything was done; the next look sees it.
-    Something,
-    /// The mirrors are behind what the server says: look again later.
-    Behind,
-}
 
 /// Carries out a plan.
 pub(crate) async fn apply(context: &Context, observed: &Observed, plan: Plan) -> Result<Applied, Error> {
@@ -34,10 +27,7 @@ pub(crate) async fn apply(context: &Context, observed: &Observed, plan: Plan) ->
             Action::Begin { host } => begin(context, observed, &host).await?,
             Action::Send { domain, address } => send(context, observed, &domain, &address).await?,
             Action::Cancel(domain) => cancel(context, observed, &domain).await?,
-            Action::DeleteDomain { domain, uid: wanted } => match context.view.domains.get(&domain) {
-                Some(domain) if uid(&*domain) == wanted => context.delete(&*domain).await?,
-                Some(_) | None => true,
-            },
+            Action::DeleteDomain { domain, uid } => context.delete_known::<Domain>(&domain, &uid).await?,
         };
         if !went_through {
             return Ok(Applied::Behind);

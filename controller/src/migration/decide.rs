@@ -18,7 +18,7 @@ use kubexen_runtime::Key;
 use std::{sync::Arc, time::Duration};
 
 /// How long a destination may take to make ready for a guest.
-pub(crate) const PREPARATION: Duration = Duration::from_secs(300);
+const PREPARATION: Duration = Duration::from_secs(300);
 
 /// How long a destination may take before that is worth a write.
 const QUIET: Duration = Duration::from_secs(3);

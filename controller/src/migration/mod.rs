@@ -28,8 +28,10 @@ mod turns;
 #[cfg(test)]
 mod tests;
 
-use crate::{context::Context, error::Error};
-use apply::Applied;
+use crate::{
+    context::{Applied, Context},
+    error::Error,
+};
 use kubexen_crds::{Domain, DomainMigration, MigrationRole, MigrationStage};
 use kubexen_runtime::{Key, Outcome};
 use std::{sync::Arc, time::Duration};

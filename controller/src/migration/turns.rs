@@ -27,6 +27,15 @@ impl Load {
         self.hosts.get(host).copied().unwrap_or(0)
     }
 
+    fn of(moves: &BTreeMap<Key, (String, String)>) -> Self {
+        let mut load = Self { pool: moves.len(), ..Self::default() };
+        for (source, destination) in moves.values() {
+            load.add(source);
+            load.add(destination);
+        }
+        load
+    }
+
     fn add(&mut self, host: &str) {
         *self.hosts.entry(host.to_owned()).or_default() += 1;
     }
@@ -54,8 +63,9 @@ pub(crate) fn limit(number: i32) -> usize {
     usize::try_from(number).unwrap_or(1).max(1)
 }
 
-/// The moves that go on: those on record, and those whose record is not written yet or was deleted, by their Domains.
-pub(crate) fn load(view: &View) -> Load {
+/// The moves that go on, with source and destination: those on record, and those whose record is not written yet or was
+/// deleted, by their Domains.
+fn begun(view: &View) -> BTreeMap<Key, (String, String)> {
     let mut moves: BTreeMap<Key, (String, String)> = BTreeMap::new();
     for migration in view.migrations.list() {
         let Some(status) = &migration.status else { continue };
@@ -73,12 +83,7 @@ pub(crate) fn load(view: &View) -> Load {
             moves.entry(key).or_insert_with(|| (migration.peer.clone(), destination.to_owned()));
         }
     }
-    let mut load = Load { pool: moves.len(), ..Load::default() };
-    for (source, destination) in moves.values() {
-        load.add(source);
-        load.add(destination);
-    }
-    load
+    moves
 }
 
 fn is_over(view: &View, migration: &Key) -> bool {
@@ -86,17 +91,15 @@ fn is_over(view: &View, migration: &Key) -> bool {
     found.and_then(|migration| migration.status.as_ref()?.phase).is_some_and(MigrationPhase::is_final)
 }
 
-/// Migrations that have not begun, oldest first.
-fn waiting(view: &View) -> Vec<Arc<VirtualMachineMigration>> {
+/// Migrations that are neither over nor among those that have begun, oldest first.
+fn waiting(view: &View, begun: &BTreeMap<Key, (String, String)>) -> Vec<Arc<VirtualMachineMigration>> {
     let mut waiting: Vec<_> = view
         .migrations
         .list()
         .into_iter()
         .filter(|migration| {
-            let status = migration.status.as_ref();
-            status.is_none_or(|status| {
-                status.destination.is_none() && !status.phase.is_some_and(|phase| phase.is_final())
-            })
+            let phase = migration.status.as_ref().and_then(|status| status.phase);
+            !phase.is_some_and(MigrationPhase::is_final) && !begun.contains_key(&Key::of(&**migration))
         })
         .collect();
     waiting.sort_by_cached_key(|migration| {
@@ -107,9 +110,13 @@ fn waiting(view: &View) -> Vec<Arc<VirtualMachineMigration>> {
 
 /// Goes through the waiting migrations in their order and tells each one's turn, until `told` says stop.
 fn tell(view: &View, mut told: impl FnMut(&VirtualMachineMigration, Turn) -> bool) {
+    if view.migrations.keys().is_empty() {
+        return;
+    }
     let policy = policy(view);
     let (of_host, of_pool) = (limit(policy.max_per_host), limit(policy.max_per_pool));
-    let mut load = load(view);
+    let begun = begun(view);
+    let mut load = Load::of(&begun);
     let mut machines: BTreeMap<Key, Key> = view
         .domains
         .list()
@@ -120,7 +127,7 @@ fn tell(view: &View, mut told: impl FnMut(&VirtualMachineMigration, Turn) -> boo
             Some((Key::new(&machine.namespace, &machine.name), key_of(domain)?))
         })
         .collect();
-    for migration in waiting(view) {
+    for migration in waiting(view, &begun) {
         let key = Key::of(&*migration);
         let machine = Key::new(&key.namespace, &migration.spec.virtual_machine);
         let source = view.machines.get(&machine).and_then(|machine| machine.status.as_ref()?.host.clone());
@@ -153,7 +160,7 @@ pub(crate) fn turn(view: &View, migration: &VirtualMachineMigration) -> Turn {
         }
         turn.is_none()
     });
-    turn.unwrap_or_else(|| Turn::Now(load(view)))
+    turn.unwrap_or_else(|| Turn::Now(Load::of(&begun(view))))
 }
 
 /// Queues the migrations whose turn it is: something ended, or the limits changed.

@@ -24,7 +24,7 @@ pub(crate) mod decide;
 mod tests;
 
 use crate::{
-    context::Context,
+    context::{Applied, Context},
     error::Error,
     view::{host_of_namespace, uid},
 };
@@ -77,13 +77,6 @@ fn observe(context: &Context, key: &Key) -> Option<Observed> {
         age: context.age(&*disk),
         disk,
     })
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Applied {
-    Nothing,
-    Something,
-    Behind,
 }
 
 async fn apply(context: &Context, observed: &Observed, plan: Plan) -> Result<Applied, Error> {

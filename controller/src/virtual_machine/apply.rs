@@ -7,7 +7,7 @@ use super::{
     status::{self, Report},
 };
 use crate::{
-    context::Context,
+    context::{Applied, Context},
     error::Error,
     view::{is_deleting, uid},
 };
@@ -22,17 +22,6 @@ use kubexen_crds::{
 use kubexen_runtime::{Key, events::Severity};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-
-/// How far carrying out a plan got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Applied {
-    /// There was nothing to do.
-    Nothing,
-    /// Everything was done; the next look sees it.
-    Something,
-    /// The mirrors are behind what the server says, or something must pass: look again later.
-    Behind,
-}
 
 /// Carries out a plan.
 pub(crate) async fn apply(context: &Context, observed: &Observed, plan: Plan) -> Result<Applied, Error> {
@@ -56,10 +45,7 @@ pub(crate) async fn apply(context: &Context, observed: &Observed, plan: Plan) ->
                 context.merge::<Domain>(&domain, &adjustment(change)?).await?;
                 true
             }
-            Action::DeleteDomain { domain, uid: wanted } => match context.view.domains.get(&domain) {
-                Some(domain) if uid(&*domain) == wanted => context.delete(&*domain).await?,
-                Some(_) | None => true,
-            },
+            Action::DeleteDomain { domain, uid } => context.delete_known::<Domain>(&domain, &uid).await?,
             Action::SettleDuplicates { domains } => settle(context, machine, &domains).await?,
         };
         if !went_through {

@@ -36,8 +36,10 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use crate::{context::Context, error::Error};
-use apply::Applied;
+use crate::{
+    context::{Applied, Context},
+    error::Error,
+};
 use kubexen_runtime::{Key, Outcome};
 use std::time::Duration;
 

@@ -123,9 +123,11 @@ impl Arrival {
         mut receiver: FrameReceiver,
     ) -> Result<(), Failure> {
         sender.send(&FromDestination::Ready).await?;
-        let (mut into, from) = duplex(BUFFER);
+        let (into, from) = duplex(BUFFER);
         let restore = world.hypervisor.restore(&self.config, Box::new(from));
         let forward = async {
+            // Owned here: when the connection breaks, the restore must not wait for the rest.
+            let mut into = into;
             let mut data = tokio::io::BufReader::with_capacity(BUFFER, receiver.data());
             copy_buf(&mut data, &mut into).await?;
             into.shutdown().await
