@@ -12,6 +12,7 @@ mod needs;
 mod outages;
 mod placement;
 mod scene;
+mod shared_storage;
 mod starts;
 mod storm;
 mod traces;
