@@ -4,6 +4,7 @@ use crate::{
     boot::Boot,
     condition::conditions_schema,
     domain_migration::{DomainMigration, DomainMigrationStatus},
+    guest::GuestStatus,
     quantity::ByteQuantity,
     virtual_machine::Lifecycle,
 };
@@ -199,6 +200,9 @@ pub struct DomainStatus {
     /// How and when the guest stopped by itself last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_stop: Option<Stop>,
+    /// What the guest says of itself while it is here; none if it has no agent that Xen's tools know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestStatus>,
     /// What came of the domain's part in a migration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<DomainMigrationStatus>,

@@ -16,6 +16,7 @@
 
 pub mod apply;
 pub mod decide;
+pub mod guests;
 mod move_steps;
 pub mod moves;
 pub mod observe;
@@ -26,6 +27,7 @@ mod strays;
 #[cfg(test)]
 mod tests;
 
+pub use guests::Guests;
 pub(crate) use resolve::volume_id;
 pub use shutdowns::Shutdowns;
 
@@ -85,6 +87,8 @@ pub struct Domains {
     pub events: Events,
     /// Guests that were asked to power themselves off.
     pub shutdowns: Shutdowns,
+    /// What guests said of themselves.
+    pub guests: Guests,
     /// Held by whoever takes an ownership until the domain is there, and against all of them by whoever gives one back that
     /// has none.
     pub starts: tokio::sync::RwLock<()>,

@@ -5,6 +5,7 @@
 
 mod crashes;
 mod fixpoint;
+mod guest_facts;
 mod guests;
 mod life;
 mod migrations;
