@@ -295,6 +295,7 @@ impl Domains {
             hypervisor: Arc::clone(&self.hypervisor),
             storage: Arc::clone(&self.storage),
             ownership: Arc::clone(&self.ownership),
+            bridges: Arc::clone(&self.network),
             network: Arc::clone(&self.migrations),
         }
     }

@@ -214,6 +214,11 @@ pub struct Progress {
 pub struct Sent {
     /// All bytes of the stream.
     pub bytes: u64,
+    /// How often the guest's memory was gone through, the last time while it stood still; none if that is not known.
+    pub rounds: Option<u32>,
+    /// Pages of 4 KiB that the guest wrote to each second before the last round; none if there was but one, or if that is
+    /// not known.
+    pub dirty_pages_per_second: Option<u64>,
 }
 
 /// Why a call to the hypervisor failed.

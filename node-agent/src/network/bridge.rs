@@ -4,15 +4,16 @@
 //! `kubexen`, which `ip link` shows; a bridge without it is somebody else's and is never changed.
 
 use super::{
-    CreateBridge, HostNetwork, NetworkError, UplinkConfig,
+    CreateBridge, HostNetwork, NetworkError, UplinkConfig, announcement,
     netlink::{Link, Netlink},
 };
 use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     time::Duration,
 };
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{sync::Mutex, task::spawn_blocking, time::timeout};
 use tracing::{debug, info};
 use uuid::Uuid;
 
@@ -86,6 +87,19 @@ impl HostNetwork for BridgeNetwork {
             self.uplinks.get(uplink).ok_or_else(|| NetworkError::UnknownUplink(uplink.to_owned()))?;
         limited("look at a bridge", check(config)).await?;
         Ok(config.bridge.clone())
+    }
+
+    async fn announce(&self, bridge: &str, address: &str) -> Result<(), NetworkError> {
+        limited("announce a guest", async {
+            let index = existing(&Netlink::open()?, bridge).await?.index;
+            let (bridge, address) = (bridge.to_owned(), address.to_owned());
+            let send = spawn_blocking(move || announcement::announce(&bridge, index, &address));
+            send.await.map_err(|panic| NetworkError::Io {
+                call: "announce a guest",
+                source: io::Error::other(panic),
+            })?
+        })
+        .await
     }
 
     async fn prepare(&self) -> Result<(), NetworkError> {

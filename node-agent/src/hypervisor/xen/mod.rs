@@ -29,6 +29,7 @@ mod guest;
 mod host;
 mod lifecycle;
 pub mod protocol;
+mod rounds;
 pub mod supervisor;
 mod transfer;
 pub mod worker;
