@@ -29,7 +29,7 @@ use super::{
 };
 use crate::hypervisor::{
     DomId, DomainConfig, DomainState, HypervisorError, Incoming, OnProgress, Outgoing, Progress, Sent,
-    SuspendMode,
+    SuspendMode, hidden_features,
 };
 use std::{io, time::Duration};
 use tokio::{
