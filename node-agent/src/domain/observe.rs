@@ -56,6 +56,8 @@ pub enum Unmet {
     VolumeMissing(String),
     /// A volume is not made yet.
     VolumeNotReady(String),
+    /// The shared storage of a volume cannot be read from this host.
+    StorageUnavailable(String),
     /// Another domain of this host has the volume.
     VolumeInUse {
         /// The volume.
@@ -78,6 +80,7 @@ impl Unmet {
         match self {
             Self::VolumeMissing(_) => "VolumeMissing",
             Self::VolumeNotReady(_) => "VolumeNotReady",
+            Self::StorageUnavailable(_) => "StorageUnavailable",
             Self::VolumeInUse { .. } => "VolumeInUse",
             Self::KernelMissing(_) => "KernelMissing",
             Self::UplinkMissing(_) => "UplinkMissing",
@@ -91,6 +94,7 @@ impl Unmet {
         match self {
             Self::VolumeMissing(volume) => format!("Volume {volume} does not exist in this host's namespace"),
             Self::VolumeNotReady(volume) => format!("Volume {volume} is not ready yet"),
+            Self::StorageUnavailable(error) => format!("The disk cannot be reached from this host: {error}"),
             Self::VolumeInUse { volume, by } => {
                 format!("Volume {volume} is in use by {by}; a disk serves one running guest at a time")
             }

@@ -48,6 +48,8 @@ impl Hypervisor for Judged {
 
     async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {
         self.judge.creating(&self.host, config.uuid, config.token);
+        let devices = config.disks.iter().map(|disk| disk.device.clone()).collect();
+        self.judge.using(&self.host, config.uuid, devices);
         self.inner.create(config).await
     }
 

@@ -14,6 +14,7 @@ mod needs;
 mod outages;
 mod placement;
 mod scene;
+mod shared_storage;
 mod starts;
 mod storm;
 mod traces;

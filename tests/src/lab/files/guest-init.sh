@@ -4,19 +4,22 @@
 #   kubexen.agent                           write into xenstore what agents in guests write there
 #   kubexen.babble                          write nonsense there instead
 #   kubexen.exit=poweroff|reboot|crash      how to end, kubexen.exit-after=SECONDS after the start (default 5)
-# Each writable disk carries a count of the starts that saw it in its second sector: "DISK xvda boots=3".
+#   kubexen.log                             write each tick to a sector of its own on the first disk
+# Each writable disk carries a count of the starts that saw it in its second sector: "DISK xvda boots=3 log=40", with the
+# number of ticks that earlier starts have logged on it without a gap.
 export PATH=/bin:/sbin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 while read -r module; do insmod "$module"; done </modules
 
-address= agent= exit_how= exit_after=5
+address= agent= exit_how= exit_after=5 log=
 for word in $(cat /proc/cmdline); do
     case $word in
     kubexen.address=*) address=${word#*=} ;;
     kubexen.agent) agent=tell ;;
     kubexen.babble) agent=babble ;;
+    kubexen.log) log=xvda ;;
     kubexen.exit=*) exit_how=${word#*=} ;;
     kubexen.exit-after=*) exit_after=${word#*=} ;;
     esac
@@ -46,10 +49,19 @@ count_boots() {
     boots=$(dd if="/dev/$1" bs=512 skip=1 count=1 2>/dev/null | tr -d '\0' | sed -n 's/^boots=\([0-9]*\)$/\1/p')
     boots=$((${boots:-0} + 1))
     if echo "boots=$boots" | dd of="/dev/$1" bs=512 seek=1 count=1 conv=notrunc,sync,fsync 2>/dev/null; then
-        echo "DISK $1 boots=$boots"
+        echo "DISK $1 boots=$boots log=$(count_logged "$1")"
     else
         echo "DISK $1 failed"
     fi
+}
+
+# The log begins at sector 1000, with one tick in each.
+count_logged() {
+    dd if="/dev/$1" bs=512 skip=1000 count=1000 2>/dev/null | tr -s '\0' '\n' | {
+        ticks=0
+        while read -r line && [ "$line" = "tick=$ticks" ]; do ticks=$((ticks + 1)); done
+        echo $ticks
+    }
 }
 
 # Writes a node of this domain: a message of xenstore's wire protocol, at most 255 bytes long, whose answer is not looked at.
@@ -106,6 +118,9 @@ while :; do
         seen="$seen$disk "
         count_boots "$disk"
     done
+    if [ -n "$log" ] && [ $tick -lt 1000 ]; then
+        echo "tick=$tick" | dd of="/dev/$log" bs=512 seek=$((1000 + tick)) conv=notrunc,sync,fsync 2>/dev/null
+    fi
     echo "TICK $tick"
     [ -n "$agent" ] && [ $((tick % 10)) = 0 ] && $agent
     if [ -n "$exit_how" ] && [ $tick -ge "$exit_after" ]; then
