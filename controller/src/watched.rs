@@ -222,7 +222,12 @@ impl Watched for Host {
         let offers = |host: &Self| {
             let status = host.status.clone().unwrap_or_default();
             let labels = host.metadata.labels.clone();
-            let room = (status.memory, status.cpu.map(|cpu| cpu.count), status.locations, status.uplinks);
+            let room = (
+                status.memory,
+                status.cpu.map(|cpu| (cpu.count, cpu.feature_sets)),
+                status.locations,
+                status.uplinks,
+            );
             let software = (status.kernels, status.xen);
             (is_ready(host), is_deleting(host), host.spec.clone(), labels, room, software)
         };
@@ -249,7 +254,8 @@ impl Watched for Pool {
     }
 
     fn wake(context: &Context, change: &Change<'_, Self>) {
-        if differs(change, |pool| pool.spec.clone()) {
+        let level = |pool: &Self| pool.status.as_ref().and_then(|status| status.cpu.clone());
+        if differs(change, |pool| (pool.spec.clone(), level(pool))) {
             context.scheduler.wake();
             migration::wake_next(context);
         }

@@ -3,6 +3,7 @@
 use crate::{
     boot::Boot,
     condition::conditions_schema,
+    cpu::FeatureSet,
     domain_migration::{DomainMigration, DomainMigrationStatus},
     guest::GuestStatus,
     quantity::ByteQuantity,
@@ -105,6 +106,10 @@ pub struct Machine {
     pub memory: ByteQuantity,
     /// How it boots.
     pub boot: Boot,
+    /// CPU features that the guest may use, as words in hexadecimal: the pool's level when it was started. Default: all
+    /// that its host gives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_level: Option<FeatureSet>,
     /// Disks in the guest's order, at most 16. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]

@@ -1,6 +1,6 @@
 //! `Host`: a machine that runs Xen, with the agent in its dom0.
 
-use crate::{boot::BootType, condition::conditions_schema, quantity::ByteQuantity};
+use crate::{boot::BootType, condition::conditions_schema, cpu::FeatureSets, quantity::ByteQuantity};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -133,6 +133,9 @@ pub struct HostCpu {
     #[schemars(length(max = 512), inner(length(max = 32)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub features: Vec<String>,
+    /// What Xen gives to guests of these features, as long as nothing is hidden from them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature_sets: Option<FeatureSets>,
 }
 
 /// Physical memory of a host.

@@ -11,6 +11,7 @@
 
 pub mod boot;
 pub mod condition;
+pub mod cpu;
 pub mod domain;
 pub mod domain_migration;
 pub mod guest;
@@ -28,6 +29,7 @@ pub mod virtual_machine_migration;
 pub mod volume;
 
 pub use boot::{Boot, BootType, Kernel};
+pub use cpu::{FeatureSet, FeatureSets};
 pub use domain::{Domain, DomainSpec, DomainStatus};
 pub use domain_migration::{DomainMigration, DomainMigrationStatus, MigrationRole, MigrationStage};
 pub use guest::{GuestInterface, GuestMemory, GuestStatus};

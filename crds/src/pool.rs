@@ -1,6 +1,6 @@
 //! `Pool`: policy for all hosts of an installation.
 
-use crate::{condition::conditions_schema, quantity::ByteQuantity};
+use crate::{condition::conditions_schema, cpu::FeatureSets, quantity::ByteQuantity};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -30,9 +30,33 @@ pub struct PoolSpec {
     /// How hosts are chosen for guests. Default: the defaults of its fields.
     #[serde(default)]
     pub placement: PlacementPolicy,
+    /// Which CPU features guests are given. Default: the defaults of its fields.
+    #[serde(default)]
+    pub cpu: CpuPolicy,
     /// How many guests move at a time, and how fast. Default: the defaults of its fields.
     #[serde(default)]
     pub migration: MigrationPolicy,
+}
+
+/// Which CPU features guests are given.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CpuPolicy {
+    /// How `status.cpu.level` moves, at which machines start. `OnlyDown` (default): down to what all hosts have, and it
+    /// stays there when the host that lacked a feature leaves. `Follow`: always what all hosts have. Machines that run
+    /// keep the level that they were started at.
+    #[serde(default)]
+    pub level: LevelPolicy,
+}
+
+/// How the pool's CPU level moves.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum LevelPolicy {
+    /// Down to what all hosts have, never up.
+    #[default]
+    OnlyDown,
+    /// Always what all hosts have.
+    Follow,
 }
 
 /// How guests move between hosts.
@@ -117,8 +141,24 @@ pub struct PoolStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub ready_hosts: Option<i32>,
+    /// The CPU features that machines are started with; none before a host has published its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<PoolCpu>,
     /// `Ready`: there are hosts, and all of them are Ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,
+}
+
+/// The CPU features that machines are started with.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolCpu {
+    /// The level: features that all hosts have, or had.
+    pub level: FeatureSets,
+    /// Names of the features of PVH and HVM guests at this level, as Linux has them, sorted, at most 512.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 512), inner(length(max = 32)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub features: Vec<String>,
 }

@@ -104,6 +104,7 @@ fn domain(host: &str) -> Domain {
                 cpus: 1,
                 memory: ByteQuantity("1Gi".to_owned()),
                 boot: boot(),
+                cpu_level: None,
                 disks: Vec::new(),
                 interfaces: Vec::new(),
             },

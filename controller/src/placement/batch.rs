@@ -2,13 +2,13 @@
 
 use super::{
     DiskNeed, HostView, Reason, Rejections, Request, Snapshot, Verdict,
-    condition::{Condition, Conditions, Selector},
+    condition::{Condition, Conditions, Selector, lacking},
     host_set::HostSet,
     memory_with_overhead,
     resources::Resources,
     score,
 };
-use kubexen_crds::{pool::Strategy, virtual_machine::AntiAffinityMode};
+use kubexen_crds::{FeatureSet, pool::Strategy, virtual_machine::AntiAffinityMode};
 use std::collections::BTreeMap;
 
 /// The pool while a batch is placed: what hosts have, and what is used by present guests and those placed so far.
@@ -88,17 +88,14 @@ impl<'a> Batch<'a> {
 
     /// Filters 1 to 7: those that do not depend on use.
     fn filter_conditions(&mut self, request: &'a Request, rejections: &mut Rejections) {
+        self.filter_host(request, rejections);
+        if let Some(level) = &request.cpu_level {
+            self.filter_features(request, level, rejections);
+        }
         let (left, conditions) = (&mut self.left, &mut self.conditions);
         let mut require = |condition, reason: &dyn Fn() -> Reason| {
             rejections.add(left.intersect(conditions.met(condition)), reason);
         };
-        require(Condition::Ready, &|| Reason::NotReady);
-        require(Condition::Schedulable, &|| Reason::NotSchedulable);
-        require(Condition::Matches(Selector(&request.selector)), &|| Reason::SelectorMismatch);
-        require(Condition::Mode(request.boot), &|| Reason::ModeNotOffered(request.boot));
-        if request.moves {
-            require(Condition::Receives(request.boot), &|| Reason::DoesNotReceive(request.boot));
-        }
         if let Some(kernel) = &request.kernel {
             require(Condition::Kernel(kernel), &|| Reason::KernelMissing(kernel.clone()));
         }
@@ -124,6 +121,32 @@ impl<'a> Batch<'a> {
                 Reason::NetworkNotAttached(need.network.clone())
             });
         }
+    }
+
+    /// Filters 1 to 4, but for CPU features.
+    fn filter_host(&mut self, request: &'a Request, rejections: &mut Rejections) {
+        let (left, conditions) = (&mut self.left, &mut self.conditions);
+        let mut require = |condition, reason: &dyn Fn() -> Reason| {
+            rejections.add(left.intersect(conditions.met(condition)), reason);
+        };
+        require(Condition::Ready, &|| Reason::NotReady);
+        require(Condition::Schedulable, &|| Reason::NotSchedulable);
+        require(Condition::Matches(Selector(&request.selector)), &|| Reason::SelectorMismatch);
+        require(Condition::Mode(request.boot), &|| Reason::ModeNotOffered(request.boot));
+        if request.moves {
+            require(Condition::Receives(request.boot), &|| Reason::DoesNotReceive(request.boot));
+        }
+    }
+
+    /// Filter 4, CPU features. Hosts may lack different ones, so each is asked for its own.
+    fn filter_features(&mut self, request: &'a Request, level: &'a FeatureSet, rejections: &mut Rejections) {
+        let met = self.conditions.met(Condition::Features(request.boot, level)).clone();
+        for host in self.left.iter().filter(|host| !met.contains(*host)) {
+            let lacks = lacking(self.conditions.hosts()[host], request.boot, level);
+            rejections
+                .add(1, || Reason::CpuFeatureMissing(lacks.names().into_iter().next().unwrap_or_default()));
+        }
+        self.left.intersect(&met);
     }
 
     /// Filter 9. Disks of one request may share a location: each is judged with the earlier ones in place.

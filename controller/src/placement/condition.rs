@@ -1,7 +1,7 @@
 //! What a host must be or have, whatever is used of it: filters 1 to 7.
 
 use super::{HostView, Room, host_set::HostSet};
-use kubexen_crds::{BootType, quantity::HostSelector};
+use kubexen_crds::{BootType, FeatureSet, quantity::HostSelector};
 use std::{cmp::Ordering, collections::BTreeMap};
 
 /// A condition on a host that no placement changes.
@@ -17,6 +17,8 @@ pub(super) enum Condition<'a> {
     Mode(BootType),
     /// It receives running guests of the mode from other hosts.
     Receives(BootType),
+    /// Its CPUs give these features to guests of the mode.
+    Features(BootType, &'a FeatureSet),
     /// The catalogue has the kernel.
     Kernel(&'a str),
     /// It is this host.
@@ -37,6 +39,7 @@ impl Condition<'_> {
             Self::Matches(selector) => selector.0.matches(&host.labels),
             Self::Mode(mode) => offers(host, mode),
             Self::Receives(mode) => host.receives.contains(&mode),
+            Self::Features(mode, level) => lacking(host, mode, level).is_empty(),
             Self::Kernel(kernel) => host.kernels.contains(kernel),
             Self::Host(name) => host.name == name,
             Self::Location(location, shared, selector) => {
@@ -62,6 +65,11 @@ fn offers(host: &HostView, mode: BootType) -> bool {
         BootType::Pvh | BootType::Hvm => has("hvm") && (has("hap") || has("shadow")),
         BootType::Pv => has("pv"),
     }
+}
+
+/// The features of a level that a host's CPUs do not give to guests of the mode.
+pub(super) fn lacking(host: &HostView, mode: BootType, level: &FeatureSet) -> FeatureSet {
+    host.cpu_features.of(mode).map_or_else(|| level.clone(), |features| level.without(features))
 }
 
 /// A host selector as a key: ordered by its labels.

@@ -21,6 +21,11 @@ impl HostSet {
         self.words.clone_from(&other.words);
     }
 
+    /// Whether this position is a member.
+    pub(super) fn contains(&self, host: usize) -> bool {
+        self.words.get(host / 64).is_some_and(|word| word & (1 << (host % 64)) != 0)
+    }
+
     /// Keeps what is also in the other set; returns how many hosts were removed.
     pub(super) fn intersect(&mut self, other: &Self) -> u32 {
         let mut removed = 0;

@@ -17,7 +17,7 @@
 //! 3. it carries the labels that the guest's host selector asks for
 //! 4. its Xen offers the virtualisation mode: `pv` for PV; for PVH and HVM `hvm` together with a way to translate
 //!    guest addresses, `hap` or `shadow`, because Xen refuses such a domain when it has neither; a guest that is to come
-//!    while it runs needs a host that receives such guests
+//!    while it runs needs a host that receives such guests; and its CPUs have every feature that the guest may use
 //! 5. its catalogue has the kernel
 //! 6. disk by disk: the host is where the disk is, or reaches the shared storage that it is on, or has the repository
 //!    attached that the disk will be made in
@@ -76,7 +76,8 @@ pub use rejection::{Reason, Rejections};
 
 use batch::Batch;
 use kubexen_crds::{
-    BootType, pool::PlacementPolicy, quantity::HostSelector, virtual_machine::AntiAffinityMode,
+    BootType, FeatureSet, FeatureSets, pool::PlacementPolicy, quantity::HostSelector,
+    virtual_machine::AntiAffinityMode,
 };
 use kubexen_runtime::Key;
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,6 +110,8 @@ pub struct HostView {
     pub cpus: u32,
     /// vCPUs of present guests.
     pub vcpus_used: u32,
+    /// Features that its CPUs give to guests of each kind.
+    pub cpu_features: FeatureSets,
     /// Storage locations that can be used, by name.
     pub locations: BTreeMap<String, Room>,
     /// Uplinks that are up.
@@ -145,6 +148,8 @@ pub struct Request {
     pub vcpus: u32,
     /// Virtualisation mode.
     pub boot: BootType,
+    /// CPU features that the guest may use, and that the host must have.
+    pub cpu_level: Option<FeatureSet>,
     /// Kernel that the host's catalogue must have.
     pub kernel: Option<String>,
     /// Labels that the host must carry.

@@ -1,7 +1,7 @@
 //! Properties: verdicts of random batches on random pools, checked against accounts kept by hand.
 
 use super::{
-    tests::{guest, host, network, new_disk, selector},
+    tests::{guest, host, level, network, new_disk, selector},
     *,
 };
 use kubexen_crds::pool;
@@ -76,20 +76,28 @@ fn any_guest() -> impl Strategy<Value = Request> {
     let mode = select(vec![AntiAffinityMode::Required, AntiAffinityMode::Preferred]);
     (
         (0..=2_u64, 1..=3_u32, select(vec![BootType::Pvh, BootType::Hvm, BootType::Pv])),
-        (prop::bool::ANY, option::of(select(vec!["a", "b"])), prop::bool::ANY),
+        (
+            prop::bool::ANY,
+            option::of(select(vec!["a", "b"])),
+            prop::bool::ANY,
+            option::of(select(vec!["avx", "fma"])),
+        ),
         option::of((select(vec!["shop/web", "shop/db"]).prop_map(str::to_owned), mode)),
         vec(any_disk(), 0..3),
     )
-        .prop_map(|((memory, vcpus, boot), (kernel, zone, lan), anti_affinity, disks)| Request {
-            memory: memory * GIB,
-            vcpus,
-            boot,
-            kernel: kernel.then(|| "debian-12".to_owned()),
-            selector: zone.map(|zone| selector(&[("zone", zone)])).unwrap_or_default(),
-            anti_affinity,
-            networks: lan.then(|| network("prod", "lan", &[])).into_iter().collect(),
-            disks,
-            ..guest("web")
+        .prop_map(|((memory, vcpus, boot), (kernel, zone, lan, feature), anti_affinity, disks)| {
+            Request {
+                memory: memory * GIB,
+                vcpus,
+                boot,
+                cpu_level: feature.map(|name| level(&[name])),
+                kernel: kernel.then(|| "debian-12".to_owned()),
+                selector: zone.map(|zone| selector(&[("zone", zone)])).unwrap_or_default(),
+                anti_affinity,
+                networks: lan.then(|| network("prod", "lan", &[])).into_iter().collect(),
+                disks,
+                ..guest("web")
+            }
         })
 }
 
@@ -113,6 +121,13 @@ fn refusal(host: &HostView, guest: &Request, overcommit: u64) -> Option<Reason> 
         return Some(Reason::SelectorMismatch);
     } else if !offered {
         return Some(Reason::ModeNotOffered(guest.boot));
+    } else if let Some(lacks) = guest
+        .cpu_level
+        .as_ref()
+        .map(|level| level.without(&host.cpu_features.of(guest.boot).cloned().unwrap_or_default()))
+        && let Some(feature) = lacks.names().first()
+    {
+        return Some(Reason::CpuFeatureMissing(feature.clone()));
     } else if let Some(kernel) = guest.kernel.as_ref().filter(|kernel| !host.kernels.contains(*kernel)) {
         return Some(Reason::KernelMissing(kernel.clone()));
     }

@@ -16,6 +16,8 @@ pub enum Reason {
     ModeNotOffered(BootType),
     /// It does not receive running guests of this mode.
     DoesNotReceive(BootType),
+    /// Its CPUs lack this feature, the first by name of those that the guest may use.
+    CpuFeatureMissing(String),
     /// Its catalogue lacks this kernel.
     KernelMissing(String),
     /// This disk is on another host.
@@ -46,6 +48,7 @@ impl fmt::Display for Reason {
             Self::ModeNotOffered(BootType::Hvm) => f.write_str("HVM not offered"),
             Self::ModeNotOffered(BootType::Pv) => f.write_str("PV not offered"),
             Self::DoesNotReceive(boot) => write!(f, "not receiving running {boot:?} guests"),
+            Self::CpuFeatureMissing(feature) => write!(f, "CPU feature {feature} missing"),
             Self::KernelMissing(kernel) => write!(f, "kernel {kernel} not in catalogue"),
             Self::DiskElsewhere(disk) => write!(f, "disk {disk} is on another host"),
             Self::RepositoryNotAttached(repository) => write!(f, "repository {repository} not attached"),

@@ -21,6 +21,7 @@ pub(super) fn host(name: &str) -> HostView {
         memory_used: 0,
         cpus: 8,
         vcpus_used: 0,
+        cpu_features: features(&["avx", "avx2"]),
         locations: [("ssd".to_owned(), Room { capacity: 100 * GIB, used: 0, storage: None })].into(),
         uplinks: ["lan".to_owned()].into(),
         kernels: ["debian-12".to_owned()].into(),
@@ -37,6 +38,7 @@ pub(super) fn guest(name: &str) -> Request {
         memory: 4 * GIB,
         vcpus: 2,
         boot: BootType::Pvh,
+        cpu_level: None,
         kernel: Some("debian-12".to_owned()),
         selector: selector(&[("zone", "a")]),
         anti_affinity: None,
@@ -44,6 +46,14 @@ pub(super) fn guest(name: &str) -> Request {
         disks: vec![new_disk("fast", "ssd", false, 10 * GIB)],
         moves: false,
     }
+}
+
+pub(super) fn features(names: &[&str]) -> FeatureSets {
+    FeatureSets { hvm: Some(level(names)), pv: None }
+}
+
+pub(super) fn level(names: &[&str]) -> FeatureSet {
+    FeatureSet::from_names(names.iter().copied())
 }
 
 pub(super) fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -104,6 +114,16 @@ fn a_guest_goes_to_a_host_that_fits() {
 }
 
 #[test]
+fn each_host_is_told_with_the_feature_that_it_lacks() {
+    let with = |name: &str, names: &[&str]| HostView { cpu_features: features(names), ..host(name) };
+    let hosts = vec![with("a", &["avx"]), with("b", &["avx2"]), with("c", &[]), with("d", &["avx", "avx2"])];
+    let guest = Request { cpu_level: Some(level(&["avx", "avx2"])), ..guest("web-1") };
+    assert_eq!(message(&snapshot(hosts.clone()), guest.clone()), "placed on d");
+    let expected = "0/3 hosts fit: 2 CPU feature avx missing, 1 CPU feature avx2 missing";
+    assert_eq!(message(&snapshot(hosts[..3].to_vec()), guest), expected);
+}
+
+#[test]
 fn each_filter_excludes_and_says_why() {
     type Change = fn(&mut HostView, &mut Request);
     let cases: &[(&str, Change)] = &[
@@ -119,6 +139,12 @@ fn each_filter_excludes_and_says_why() {
         ("PV not offered", |host, guest| {
             guest.boot = BootType::Pv;
             host.capabilities.remove("pv");
+        }),
+        ("CPU feature aes missing", |_, guest| guest.cpu_level = Some(level(&["avx", "fma", "aes"]))),
+        ("CPU feature avx missing", |host, guest| {
+            guest.boot = BootType::Pv;
+            guest.cpu_level = Some(level(&["avx"]));
+            host.cpu_features.pv = None;
         }),
         ("kernel debian-13 not in catalogue", |_, guest| guest.kernel = Some("debian-13".to_owned())),
         ("disk root is on another host", |_, guest| {

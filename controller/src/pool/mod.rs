@@ -1,4 +1,4 @@
-//! Pool: counts the hosts.
+//! Pool: counts the hosts, and keeps the CPU level.
 //!
 //! ```text
 //!   Pool, Hosts ──▶ decide ──▶ status
@@ -6,10 +6,13 @@
 //!
 //! Its policy is read by the scheduler. An installation does without the object just as well.
 
+pub(crate) mod level;
+
 use crate::{context::Context, error::Error, view::is_ready};
 use kubexen_crds::{
     PoolStatus,
     condition::{self, State, Wanted},
+    pool::PoolCpu,
 };
 use kubexen_runtime::{Key, Outcome};
 
@@ -20,11 +23,20 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
     let ready = hosts.iter().filter(|host| is_ready(host)).count();
     let before = pool.status.clone().unwrap_or_default();
     let generation = pool.metadata.generation;
+    let level = level::next(
+        before.cpu.as_ref().map(|cpu| &cpu.level),
+        hosts.iter().map(|host| &**host),
+        pool.spec.cpu.level,
+    );
     let wanted = vec![decide(hosts.len(), ready)];
     let after = PoolStatus {
         observed_generation: generation,
         hosts: i32::try_from(hosts.len()).ok(),
         ready_hosts: i32::try_from(ready).ok(),
+        cpu: level.map(|level| PoolCpu {
+            features: level.hvm.as_ref().map(|set| set.names()).unwrap_or_default(),
+            level,
+        }),
         conditions: condition::set(&before.conditions, wanted, generation, context.clock.now()),
     };
     context.write_status(&*pool, pool.status.as_ref(), &after).await?;

@@ -224,6 +224,7 @@ pub(crate) fn find_destination(
         memory: running.memory.bytes().unwrap_or(u64::MAX),
         vcpus: u32::try_from(running.cpus).unwrap_or(u32::MAX),
         boot: running.boot.type_,
+        cpu_level: running.cpu_level.clone(),
         kernel: running.boot.kernel.as_ref().map(|kernel| kernel.name.clone()),
         ..candidate(machine, resolved).request
     };
@@ -304,6 +305,7 @@ fn candidate(machine: &VirtualMachine, resolved: &Resolved) -> Candidate {
         memory: resolved.machine.memory.bytes().unwrap_or(u64::MAX),
         vcpus: u32::try_from(resolved.machine.cpus).unwrap_or(u32::MAX),
         boot: resolved.machine.boot.type_,
+        cpu_level: resolved.machine.cpu_level.clone(),
         kernel: resolved.machine.boot.kernel.as_ref().map(|kernel| kernel.name.clone()),
         selector: placement.host_selector.clone(),
         anti_affinity,

@@ -5,7 +5,7 @@ use crate::{
     placement::{HostView, Room, Snapshot, group_key, memory_with_overhead},
     view::{View, has_finalizer, host_of_namespace, is_deleting, is_ready, uid, user_key},
 };
-use kubexen_crds::{Domain, Host};
+use kubexen_crds::{Domain, FeatureSets, Host};
 use kubexen_runtime::Key;
 use std::collections::BTreeMap;
 
@@ -50,6 +50,7 @@ fn host_of(namespace: &Option<String>) -> Option<&str> {
 
 fn host_view(host: &Host) -> HostView {
     let status = host.status.clone().unwrap_or_default();
+    let cpu_features: Option<FeatureSets> = status.cpu.as_ref().and_then(|cpu| cpu.feature_sets.clone());
     HostView {
         name: Key::of(host).name,
         labels: host.metadata.labels.clone().unwrap_or_default(),
@@ -59,6 +60,7 @@ fn host_view(host: &Host) -> HostView {
         memory_used: 0,
         cpus: status.cpu.and_then(|cpu| u32::try_from(cpu.count).ok()).unwrap_or(0),
         vcpus_used: 0,
+        cpu_features: cpu_features.unwrap_or_default(),
         locations: status
             .locations
             .into_iter()

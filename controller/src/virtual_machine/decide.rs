@@ -187,9 +187,13 @@ fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
         Err(problem) => Err(problem),
     };
     let restart = restart_requested(machine).filter(|at| domain.spec.restart_requested.as_ref() != Some(at));
+    let level_differs = observed
+        .references
+        .as_ref()
+        .is_ok_and(|resolved| resolved.machine.cpu_level != domain.spec.machine.cpu_level);
     let restart_in_place = match (&restart, &changes) {
         (None, _) => None,
-        (Some(at), Ok(changes)) if changes.is_empty() => Some(at.clone()),
+        (Some(at), Ok(changes)) if changes.is_empty() && !level_differs => Some(at.clone()),
         (Some(_), Ok(_)) => {
             let why = "the machine restarts with its changed spec";
             return Plan {
@@ -238,7 +242,8 @@ pub(crate) fn domain_power_state(wanted: PowerState) -> DomainPowerState {
 
 /// The fields of the machine's spec in which what is wanted differs from what the Domain is made of.
 fn changed_fields(wanted: &Machine, present: &Machine) -> Vec<String> {
-    let Machine { cpus, memory, boot, disks, interfaces } = wanted;
+    // A machine keeps its CPU level until a restart that is asked for, and needs none for the level's sake.
+    let Machine { cpus, memory, boot, cpu_level: _, disks, interfaces } = wanted;
     let mut fields = Vec::new();
     if *cpus != present.cpus {
         fields.push("spec.cpu.count".to_owned());

@@ -2,7 +2,10 @@
 //! is therefore made of.
 
 use super::address;
-use crate::view::{View, has_finalizer, host_of_namespace, is_deleting, uid};
+use crate::{
+    pool::level::level,
+    view::{View, has_finalizer, host_of_namespace, is_deleting, uid},
+};
 use kubexen_crds::{
     ByteQuantity, StorageRepository, VirtualDisk, VirtualMachine, Volume,
     domain::{DomainDisk, DomainInterface, Machine, SharedDisk},
@@ -189,6 +192,7 @@ pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved,
         cpus: spec.cpu.count,
         memory: ByteQuantity::from_bytes(memory),
         boot: spec.boot.clone(),
+        cpu_level: level(view).and_then(|level| level.of(spec.boot.type_).cloned()),
         disks: spec
             .disks
             .iter()

@@ -9,7 +9,7 @@ use crate::scheduler::Answer;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time};
 use kubexen_crds::{
-    Boot, ByteQuantity, Domain, DomainMigration, DomainSpec, DomainStatus, GuestStatus, Kernel,
+    Boot, ByteQuantity, Domain, DomainMigration, DomainSpec, DomainStatus, FeatureSet, GuestStatus, Kernel,
     MigrationRole, VirtualMachine, VirtualMachineSpec, VirtualMachineStatus,
     condition::find,
     domain::{DomainInterface, DomainPhase, DomainPowerState, Machine, VirtualMachineReference},
@@ -56,6 +56,7 @@ fn machine() -> Machine {
         cpus: 2,
         memory: ByteQuantity("1Gi".to_owned()),
         boot: boot(),
+        cpu_level: None,
         disks: Vec::new(),
         interfaces: vec![DomainInterface {
             name: "eth0".to_owned(),
@@ -508,6 +509,27 @@ prop_compose! {
         seen.host_ready = host_ready;
         seen
     }
+}
+
+#[test]
+fn a_machine_keeps_its_cpu_level_until_it_is_restarted_and_then_takes_the_pools() {
+    let leveled = |names: &[&str]| Machine {
+        cpu_level: Some(FeatureSet::from_names(names.iter().copied())),
+        ..machine()
+    };
+    let mut domain = in_phase(domain_on("a"), DomainPhase::Running);
+    domain.spec.machine = leveled(&["avx", "avx2"]);
+    let mut seen = observed(vm(), vec![domain.clone()]);
+    seen.references = Ok(Resolved { machine: leveled(&["avx"]), ..resolved() });
+    assert_eq!(decide(&seen).actions, []);
+    let synchronized = find(&status_after(&seen).conditions, "Synchronized").map(|one| one.status.clone());
+    assert_eq!(synchronized.as_deref(), Some("True"));
+    let restart = BTreeMap::from([(RESTART_REQUESTED_AT.to_owned(), "now".to_owned())]);
+    let restarted = changed(|machine| machine.metadata.annotations = Some(restart.clone()));
+    let again = Observed { machine: Arc::new(restarted.clone()), ..seen };
+    assert_eq!(decide(&again).actions, [delete_on("a")]);
+    let same = Observed { references: Ok(Resolved { machine: domain.spec.machine, ..resolved() }), ..again };
+    assert!(matches!(decide(&same).actions.as_slice(), [Action::Adjust { .. }]));
 }
 
 #[test]

@@ -125,6 +125,7 @@ pub(super) async fn configuration(
         uuid,
         token: token.0,
         boot: machine.boot.type_,
+        cpu_level: machine.cpu_level.clone(),
         kernel: kernel(domains, &machine.boot)?,
         vcpus: u32::try_from(machine.cpus).map_err(|_| malformed("`cpus` is negative".to_owned()))?,
         memory_kib: memory / 1024,

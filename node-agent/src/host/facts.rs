@@ -64,6 +64,7 @@ impl Measured {
                 threads_per_core: number(facts.threads_per_core),
                 model: facts.cpu_model.chars().take(128).collect(),
                 features: facts.cpu_features.iter().take(512).cloned().collect(),
+                feature_sets: Some(facts.cpu_feature_sets.clone()),
             }),
             memory: Some(self.memory(before)),
             locations: self
@@ -136,6 +137,7 @@ pub fn of_the_agent(status: HostStatus) -> HostStatus {
 mod tests {
     use super::*;
     use crate::hypervisor::{DomId, DomainState};
+    use kubexen_crds::FeatureSets;
 
     fn measured(free_mib: u64) -> Measured {
         Measured {
@@ -150,6 +152,7 @@ mod tests {
                 threads_per_core: 1,
                 cpu_model: "model".to_owned(),
                 cpu_features: Vec::new(),
+                cpu_feature_sets: FeatureSets::default(),
                 memory_total_kib: 4 << 20,
             },
             free_memory_kib: free_mib * 1024,

@@ -5,7 +5,8 @@
 //!
 //! | word | the guest |
 //! |---|---|
-//! | none | runs until it is asked to power off, and then does; writes to its console when it has started |
+//! | none | runs until it is asked to power off, and then does; writes to its console when it has started, and
+//! `FLAGS a b c .` for the features of its CPU |
 //! | `kubexen.count` | writes `TICK n` to its console every second, n from 0 on |
 //! | `kubexen.agent` | says of itself what an agent in a guest does, with the address of `kubexen.address=10.88.0.5/24` |
 //! | `kubexen.babble` | writes nonsense where an agent would write, again and again |
@@ -177,6 +178,7 @@ impl Bench {
             uuid,
             token: 7,
             boot: BootType::Pvh,
+            cpu_level: None,
             kernel: Some(kernel),
             vcpus: 1,
             memory_kib: self.guests.memory_kib,

@@ -8,7 +8,7 @@
 //! - [`simulated`] is a model of a host for tests, demonstrations and scale; it says so in [`HostFacts::simulated`].
 
 use async_trait::async_trait;
-use kubexen_crds::{BootType, domain::StopReason};
+use kubexen_crds::{BootType, FeatureSet, FeatureSets, domain::StopReason};
 use serde::{Deserialize, Serialize};
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
@@ -46,6 +46,8 @@ pub struct DomainConfig {
     pub token: u64,
     /// Virtualisation mode.
     pub boot: BootType,
+    /// CPU features that the guest may use; none: all that the host gives.
+    pub cpu_level: Option<FeatureSet>,
     /// Kernel to start, if not from a disk.
     pub kernel: Option<KernelImage>,
     /// Number of virtual CPUs.
@@ -165,6 +167,8 @@ pub struct HostFacts {
     pub cpu_model: String,
     /// CPU feature flags, sorted.
     pub cpu_features: Vec<String>,
+    /// CPU features that are given to guests from which nothing is hidden.
+    pub cpu_feature_sets: FeatureSets,
     /// All memory in KiB.
     pub memory_total_kib: u64,
 }
@@ -179,6 +183,26 @@ impl HostFacts {
         match boot {
             BootType::Pvh | BootType::Hvm => can("hap") || can("shadow"),
             BootType::Pv => can("shadow"),
+        }
+    }
+}
+
+/// The CPU features of this host that a guest of this level must not see.
+///
+/// # Errors
+/// `Refused` when the host lacks a feature of the level, which is named.
+pub(crate) fn hidden_features(
+    call: &'static str,
+    host: &FeatureSets,
+    config: &DomainConfig,
+) -> Result<FeatureSet, HypervisorError> {
+    let Some(level) = &config.cpu_level else { return Ok(FeatureSet::default()) };
+    let given = host.of(config.boot).cloned().unwrap_or_default();
+    match level.without(&given).names().first() {
+        None => Ok(given.without(level)),
+        Some(feature) => {
+            let detail = format!("the guest may use the CPU feature {feature}, which this host lacks");
+            Err(HypervisorError::Refused { call, detail })
         }
     }
 }
@@ -299,10 +323,11 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// What the guest says of itself; nothing of it need be true. Empty while it says nothing.
     async fn guest(&self, uuid: Uuid) -> Result<GuestFacts, HypervisorError>;
 
-    /// Builds a domain and leaves it paused. The token is written last, so a domain that has one is whole.
+    /// Builds a domain and leaves it paused. The token is written last, so a domain that has one is whole. The guest sees
+    /// no CPU feature beyond its level.
     ///
     /// # Errors
-    /// `AlreadyExists` when the UUID is taken. After a refusal nothing of the domain is left. After `TimedOut` a
+    /// `AlreadyExists` when the UUID is taken; `Refused` also when the host lacks a CPU feature of the level. After a refusal nothing of the domain is left. After `TimedOut` a
     /// half-built domain may be left; it is found by its UUID and removed by [`Hypervisor::destroy`].
     async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError>;
 

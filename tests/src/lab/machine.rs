@@ -53,6 +53,11 @@ pub fn start(folder: &Path, state: &State, number: usize) -> Result<ProcessRecor
     ProcessRecord::of(child.context("qemu-system-x86_64 does not start")?.id())
 }
 
+/// Features that the CPUs of every second host have beyond those of the others: pools are seldom of one delivery.
+fn more_features(number: usize) -> &'static str {
+    if number.is_multiple_of(2) { ",+ssse3,+sse4.1,+sse4.2,+popcnt,+movbe,+aes" } else { "" }
+}
+
 fn arguments(state: &State, number: usize) -> Vec<String> {
     let host = name(number);
     let dom0 = state.dom0_memory_mib;
@@ -65,7 +70,7 @@ fn arguments(state: &State, number: usize) -> Vec<String> {
     let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
     // Nested paging is what PVH and HVM guests need; /dev/kvm may exist and not work, so it is not tried.
     add("-accel", "tcg,thread=multi".to_owned());
-    add("-cpu", "qemu64,+svm,+npt".to_owned());
+    add("-cpu", format!("qemu64,+svm,+npt{}", more_features(number)));
     add("-smp", "2".to_owned());
     add("-m", state.memory_mib.to_string());
     add("-display", "none".to_owned());

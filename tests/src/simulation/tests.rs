@@ -42,6 +42,7 @@ fn config() -> DomainConfig {
     DomainConfig {
         uuid: UUID,
         token: 5,
+        cpu_level: None,
         boot: kubexen_crds::BootType::Pvh,
         kernel: None,
         vcpus: 1,

@@ -28,6 +28,9 @@ pub(super) struct Users {
     pub(super) machines: Api<VirtualMachine>,
 }
 
+/// Makes a guest say of itself what agents in guests do.
+const AGENT: &str = "kubexen.agent kubexen.address=10.0.0.7/24";
+
 impl Users {
     pub(super) fn of(world: &World) -> Self {
         let client: Client = world.api.client("user", Arc::new(Perfect));
@@ -104,7 +107,7 @@ impl Users {
             "metadata": {"name": name},
             "spec": {
                 "memory": {"size": "256Mi"},
-                "boot": {"type": "PVH", "kernel": {"name": "linux"}},
+                "boot": {"type": "PVH", "kernel": {"name": "linux", "commandLine": AGENT}},
                 "interfaces": [{"name": "eth0", "network": "lan"}],
                 "lifecycle": {"shutdownTimeout": "20s"},
             },

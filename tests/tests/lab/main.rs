@@ -3,6 +3,7 @@
 mod adoption;
 mod bed;
 mod conformance;
+mod cpu_levels;
 mod life;
 mod lvm;
 mod migrations;

@@ -102,6 +102,7 @@ async fn guests_are_read_and_forgotten_with_their_domains() {
         uuid: UUID,
         token: 1,
         boot: BootType::Pvh,
+        cpu_level: None,
         kernel: Some(kernel),
         vcpus: 1,
         memory_kib: 65536,

@@ -5,7 +5,7 @@ use crate::hypervisor::{
     BootType, DomainState, HypervisorError, KernelImage, SuspendMode, guest::LONGEST_TEXT,
 };
 use futures::{FutureExt, future::try_join_all};
-use kubexen_crds::domain::StopReason;
+use kubexen_crds::{FeatureSet, cpu::WORDS, domain::StopReason};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
@@ -54,6 +54,8 @@ cases![
     what_a_guest_says_of_itself_is_told_until_it_is_destroyed,
     a_guest_that_says_nonsense_is_bounded,
     the_cpu_time_of_a_running_guest_grows,
+    a_guest_sees_no_cpu_feature_beyond_its_level,
+    a_guest_whose_level_the_host_does_not_reach_is_refused,
 ];
 
 async fn facts_name_the_host_and_stay(bench: &Bench) -> Verdict {
@@ -65,6 +67,7 @@ async fn facts_name_the_host_and_stay(bench: &Bench) -> Verdict {
     check!(!facts.cpu_model.is_empty(), "no CPU model");
     check!(facts.capabilities.is_sorted() && !facts.capabilities.is_empty(), "{:?}", facts.capabilities);
     check!(facts.cpu_features.is_sorted() && !facts.cpu_features.is_empty(), "{:?}", facts.cpu_features);
+    check!(facts.cpu_feature_sets.hvm.is_some(), "no CPU features of guests: {facts:?}");
     let free = bench.hypervisor.free_memory_kib().await?;
     check!(free > 0 && free < facts.memory_total_kib, "{free} of {} KiB free", facts.memory_total_kib);
     check!(bench.hypervisor.facts().await? == facts, "facts changed within a boot");
@@ -403,5 +406,56 @@ async fn the_cpu_time_of_a_running_guest_grows(bench: &Bench) -> Verdict {
         check!(Instant::now() < deadline, "it was given no CPU time");
         tokio::time::sleep(POLL).await;
     }
+    Ok(())
+}
+
+/// Features that a Linux guest shows and can do without.
+const DISPENSABLE: [&str; 3] = ["lahf_lm", "popcnt", "cx16"];
+
+/// What a guest with this level says of its CPU, as it says everything of it on one line.
+async fn flags_seen(bench: &Bench, level: Option<FeatureSet>) -> Result<Vec<String>, Stop> {
+    let mut config = bench.guest("");
+    config.cpu_level = level;
+    bench.start(&config).await?;
+    let deadline = Instant::now() + bench.patience;
+    loop {
+        let text = bench.speaks(config.uuid).await?;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let line = text.lines().find_map(|line| line.trim().strip_prefix("FLAGS ")?.strip_suffix(" ."));
+        if let Some(line) = line {
+            bench.hypervisor.destroy(config.uuid).await?;
+            return Ok(line.split_whitespace().map(str::to_owned).collect());
+        }
+        check!(Instant::now() < deadline, "it says nothing of its CPU: {text}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+async fn a_guest_sees_no_cpu_feature_beyond_its_level(bench: &Bench) -> Verdict {
+    let facts = bench.hypervisor.facts().await?;
+    let Some(given) = facts.cpu_feature_sets.hvm else {
+        return Err(Stop::Fail("the host says nothing of the features that it gives".to_owned()));
+    };
+    let names = given.names();
+    let Some(hidden) = DISPENSABLE.into_iter().find(|name| names.iter().any(|known| known == name)) else {
+        return Err(Stop::Skip("the host has no feature that a guest can do without"));
+    };
+    let all = flags_seen(bench, None).await?;
+    check!(all.iter().any(|flag| flag == hidden), "{hidden} is given and not seen: {all:?}");
+    let level = given.without(&FeatureSet::from_names([hidden]));
+    let some = flags_seen(bench, Some(level)).await?;
+    let expected: Vec<&String> = all.iter().filter(|flag| *flag != hidden).collect();
+    check!(some.iter().eq(expected.iter().copied()), "without {hidden} it sees {some:?} of {all:?}");
+    Ok(())
+}
+
+async fn a_guest_whose_level_the_host_does_not_reach_is_refused(bench: &Bench) -> Verdict {
+    // No CPU has all of them: some are of one maker, some of the other.
+    let mut config = bench.guest("");
+    config.cpu_level = Some(FeatureSet::from_words(&[u32::MAX; WORDS]));
+    let result = bench.hypervisor.create(&config).await;
+    let named = |detail: &str| detail.contains("CPU feature ");
+    check!(matches!(&result, Err(HypervisorError::Refused { detail, .. }) if named(detail)), "{result:?}");
+    check!(bench.hypervisor.find(config.uuid).await?.is_none(), "something of it is left");
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! A model of one domain and the guest in it.
 
+use super::profile::Profile;
 use crate::hypervisor::{
     DomId, DomainConfig, DomainInfo, DomainState, DomainUsage, GuestFacts, MemoryUse, guest::LONGEST_TEXT,
 };
@@ -27,6 +28,9 @@ pub(super) struct Guest {
     /// What the agent inside it tells; none if it has none.
     #[serde(default)]
     agent: Option<Agent>,
+    /// The CPU features that it sees and tells on its console when it starts.
+    #[serde(default)]
+    cpu_features: Vec<String>,
     /// The first second of its life that it tells on this console; none if it does not count.
     counts_from: Option<i64>,
     /// How long it ran before it was paused last.
@@ -88,7 +92,7 @@ const COUNTS_KEPT: i64 = 1000;
 
 impl Guest {
     /// A domain whose building begins.
-    pub(super) fn half_built(domid: DomId, config: &DomainConfig) -> Self {
+    pub(super) fn half_built(domid: DomId, config: &DomainConfig, profile: &Profile) -> Self {
         Self {
             uuid: config.uuid,
             domid,
@@ -99,6 +103,7 @@ impl Guest {
             state: GuestState::HalfBuilt,
             started: true,
             booted: false,
+            cpu_features: seen_features(config, profile),
             counts_from: config
                 .kernel
                 .as_ref()
@@ -112,8 +117,8 @@ impl Guest {
     }
 
     /// A domain whose building from a stream begins.
-    pub(super) fn half_restored(domid: DomId, config: &DomainConfig) -> Self {
-        Self { token: None, started: false, ..Self::half_built(domid, config) }
+    pub(super) fn half_restored(domid: DomId, config: &DomainConfig, profile: &Profile) -> Self {
+        Self { token: None, started: false, ..Self::half_built(domid, config, profile) }
     }
 
     /// What a stream carries of it.
@@ -157,6 +162,7 @@ impl Guest {
             state: GuestState::Running { since: now },
             started: true,
             booted: true,
+            cpu_features: Vec::new(),
             agent: None,
             counts_from: None,
             ran: SignedDuration::ZERO,
@@ -234,6 +240,8 @@ impl Guest {
                 self.booted = true;
                 let (uuid, vcpus, memory) = (self.uuid, self.vcpus, self.memory_kib);
                 self.say(format_args!("Simulated guest {uuid} started with {vcpus} vCPUs and {memory} KiB"));
+                let features = self.cpu_features.join(" ");
+                self.say(format_args!("FLAGS {features} ."));
             }
             self.state = GuestState::Running { since: now };
         }
@@ -345,6 +353,12 @@ pub(super) fn signed(span: Duration) -> SignedDuration {
 /// What follows `name` in the last word of a command line that begins so.
 fn word<'a>(command_line: &'a str, name: &str) -> Option<&'a str> {
     command_line.split_whitespace().rev().find_map(|word| word.strip_prefix(name))
+}
+
+/// The CPU features that a guest sees on a host like this.
+fn seen_features(config: &DomainConfig, profile: &Profile) -> Vec<String> {
+    let given = profile.feature_sets().of(config.boot).cloned().unwrap_or_default();
+    config.cpu_level.as_ref().map_or(given.clone(), |level| given.intersection(level)).names()
 }
 
 /// What the agent inside a guest is to tell, if there is one.

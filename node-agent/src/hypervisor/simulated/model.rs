@@ -5,7 +5,7 @@ use super::{
     ledger::{HostRecord, Ledger, StartEvent, StartRecord},
     profile::Profile,
 };
-use crate::hypervisor::{DomId, DomainConfig, HypervisorError};
+use crate::hypervisor::{DomId, DomainConfig, HypervisorError, hidden_features};
 use jiff::Timestamp;
 use std::{collections::BTreeMap, io, path::Path};
 use uuid::Uuid;
@@ -195,7 +195,7 @@ impl Model {
         let course = self.faults.creates.next("create")?;
         let domid = self.take_domid()?;
         self.record(StartEvent::Start, config.uuid, Some(config.token), now)?;
-        self.put(Guest::half_built(domid, config))?;
+        self.put(Guest::half_built(domid, config, &self.profile))?;
         Ok((domid, course))
     }
 
@@ -207,7 +207,7 @@ impl Model {
         self.make_room("restore", config)?;
         let course = self.faults.restores.next("restore")?;
         let domid = self.take_domid()?;
-        self.put(Guest::half_restored(domid, config))?;
+        self.put(Guest::half_restored(domid, config, &self.profile))?;
         Ok((domid, course))
     }
 
@@ -218,6 +218,7 @@ impl Model {
         if config.vcpus == 0 || config.memory_kib == 0 {
             return Err(refused(call, "a domain needs a vCPU and memory"));
         }
+        hidden_features(call, &self.profile.feature_sets(), config)?;
         let free = self.free_kib();
         if config.memory_kib > free {
             let detail = format!("{free} KiB are free, {} KiB are needed", config.memory_kib);

@@ -1,7 +1,7 @@
 //! What a simulated host is like.
 
 use crate::hypervisor::HostFacts;
-use kubexen_crds::ByteQuantity;
+use kubexen_crds::{ByteQuantity, FeatureSet, FeatureSets};
 use serde::{Deserialize, Deserializer, de::Error};
 use std::{num::NonZeroU64, time::Duration};
 
@@ -21,6 +21,8 @@ pub struct Profile {
     pub dom0_memory_kib: u64,
     /// CPU model name. Default: `KubeXen simulated CPU`.
     pub cpu_model: String,
+    /// CPU features that guests are given, by their names. Default: `avx2`, `lahf_lm`, `lm`, `nx`, `sse4_2`.
+    pub cpu_features: Vec<String>,
     /// How long it takes to build a domain. `createMillis` in the file; default: 20.
     #[serde(rename = "createMillis", deserialize_with = "millis")]
     pub create_time: Duration,
@@ -45,6 +47,7 @@ impl Default for Profile {
             memory_kib: 64 << 20,
             dom0_memory_kib: 2 << 20,
             cpu_model: "KubeXen simulated CPU".into(),
+            cpu_features: ["avx2", "lahf_lm", "lm", "nx", "sse4_2"].map(str::to_owned).into(),
             create_time: Duration::from_millis(20),
             destroy_time: Duration::from_millis(10),
             shutdown_time: Some(Duration::from_millis(50)),
@@ -55,6 +58,15 @@ impl Default for Profile {
 }
 
 impl Profile {
+    fn features(&self) -> FeatureSet {
+        FeatureSet::from_names(self.cpu_features.iter().map(String::as_str))
+    }
+
+    /// What guests of each kind are given.
+    pub(super) fn feature_sets(&self) -> FeatureSets {
+        FeatureSets { hvm: Some(self.features()), pv: Some(self.features()) }
+    }
+
     /// The facts of a host like this in the boot `boot_id`.
     pub(in crate::hypervisor) fn facts(&self, boot_id: &str) -> HostFacts {
         let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
@@ -68,7 +80,8 @@ impl Profile {
             cores_per_socket: self.cpus,
             threads_per_core: 1,
             cpu_model: self.cpu_model.clone(),
-            cpu_features: words(&["lm", "nx", "sse4_2", "svm"]),
+            cpu_features: self.features().names(),
+            cpu_feature_sets: self.feature_sets(),
             memory_total_kib: self.memory_kib,
         }
     }

@@ -29,6 +29,7 @@ fn config(number: u128, words: &str) -> DomainConfig {
     DomainConfig {
         uuid: Uuid::from_u128(number),
         token: 41,
+        cpu_level: None,
         boot: BootType::Pvh,
         kernel: Some(kernel(words)),
         vcpus: 2,

@@ -4,6 +4,7 @@
 //! Pure, so that everything that libxl will be asked for can be read in tests.
 
 use super::super::{BootType, DiskConfig, DomainConfig, InterfaceConfig};
+use kubexen_crds::FeatureSet;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use uuid::Uuid;
@@ -14,20 +15,20 @@ pub fn domain_name(uuid: Uuid) -> String {
     format!("vm-{uuid}")
 }
 
-/// What libxl is asked to build. `device_model` is the program that emulates the devices of HVM guests, where
+/// What libxl is asked to build. `hidden` are the host's CPU features that the guest must not see. `device_model` is the program that emulates the devices of HVM guests, where
 /// libxl's own default is not wanted.
 ///
 /// Whatever a guest does, its domain is kept: the agent looks how it stopped and then decides. libxl itself does not
 /// act on the `on_` fields, but they are kept with the domain for people who look at it with `xl`.
 #[must_use]
-pub fn libxl_config(config: &DomainConfig, device_model: Option<&Path>) -> Value {
+pub fn libxl_config(config: &DomainConfig, hidden: &FeatureSet, device_model: Option<&Path>) -> Value {
     json!({
         "c_info": {
             "type": type_name(config.boot),
             "name": domain_name(config.uuid),
             "uuid": config.uuid.to_string(),
         },
-        "b_info": build_info(config, device_model),
+        "b_info": build_info(config, hidden, device_model),
         "disks": config.disks.iter().map(disk).collect::<Vec<_>>(),
         "nics": interfaces(config),
         "on_poweroff": "preserve",
@@ -46,12 +47,15 @@ fn type_name(boot: BootType) -> &'static str {
     }
 }
 
-fn build_info(config: &DomainConfig, device_model: Option<&Path>) -> Value {
+fn build_info(config: &DomainConfig, hidden: &FeatureSet, device_model: Option<&Path>) -> Value {
     let mut info = Map::new();
     info.insert("max_vcpus".into(), config.vcpus.into());
     info.insert("avail_vcpus".into(), (0..config.vcpus).collect::<Vec<_>>().into());
     info.insert("max_memkb".into(), config.memory_kib.into());
     info.insert("target_memkb".into(), config.memory_kib.into());
+    if !hidden.is_empty() {
+        info.insert("cpuid".into(), cpuid(hidden));
+    }
     if let Some(image) = &config.kernel {
         info.insert("kernel".into(), path(&image.kernel));
         if let Some(ramdisk) = &image.ramdisk {
@@ -72,6 +76,31 @@ fn build_info(config: &DomainConfig, device_model: Option<&Path>) -> Value {
         }
     };
     Value::Object(info)
+}
+
+/// libxl's list of changes to what CPUID returns: one entry for each leaf, and in it for each register one character a
+/// bit, the highest first; `0` clears a bit and `x` leaves it as Xen would have it. Features that need a hidden one are
+/// hidden by Xen.
+fn cpuid(hidden: &FeatureSet) -> Value {
+    let mut leaves: Vec<Map<String, Value>> = Vec::new();
+    for (place, word) in hidden.words().filter(|(_, word)| *word != 0) {
+        let bits: String = (0..32).rev().map(|bit| if word & (1 << bit) == 0 { 'x' } else { '0' }).collect();
+        let mut entry = Map::from_iter([("leaf".to_owned(), place.leaf.into())]);
+        if let Some(subleaf) = place.subleaf {
+            entry.insert("subleaf".to_owned(), subleaf.into());
+        }
+        let same = |other: &&mut Map<String, Value>| {
+            other.get("leaf") == entry.get("leaf") && other.get("subleaf") == entry.get("subleaf")
+        };
+        match leaves.iter_mut().find(same) {
+            Some(other) => drop(other.insert(place.register.to_owned(), bits.into())),
+            None => {
+                entry.insert(place.register.to_owned(), bits.into());
+                leaves.push(entry);
+            }
+        }
+    }
+    json!(leaves)
 }
 
 /// A PC without a screen: its console is the first serial port, which the device model offers as a pty.
@@ -122,6 +151,7 @@ mod tests {
             uuid: Uuid::from_u128(0x0b5d_6c4e_7f1a_4a44_9c6e_0123_4567_89ab),
             token: 48211,
             boot,
+            cpu_level: None,
             kernel: Some(KernelImage {
                 kernel: "/kernels/vmlinux".into(),
                 ramdisk: Some("/kernels/initrd".into()),
@@ -166,12 +196,36 @@ mod tests {
             "on_crash": "preserve",
             "on_soft_reset": "preserve",
         });
-        assert_eq!(libxl_config(&config(BootType::Pvh), Some(Path::new("/qemu"))), expected);
+        assert_eq!(libxl_config(&config(BootType::Pvh), &nothing(), Some(Path::new("/qemu"))), expected);
+    }
+
+    fn nothing() -> FeatureSet {
+        FeatureSet::default()
+    }
+
+    #[test]
+    fn hidden_features_are_cleared_by_leaf_and_register() {
+        let hidden = FeatureSet::from_names(["fpu", "sse4_2", "hypervisor", "avx2", "fsrm"]);
+        let text = libxl_config(&config(BootType::Pvh), &hidden, None);
+        let expected = json!([
+            {
+                "leaf": 1,
+                "edx": "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx0",
+                "ecx": "0xxxxxxxxxx0xxxxxxxxxxxxxxxxxxxx",
+            },
+            {
+                "leaf": 7,
+                "subleaf": 0,
+                "ebx": "xxxxxxxxxxxxxxxxxxxxxxxxxx0xxxxx",
+                "edx": "xxxxxxxxxxxxxxxxxxxxxxxxxxx0xxxx",
+            },
+        ]);
+        assert_eq!(text["b_info"]["cpuid"], expected);
     }
 
     #[test]
     fn an_hvm_guest_has_a_device_model_a_serial_port_and_no_screen() {
-        let text = libxl_config(&config(BootType::Hvm), Some(Path::new("/qemu")));
+        let text = libxl_config(&config(BootType::Hvm), &nothing(), Some(Path::new("/qemu")));
         assert_eq!(text["b_info"]["device_model_version"], "qemu_xen");
         assert_eq!(text["b_info"]["device_model"], "/qemu");
         assert_eq!(text["b_info"]["type.hvm"]["serial"], "pty");
@@ -184,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_pv_guest_is_told_by_its_union_member() {
-        let text = libxl_config(&config(BootType::Pv), None);
+        let text = libxl_config(&config(BootType::Pv), &nothing(), None);
         assert_eq!(text["c_info"]["type"], "pv");
         assert_eq!(text["b_info"]["type.pv"], json!({}));
         assert!(text["b_info"].get("device_model_version").is_none());
@@ -192,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_boots_from_its_disk_names_no_kernel() {
-        let text = libxl_config(&DomainConfig { kernel: None, ..config(BootType::Hvm) }, None);
+        let text = libxl_config(&DomainConfig { kernel: None, ..config(BootType::Hvm) }, &nothing(), None);
         for key in ["kernel", "ramdisk", "cmdline", "device_model"] {
             assert!(text["b_info"].get(key).is_none(), "{key}");
         }

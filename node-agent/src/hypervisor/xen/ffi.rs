@@ -1,10 +1,13 @@
-//! The only module that calls C: libxl, loaded at run time and spoken to in its own JSON.
+//! The only module that calls C: libxl, loaded at run time and spoken to in its own JSON; and in [`features`] one
+//! function of the library below it.
 //!
 //! libxl exports a `_from_json` or `_to_json` function for every type of its interface, so no layout of a C
 //! structure is known here, and one binary serves several Xen releases. A structure is a zeroed buffer many times
 //! larger than any release's. Prototypes are those of `libxl.h` and `xentoollog.h` of Xen 4.17; an asynchronous
 //! operation is made synchronous by a null `ao_how`.
 #![allow(unsafe_code)] // A C library can be called in no other way. This file is the whole of it.
+
+mod features;
 
 use super::rounds::progress_line;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};

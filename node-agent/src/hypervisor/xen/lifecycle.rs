@@ -15,8 +15,8 @@ use super::{
     supervisor::{Answer, CallError},
     token_path,
 };
-use crate::hypervisor::{DomId, DomainConfig, DomainInfo, DomainState, HypervisorError};
-use kubexen_crds::{BootType, domain::StopReason};
+use crate::hypervisor::{DomId, DomainConfig, DomainInfo, DomainState, HypervisorError, hidden_features};
+use kubexen_crds::{BootType, FeatureSets, domain::StopReason};
 use serde_json::Value;
 use std::{io, path::Path, time::Duration};
 use tokio::{
@@ -75,7 +75,8 @@ impl Inner {
     }
 
     async fn build(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {
-        let request = Request::Create(libxl_config(config, self.device_model.as_deref()));
+        let hidden = hidden_features("create", self.feature_sets().await?, config)?;
+        let request = Request::Create(libxl_config(config, &hidden, self.device_model.as_deref()));
         let domid = match self.libxl(request, CREATE).await? {
             Outcome::Created(domid) => domid,
             other => return Err(unexpected(&other)),
@@ -197,6 +198,15 @@ impl Inner {
         let name = self.store.read_text(&mode_path(domid)).await?;
         let modes = [BootType::Pvh, BootType::Hvm, BootType::Pv];
         Ok(modes.into_iter().find(|mode| name.as_deref() == Some(mode_name(*mode))))
+    }
+
+    /// The CPU features that Xen gives to guests, which stay as they are until the next boot.
+    pub(super) async fn feature_sets(&self) -> Result<&FeatureSets, HypervisorError> {
+        let ask = async || match self.libxl(Request::FeatureSets, SHORT).await? {
+            Outcome::FeatureSets(sets) => Ok(sets),
+            other => Err(unexpected(&other)),
+        };
+        self.feature_sets.get_or_try_init(ask).await
     }
 
     /// `libxl_version_info` in JSON.

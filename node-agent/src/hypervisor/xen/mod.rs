@@ -3,6 +3,7 @@
 //! | what | through |
 //! |---|---|
 //! | build, take apart, HVM's unpause and power button | libxl, in [worker processes](worker) kept by a [`supervisor`] |
+//! | CPU features of guests | libxenguest, in a worker too |
 //! | suspend, restore, resume | libxl, a worker for each [stream](transfer) |
 //! | list, pause, unpause, memory, CPUs | the crate `xenctrl`, on [a thread of its own](accounting) |
 //! | ownership token, shutdown request, events, what guests say | [`xenstore`] |
@@ -42,6 +43,7 @@ use super::{
 use accounting::{Account, Accounting};
 use async_trait::async_trait;
 use console::Consoles;
+use kubexen_crds::FeatureSets;
 use std::{
     collections::BTreeMap,
     io,
@@ -107,6 +109,7 @@ struct Inner {
     supervisor: Supervisor,
     consoles: Arc<Consoles>,
     device_model: Option<PathBuf>,
+    feature_sets: OnceCell<FeatureSets>,
     changes: watch::Sender<u64>,
     /// One lane for each UUID that something is being done to.
     lanes: Mutex<BTreeMap<Uuid, Weak<Lane>>>,
@@ -168,6 +171,7 @@ impl XenHypervisor {
             supervisor: Supervisor::new(worker),
             consoles,
             device_model,
+            feature_sets: OnceCell::new(),
             changes,
             lanes: Mutex::default(),
         };
@@ -252,7 +256,8 @@ impl Hypervisor for XenHypervisor {
             };
             let account = self.inner.accounting.host().await?;
             let version = self.inner.version().await?;
-            Ok(host::facts(&account, &version, &read(host::BOOT_ID)?, &read(host::CPUINFO)?))
+            let feature_sets = self.inner.feature_sets().await?;
+            Ok(host::facts(&account, feature_sets, &version, &read(host::BOOT_ID)?, &read(host::CPUINFO)?))
         };
         self.facts.get_or_try_init(gather).await.cloned()
     }

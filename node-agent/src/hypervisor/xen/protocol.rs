@@ -4,6 +4,7 @@
 //! log goes to standard error, ended for each call by [`end_of_log`], so that the lines of one call can be told from the
 //! next one's. Standard output is the stream of a guest, a socket too, for a worker that suspends or restores one.
 
+use kubexen_crds::FeatureSets;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -36,6 +37,8 @@ pub struct Target {
 pub enum Request {
     /// Which Xen this is, and which library speaks to it.
     Version,
+    /// Which CPU features are given to guests from which nothing is hidden.
+    FeatureSets,
     /// Builds a domain from a `libxl_domain_config` in libxl's own JSON, and leaves it paused.
     Create(serde_json::Value),
     /// Takes a domain and its devices apart.
@@ -67,15 +70,16 @@ impl Request {
             | Self::PowerButton(target)
             | Self::Suspend { target, .. }
             | Self::Resume(target) => Some(*target),
-            Self::Version | Self::Create(_) | Self::Restore(_) => None,
+            Self::Version | Self::FeatureSets | Self::Create(_) | Self::Restore(_) => None,
         }
     }
 
-    /// libxl's function that does the work, for messages.
+    /// The function that does the work, for messages.
     #[must_use]
     pub fn call(&self) -> &'static str {
         match self {
             Self::Version => "libxl_get_version_info",
+            Self::FeatureSets => "xc_get_cpu_featureset",
             Self::Create(_) => "libxl_domain_create_new",
             Self::Destroy(_) => "libxl_domain_destroy",
             Self::Unpause(_) => "libxl_domain_unpause",
@@ -106,6 +110,8 @@ pub enum Outcome {
         /// `libxl_version_info` as libxl writes it.
         info: serde_json::Value,
     },
+    /// Answer to [`Request::FeatureSets`].
+    FeatureSets(FeatureSets),
     /// The domain was built or restored and has this number.
     Created(u16),
     /// Done.

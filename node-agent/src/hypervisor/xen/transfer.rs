@@ -30,7 +30,7 @@ use super::{
 };
 use crate::hypervisor::{
     DomId, DomainConfig, DomainState, HypervisorError, Incoming, OnProgress, Outgoing, Progress, Sent,
-    SuspendMode,
+    SuspendMode, hidden_features,
 };
 use std::{io, time::Duration};
 use tokio::{
@@ -119,7 +119,8 @@ impl Inner {
         stop: &CancellationToken,
     ) -> Result<DomId, HypervisorError> {
         self.make_room(config.uuid).await?;
-        let request = Request::Restore(libxl_config(config, self.device_model.as_deref()));
+        let hidden = hidden_features("restore", self.feature_sets().await?, config)?;
+        let request = Request::Restore(libxl_config(config, &hidden, self.device_model.as_deref()));
         let call = request.call();
         let copy = |libxl, answered| copy_in(stream, libxl, answered);
         let restored = match self.transfer(request, copy, stop).await {

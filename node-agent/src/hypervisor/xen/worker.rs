@@ -136,6 +136,7 @@ fn perform(libxl: &Libxl, request: &Request, stream: &mut Option<OwnedFd>) -> Ou
         Request::Version => {
             libxl.version().map(|info| Outcome::Version { library: libxl.library_name().to_owned(), info })
         }
+        Request::FeatureSets => libxl.feature_sets().map(Outcome::FeatureSets),
         Request::Create(config) => libxl.create(config).map(Outcome::Created),
         Request::Destroy(target) => on(libxl, target, Libxl::destroy),
         Request::Unpause(target) => on(libxl, target, Libxl::unpause),

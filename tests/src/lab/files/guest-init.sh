@@ -106,6 +106,7 @@ babble() {
 
 [ -n "$agent" ] && exec 3<>/dev/xen/xenbus
 
+echo "FLAGS $(sed -n '/^flags/{s/^[^:]*: //p;q}' /proc/cpuinfo) ."
 echo "GUEST up kernel=$(uname -r) type=$(cat /sys/hypervisor/guest_type) address=${address:-none}"
 seen=" "
 tick=0
