@@ -51,21 +51,34 @@ pub struct VirtualMachineSpec {
     pub power_state: PowerState,
     /// Virtual CPUs. Default: one of them.
     #[serde(default)]
+    #[x_kube(validation = Rule::new("!has(self.max) || self.count <= self.max")
+        .message("`count` must not exceed `max`")
+        .field_path(".count"))]
+    #[x_kube(validation = Rule::new("!has(self.capPercent) || self.capPercent <= 100 * (has(self.max) ? self.max : self.count)")
+        .message("`capPercent` must not exceed 100 for each virtual CPU")
+        .field_path(".capPercent"))]
     pub cpu: Cpu,
     /// Memory of the guest.
+    #[x_kube(validation = Rule::new("!has(self.min) || !isQuantity(self.min) || !isQuantity(self.size) || quantity(self.min).compareTo(quantity(self.size)) <= 0")
+        .message("`size` must not be below `min`")
+        .field_path(".size"))]
+    #[x_kube(validation = Rule::new("!has(self.max) || !isQuantity(self.max) || !isQuantity(self.size) || quantity(self.size).compareTo(quantity(self.max)) <= 0")
+        .message("`size` must not exceed `max`")
+        .field_path(".size"))]
     pub memory: Memory,
     /// How the guest boots.
     pub boot: Boot,
-    /// Disks in the order in which the guest sees them (`xvda`, `xvdb` …), at most 16. Default: none. A change takes
-    /// effect at the next restart.
+    /// Disks, at most 16. Default: none. At the start the guest sees them in this order (`xvda`, `xvdb` …). While it
+    /// runs disks are attached, under the first free name, and detached; other changes take effect at the next restart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.disk == one.disk))")
         .message("`disks` must not name one VirtualDisk twice: its content would be damaged"))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub disks: Vec<Disk>,
-    /// Network interfaces in the order in which the guest sees them (`eth0`, `eth1` …), at most 8. Default: none. A
-    /// change takes effect at the next restart.
+    /// Network interfaces, at most 8. Default: none. At the start the guest sees them in this order (`eth0`, `eth1` …).
+    /// While it runs interfaces are added, removed, moved to another network and limited; a change of `mac` takes
+    /// effect at the next restart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(validation = Rule::new("self.all(one, !has(one.mac) || self.exists_one(other, has(other.mac) && other.mac == one.mac))")
@@ -96,15 +109,31 @@ pub enum PowerState {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Cpu {
-    /// Number of virtual CPUs, 1 to 128. Default: 1. A change takes effect at the next restart.
+    /// Number of virtual CPUs, 1 to 128. Default: 1. Changes while the guest runs, up to the number that the guest was
+    /// started for: `max`, or the `count` at that time.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 128))]
     pub count: i32,
+    /// Number up to which `count` can grow while the guest runs, 1 to 128. Default: `count`. A change takes effect at the
+    /// next restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 128))]
+    pub max: Option<i32>,
+    /// Share of the host's CPUs, compared with the weights of the other guests, where they want more than there is: 1 to
+    /// 65535. Default: 256. Changes while the guest runs.
+    #[serde(default = "default_weight")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub weight: i32,
+    /// Most CPU time that the guest gets, in percent of one physical CPU, even where nobody else wants it: 150 is one and
+    /// a half. At most 100 for each virtual CPU. Default: 0, which is no limit. Changes while the guest runs.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 12800))]
+    pub cap_percent: i32,
 }
 
 impl Default for Cpu {
     fn default() -> Self {
-        Self { count: one() }
+        Self { count: one(), max: None, weight: default_weight(), cap_percent: 0 }
     }
 }
 
@@ -112,15 +141,31 @@ fn one() -> i32 {
     1
 }
 
-/// Memory of a guest.
+pub(crate) fn default_weight() -> i32 {
+    256
+}
+
+/// Memory of a guest. It changes while the guest runs where `min` or `max` is given, which says that the guest has a
+/// balloon driver; otherwise a change takes effect at the next restart.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Memory {
-    /// Memory the guest has, at least 16Mi and at most 8Ti. Its host reserves this and a small overhead. A change
-    /// takes effect at the next restart.
+    /// Memory the guest has, at least 16Mi and at most 8Ti. Its host reserves this and a small overhead. Changes while the
+    /// guest runs between `min` and `max`, where one of them is given.
     #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('16Mi')) >= 0 && quantity(self).compareTo(quantity('8Ti')) <= 0")
         .message("`size` must be a quantity between \"16Mi\" and \"8Ti\""))]
     pub size: ByteQuantity,
+    /// Memory that the guest needs at least: `size` cannot be set below it. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('16Mi')) >= 0 && quantity(self).compareTo(quantity('8Ti')) <= 0")
+        .message("`min` must be a quantity between \"16Mi\" and \"8Ti\""))]
+    pub min: Option<ByteQuantity>,
+    /// Memory up to which `size` can grow while the guest runs. Default: `size`. A change takes effect at the next
+    /// restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('16Mi')) >= 0 && quantity(self).compareTo(quantity('8Ti')) <= 0")
+        .message("`max` must be a quantity between \"16Mi\" and \"8Ti\""))]
+    pub max: Option<ByteQuantity>,
 }
 
 /// A disk of a guest.
@@ -161,6 +206,12 @@ pub struct Interface {
     #[x_kube(validation = Rule::new("self.matches('^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$') && self != '00:00:00:00:00:00'")
         .message("`mac` must be a unicast address: six pairs of hexadecimal digits in lower case, the second digit even, as in \"00:16:3e:12:34:56\""))]
     pub mac: Option<String>,
+    /// Most that the guest may send through the interface, in bytes per second: `100Mi` is 100 MiB/s. At least 1Ki and at
+    /// most 100Gi. Default: no limit. Changes while the guest runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('1Ki')) >= 0 && quantity(self).compareTo(quantity('100Gi')) <= 0")
+        .message("`rateLimit` must be a quantity between \"1Ki\" and \"100Gi\""))]
+    pub rate_limit: Option<ByteQuantity>,
 }
 
 /// Where a guest may run.
@@ -292,13 +343,21 @@ pub struct VirtualMachineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub owner_token: Option<i64>,
+    /// Virtual CPUs that the guest runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub cpus: Option<i32>,
+    /// Memory that the guest holds, which is not `spec.memory.size` as long as its balloon driver has not followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ByteQuantity>,
     /// The interfaces with the hardware addresses they have, at most 8.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub interfaces: Vec<InterfaceStatus>,
     /// `Ready`: what the spec asks for is so. `Scheduled`: a host was found. `Synchronized`: the guest runs with
-    /// the spec as it stands; False with reason RestartRequired when a change waits for a restart. `Stalled`:
+    /// the spec as it stands; False with reason RestartRequired when a change waits for a restart, Applying while it is
+    /// made, GuestNotResponding or DiskInUse when the guest does not do its part. `Stalled`:
     /// nothing goes on until somebody changes something.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]

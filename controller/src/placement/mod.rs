@@ -70,7 +70,7 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
-pub use memory::memory_with_overhead;
+pub use memory::{growth_overhead, memory_with_overhead};
 pub use rejection::{Reason, Rejections};
 
 use batch::Batch;
@@ -131,6 +131,14 @@ pub struct Room {
     pub used: u64,
 }
 
+impl Room {
+    /// What is left.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.capacity.saturating_sub(self.used)
+    }
+}
+
 /// A guest to place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
@@ -140,6 +148,8 @@ pub struct Request {
     pub memory: u64,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// [`growth_overhead`], if it can have more while it runs.
+    pub growth: u64,
     /// Virtualisation mode.
     pub boot: BootType,
     /// Kernel that the host's catalogue must have.

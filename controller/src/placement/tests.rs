@@ -36,6 +36,7 @@ pub(super) fn guest(name: &str) -> Request {
         key: Key::new("shop", name),
         memory: 4 * GIB,
         vcpus: 2,
+        growth: 0,
         boot: BootType::Pvh,
         kernel: Some("debian-12".to_owned()),
         selector: selector(&[("zone", "a")]),

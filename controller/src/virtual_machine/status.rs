@@ -1,11 +1,11 @@
 //! What is said of a machine.
 
-use super::references::Problem;
+use super::{live::Held, references::Problem};
 use crate::{migration, view::is_deleting};
 use jiff::Timestamp;
 use kube::Resource;
 use kubexen_crds::{
-    Domain, MigrationRole, VirtualMachine, VirtualMachineStatus,
+    ByteQuantity, Domain, MigrationRole, VirtualMachine, VirtualMachineStatus,
     condition::{self, State, Wanted, find},
     domain::{DomainPhase, DomainPowerState, DomainStatus},
     virtual_machine::{DomainReference, InterfaceStatus, Phase},
@@ -27,25 +27,40 @@ pub(crate) struct Placed {
     domain: DomainReference,
     owner_token: Option<i64>,
     interfaces: Vec<InterfaceStatus>,
+    cpus: Option<i32>,
+    memory: Option<ByteQuantity>,
 }
 
-/// Whether the Domain is made of what the machine asks for.
+/// Whether the guest has what the machine asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Synchronized {
-    /// It is.
-    Yes,
+    /// Its Domain asks for all of it, and the agent says whether the guest has it.
+    AsTheHostSays,
     /// These fields take effect at the next restart.
     RestartRequired(Vec<String>),
+    /// These changes wait for something else.
+    Held(Vec<Held>),
+    /// The guest is on its way to another host, and is changed when it is there.
+    Moving,
     /// What the machine refers to now is not there.
     Unresolved(Problem),
 }
 
 impl Synchronized {
-    fn condition(&self) -> Wanted {
+    fn condition(&self, domain: &Domain) -> Wanted {
         match self {
-            Self::Yes => {
-                Wanted::new("Synchronized", State::True, "Synchronized", "the guest has the spec as it is")
+            Self::AsTheHostSays => said_by_host(domain),
+            Self::Held(held) => {
+                let messages: Vec<&str> = held.iter().map(|held| held.message.as_str()).collect();
+                let reason = held.first().map_or("Held", |held| held.reason);
+                Wanted::new("Synchronized", State::False, reason, messages.join("; "))
             }
+            Self::Moving => Wanted::new(
+                "Synchronized",
+                State::False,
+                "Migrating",
+                "the guest is on its way to another host, and is changed when it is there",
+            ),
             Self::RestartRequired(fields) => Wanted::new(
                 "Synchronized",
                 State::False,
@@ -58,6 +73,35 @@ impl Synchronized {
         }
     }
 }
+
+/// What the agent says of the guest, if it speaks of the Domain as it is.
+fn said_by_host(domain: &Domain) -> Wanted {
+    let wanted = |state, reason, message: &str| Wanted::new("Synchronized", state, reason, message);
+    let status = domain.status.as_ref();
+    if status.and_then(|status| status.observed_generation) != domain.metadata.generation {
+        return wanted(State::False, "Applying", "the host of the guest is applying a change");
+    }
+    let said = status.and_then(|status| find(&status.conditions, "Synchronized"));
+    match said.filter(|said| said.status != State::True.as_str()) {
+        Some(said) => {
+            let known = REASONS.into_iter().find(|reason| *reason == said.reason);
+            wanted(State::False, known.unwrap_or("ChangeFailed"), &said.message)
+        }
+        None => wanted(State::True, "Synchronized", "the guest has the spec as it is"),
+    }
+}
+
+/// Reasons of the agent that are passed on as they are; the message tells about all others.
+const REASONS: [&str; 8] = [
+    "Applying",
+    "DiskInUse",
+    "GuestNotResponding",
+    "GuestPaused",
+    "UplinkMissing",
+    "VolumeInUse",
+    "VolumeMissing",
+    "VolumeNotReady",
+];
 
 fn ready(state: State, reason: &'static str, message: impl Into<String>) -> Wanted {
     Wanted::new("Ready", state, reason, message)
@@ -161,11 +205,11 @@ pub(crate) fn of_domain(
     let placed = placed(domain);
     if !host_ready {
         let mut report = silent(placed);
-        report.conditions.push(synchronized.condition());
+        report.conditions.push(synchronized.condition(domain));
         return report;
     }
     let (phase, ready) = condition_of_domain(domain, host);
-    let mut conditions = vec![placed_condition(&placed), synchronized.condition()];
+    let mut conditions = vec![placed_condition(&placed), synchronized.condition(domain)];
     conditions.extend(stalled_by_agent(domain));
     if phase == Phase::Failed && ready.reason == "Preserved" {
         conditions.push(stalled("Preserved", ready.message.clone()));
@@ -283,6 +327,8 @@ fn placed(domain: &Domain) -> Placed {
             .iter()
             .map(|interface| InterfaceStatus { name: interface.name.clone(), mac: interface.mac.clone() })
             .collect(),
+        cpus: status.and_then(|status| status.cpus),
+        memory: status.and_then(|status| status.memory.clone()),
     }
 }
 
@@ -302,10 +348,14 @@ pub(crate) fn render(machine: &VirtualMachine, report: &Report, now: Timestamp) 
         interfaces: before.interfaces,
         host: None,
         domain: None,
+        cpus: None,
+        memory: None,
     };
     match placed {
         None => status,
-        Some(Placed { host, domain, owner_token, interfaces }) => VirtualMachineStatus {
+        Some(Placed { host, domain, owner_token, interfaces, cpus, memory }) => VirtualMachineStatus {
+            cpus,
+            memory,
             host: Some(host),
             domain: Some(domain),
             owner_token: owner_token.max(status.owner_token),

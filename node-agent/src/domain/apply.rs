@@ -82,7 +82,8 @@ pub async fn apply(
         }
         Plan::Move(step) => move_steps::apply(domains, domain, uuid, seen, step).await,
         Plan::Finish => finish(domains, domain, uuid).await,
-        Plan::Wait(..) | Plan::Settled => Ok(Applied::Unchanged),
+        // A change is made by the walk itself, which goes on when it fails.
+        Plan::Change(_) | Plan::Wait(..) | Plan::Settled => Ok(Applied::Unchanged),
     }
 }
 

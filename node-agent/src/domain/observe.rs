@@ -2,11 +2,12 @@
 
 use super::{
     Domains, ReconcileError,
+    live::{Failure, Live},
     moves::{Move, OwnedBy},
     resolve,
 };
 use crate::{
-    hypervisor::{DomId, DomainInfo},
+    hypervisor::{DomId, DomainInfo, DomainState},
     migration::Standing,
 };
 use kubexen_crds::{
@@ -41,6 +42,8 @@ pub struct Observed {
     pub disks_attached: bool,
     /// What is left of the guest's time to power itself off; none if it was not asked.
     pub shutdown_left: Option<Duration>,
+    /// What of the domain can change while its guest runs.
+    pub live: Live,
     /// The migration that the domain takes part in, unless it is over for this host.
     pub part: Option<Move>,
     /// How the migration ended that the domain took part in last.
@@ -144,11 +147,16 @@ impl Observed {
     }
 }
 
-/// Looks at everything that matters for `domain` now.
+/// Looks at everything that matters for `domain` now. `failed` are changes of it that were tried in vain.
 ///
 /// # Errors
 /// When the hypervisor or the storage cannot be asked: then nothing is known, and nothing is done.
-pub async fn observe(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Observed, ReconcileError> {
+pub async fn observe(
+    domains: &Domains,
+    domain: &Domain,
+    uuid: Uuid,
+    failed: &[Failure],
+) -> Result<Observed, ReconcileError> {
     // A session is looked at before all that it changes: one that is over changes nothing more.
     let unfinished = unfinished(domains, domain, uuid)?;
     let present = domains.hypervisor.find(uuid).await?;
@@ -171,6 +179,10 @@ pub async fn observe(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<O
             (resolve::unmet(domains, domain, &users_of_volumes(domains, domain).await?).await, disks_attached)
         }
     };
+    let live = match &part {
+        Some(Move { session: Standing::Alive { .. }, .. }) => Live::default(),
+        Some(_) | None => live(domains, domain, present.as_ref(), failed).await?,
+    };
     let timeout = domain.spec.lifecycle.shutdown_timeout.duration().unwrap_or_default();
     Ok(Observed {
         deleting: domain.metadata.deletion_timestamp.is_some(),
@@ -182,9 +194,42 @@ pub async fn observe(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<O
         unmet,
         disks_attached,
         shutdown_left: domains.shutdowns.left(uuid, timeout),
+        live,
         part,
         moved: moved(domain),
     })
+}
+
+/// What of the domain can change, if it has a guest that is not about to change otherwise.
+async fn live(
+    domains: &Domains,
+    domain: &Domain,
+    present: Option<&DomainInfo>,
+    failed: &[Failure],
+) -> Result<Live, ReconcileError> {
+    let stands_still = domain.spec.power_state == DomainPowerState::Paused;
+    let settings = match present {
+        Some(DomainInfo { uuid, state: DomainState::Running, .. }) if !stands_still => {
+            Some(domains.hypervisor.settings(*uuid).await?)
+        }
+        Some(DomainInfo { uuid, state: DomainState::Paused, .. }) if stands_still => {
+            Some(domains.hypervisor.settings(*uuid).await?)
+        }
+        None => None,
+        Some(_) => return Ok(Live::default()),
+    };
+    let disks = &domain.spec.machine.disks;
+    let attached = match disks.iter().any(|disk| disk.detach) {
+        true => domains.storage.attached().await?,
+        false => BTreeSet::new(),
+    };
+    let has_all = settings.as_ref().is_none_or(|settings| {
+        disks.iter().all(|disk| settings.disks.iter().any(|present| present.target == disk.target))
+    });
+    let users = if has_all { Vec::new() } else { users_of_volumes(domains, domain).await? };
+    let stored = |volume: &_| attached.contains(volume);
+    let wanted = resolve::asked(domains, domain, settings.as_ref(), stored, &users).await?;
+    Ok(Live { wanted, present: settings, stands_still, failed: failed.to_vec() })
 }
 
 /// How the migration stands that a Domain asks for, as far as it is written down.

@@ -2,6 +2,7 @@
 
 mod adoption;
 mod bed;
+mod changes;
 mod conformance;
 mod life;
 mod lvm;

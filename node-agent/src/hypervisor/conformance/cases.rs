@@ -1,7 +1,7 @@
 //! What must hold of every hypervisor, one function each.
 
 use super::{Bench, Case, POLL, Stop, Verdict};
-use crate::hypervisor::{BootType, DomainState, HypervisorError, KernelImage, SuspendMode};
+use crate::hypervisor::{BootType, Change, DomainState, HypervisorError, KernelImage, SuspendMode};
 use futures::{FutureExt, future::try_join_all};
 use kubexen_crds::domain::StopReason;
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -218,6 +218,8 @@ async fn other_calls_on_an_unknown_uuid_say_so(bench: &Bench) -> Verdict {
         ("console", bench.hypervisor.console(uuid).await.map(|_| ())),
         ("resume", bench.hypervisor.resume(uuid).await),
         ("claim", bench.hypervisor.claim(uuid, 7).await),
+        ("settings", bench.hypervisor.settings(uuid).await.map(|_| ())),
+        ("change", bench.hypervisor.change(uuid, &Change::Vcpus(1)).await),
         ("suspend", suspend.map(|_| ())),
     ];
     for (call, result) in results {
@@ -231,7 +233,8 @@ async fn other_calls_on_an_unknown_uuid_say_so(bench: &Bench) -> Verdict {
 
 async fn a_domain_that_does_not_fit_is_refused_for_memory_and_leaves_nothing(bench: &Bench) -> Verdict {
     let mut config = bench.guest("");
-    config.memory_kib = bench.hypervisor.facts().await?.memory_total_kib * 2;
+    config.max_memory_kib = bench.hypervisor.facts().await?.memory_total_kib * 2;
+    config.memory_kib = config.max_memory_kib;
     let result = bench.hypervisor.create(&config).await;
     check!(matches!(result, Err(HypervisorError::OutOfMemory(_))), "{result:?}");
     check!(bench.hypervisor.find(config.uuid).await?.is_none(), "something of it is left");

@@ -80,6 +80,7 @@ impl Inner {
             Outcome::Created(domid) => domid,
             other => return Err(unexpected(&other)),
         };
+        self.withhold_vcpus(domid, config.vcpus, config.max_vcpus).await?;
         self.store.write(&mode_path(domid), mode_name(config.boot).as_bytes()).await?;
         self.store.write(&token_path(domid), config.token.to_string().as_bytes()).await?;
         self.read_console(config.uuid).await?;
@@ -193,7 +194,7 @@ impl Inner {
         Ok(name.map_or(Marks::Nothing, |_| Marks::Home))
     }
 
-    async fn mode(&self, domid: u16) -> Result<Option<BootType>, HypervisorError> {
+    pub(super) async fn mode(&self, domid: u16) -> Result<Option<BootType>, HypervisorError> {
         let name = self.store.read_text(&mode_path(domid)).await?;
         let modes = [BootType::Pvh, BootType::Hvm, BootType::Pv];
         Ok(modes.into_iter().find(|mode| name.as_deref() == Some(mode_name(*mode))))
@@ -315,6 +316,7 @@ mod tests {
         has_run: true,
         memory_kib: 98304,
         vcpus: 1,
+        vcpus_online: 1,
     };
     const PAUSED: Account = Account { paused: true, ..RUNNING };
     const FRESH: Account = Account { has_run: false, ..PAUSED };

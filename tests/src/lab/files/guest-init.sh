@@ -3,6 +3,8 @@
 #   kubexen.address=10.88.0.5/24            address of eth0
 #   kubexen.exit=poweroff|reboot|crash      how to end, kubexen.exit-after=SECONDS after the start (default 5)
 # Each writable disk carries a count of the starts that saw it in its second sector: "DISK xvda boots=3".
+# What it has is told again whenever it changes: "HAS cpus=2 memory=118 xvda=32768 eth0", CPUs that run, memory in MiB, disks
+# with their sectors, interfaces.
 export PATH=/bin:/sbin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -48,10 +50,38 @@ count_boots() {
     fi
 }
 
+# A CPU that was plugged in is there, and does nothing until somebody says so.
+start_cpus() {
+    for online in /sys/devices/system/cpu/cpu*/online; do
+        [ -e "$online" ] && [ "$(cat "$online")" = 0 ] && echo 1 >"$online"
+    done
+}
+
+holdings() {
+    cpus=$(grep -c '^processor' /proc/cpuinfo)
+    memory=$(sed -n 's/^MemTotal: *\([0-9]*\) kB$/\1/p' /proc/meminfo)
+    text="cpus=$cpus memory=$((memory / 1024))"
+    for path in /sys/block/xvd*; do
+        [ -e "$path/size" ] && text="$text ${path##*/}=$(cat "$path/size")"
+    done
+    for path in /sys/class/net/eth*; do
+        [ -e "$path" ] && text="$text ${path##*/}"
+    done
+    echo "$text"
+}
+
 echo "GUEST up kernel=$(uname -r) type=$(cat /sys/hypervisor/guest_type) address=${address:-none}"
 seen=" "
+held=
 tick=0
 while :; do
+    start_cpus
+    now=$(holdings)
+    [ "$now" = "$held" ] || echo "HAS $now"
+    held=$now
+    for disk in $seen; do
+        [ -e "/sys/block/$disk" ] || seen=" $(echo "$seen" | tr ' ' '\n' | sed "/^$disk$/d" | tr '\n' ' ') "
+    done
     for path in /sys/block/xvd*; do
         disk=${path##*/}
         [ -e "/dev/$disk" ] || continue
