@@ -110,7 +110,7 @@ pub struct Machine {
     #[serde(default = "default_weight")]
     #[schemars(range(min = 1, max = 65535))]
     pub cpu_weight: i32,
-    /// Most CPU time, in percent of one physical CPU. Default: 0, which is no limit.
+    /// Most CPU time, in percent of one physical CPU, 0 to 12800. Default: 0, which is no limit.
     #[serde(default)]
     #[schemars(range(min = 0, max = 12800))]
     pub cpu_cap_percent: i32,
@@ -175,7 +175,7 @@ pub struct DomainInterface {
     /// Hardware address in lower case.
     #[schemars(length(equal = 17), regex(pattern = r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$"))]
     pub mac: String,
-    /// Which of the guest's interfaces it is: 0 is its `eth0`.
+    /// Which of the guest's interfaces it is, 0 to 7: 0 is its `eth0`.
     #[schemars(range(min = 0, max = 7))]
     pub index: i32,
     /// Most that the guest may send, in bytes per second. Default: no limit.
@@ -230,6 +230,7 @@ pub struct DomainStatus {
     /// Disks that are to be detached and that the guest has no more, by name, at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 32)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
     pub detached: Vec<String>,
     /// `Ready`: the domain runs, stands still or is off as the spec wants it. `Synchronized`: the guest has what `machine`
     /// says; False while it is given to it, and when the guest does not take it.

@@ -125,7 +125,7 @@ pub struct Cpu {
     #[schemars(range(min = 1, max = 65535))]
     pub weight: i32,
     /// Most CPU time that the guest gets, in percent of one physical CPU, even where nobody else wants it: 150 is one and
-    /// a half. At most 100 for each virtual CPU. Default: 0, which is no limit. Changes while the guest runs.
+    /// a half. At most 100 for each virtual CPU, 12800 in all. Default: 0, which is no limit. Changes while the guest runs.
     #[serde(default)]
     #[schemars(range(min = 0, max = 12800))]
     pub cap_percent: i32,

@@ -224,7 +224,8 @@ fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
     };
     let power_state = domain_power_state(machine.spec.power_state);
     // A guest that is being copied to another host stays as it is until it is there.
-    let moves = migration::under_way(domain).is_some();
+    let moves =
+        observed.empty_domains.iter().chain([domain]).any(|part| migration::under_way(part).is_some());
     let next = change.as_ref().map(|change| &change.next).filter(|next| **next != domain.spec.machine);
     let adjustment = Adjustment {
         power_state: (power_state != domain.spec.power_state).then_some(power_state),

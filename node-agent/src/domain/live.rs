@@ -36,8 +36,23 @@ pub struct Live {
     pub present: Option<Settings>,
     /// Whether the guest stands still, and so cannot follow.
     pub stands_still: bool,
-    /// Steps that were tried in this look, and failed.
+    /// What was tried in this look.
+    pub tried: Tried,
+}
+
+/// Steps that were tried.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tried {
+    /// Those that were made. One that is to be made once more has to wait for the guest.
+    pub done: Vec<LiveStep>,
+    /// Those that failed.
     pub failed: Vec<Failure>,
+}
+
+impl Tried {
+    fn has(&self, step: &LiveStep) -> bool {
+        self.done.contains(step) || self.failed.iter().any(|failure| failure.step == *step)
+    }
 }
 
 /// What a Domain asks for, of what can change.
@@ -150,8 +165,7 @@ impl Live {
     /// The next step, if there is one that was not tried in this look.
     #[must_use]
     pub fn next_step(&self) -> Option<LiveStep> {
-        let tried = |step: &LiveStep| self.failed.iter().any(|failure| failure.step == *step);
-        self.steps().into_iter().find(|step| !tried(step))
+        self.steps().into_iter().find(|step| !self.tried.has(step))
     }
 
     /// When to look again at a guest that has not followed; none if it has all that it is to have.
@@ -217,8 +231,11 @@ impl Live {
     pub fn lags(&self) -> Vec<Lag> {
         let Some(present) = &self.present else { return Vec::new() };
         let mut lags = Vec::new();
-        for Failure { step: _, reason, message } in &self.failed {
+        for Failure { step: _, reason, message } in &self.tried.failed {
             lags.push(Lag { reason, message: message.clone(), may_pass: false });
+        }
+        if self.steps().iter().any(|step| self.tried.done.contains(step)) {
+            lags.push(self.behind("The guest has not taken a change that was made".to_owned()));
         }
         for disk in &self.wanted.disks {
             match (disk_of(present, &disk.target).map(|disk| disk.link), disk.detach, &disk.need) {

@@ -169,9 +169,9 @@ impl Domains {
         let uuid = Uuid::parse_str(&domain.spec.virtual_machine.uid)
             .map_err(|_| ReconcileError::Malformed("`virtualMachine.uid` is no UUID".to_owned()))?;
         let mut domain = domain.clone();
-        let mut failed = Vec::new();
+        let mut tried = live::Tried::default();
         for _ in 0..MOST_STEPS {
-            let seen = observe::observe(self, &domain, uuid, &failed).await?;
+            let seen = observe::observe(self, &domain, uuid, &tried).await?;
             let plan = decide(&seen, self.clock.now());
             match &plan {
                 Plan::Settled | Plan::Wait(..) => {
@@ -182,10 +182,13 @@ impl Domains {
                 // One change that fails keeps no other from being made.
                 Plan::Change(step) => {
                     info!(domain = %domain.name_any(), ?step, "change");
-                    if let Err(error) = live_steps::apply(self, &domain, uuid, step).await {
-                        warn!(domain = %domain.name_any(), ?step, %error, "change failed");
-                        let (reason, message) = (error.category(), error.to_string());
-                        failed.push(live::Failure { step: step.clone(), reason, message });
+                    match live_steps::apply(self, &domain, uuid, step).await {
+                        Ok(()) => tried.done.push(step.clone()),
+                        Err(error) => {
+                            warn!(domain = %domain.name_any(), ?step, %error, "change failed");
+                            let (reason, message) = (error.category(), error.to_string());
+                            tried.failed.push(live::Failure { step: step.clone(), reason, message });
+                        }
                     }
                 }
                 Plan::RecordStop { .. }

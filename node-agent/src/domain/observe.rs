@@ -2,7 +2,7 @@
 
 use super::{
     Domains, ReconcileError,
-    live::{Failure, Live},
+    live::{Live, Tried},
     moves::{Move, OwnedBy},
     resolve,
 };
@@ -147,7 +147,7 @@ impl Observed {
     }
 }
 
-/// Looks at everything that matters for `domain` now. `failed` are changes of it that were tried in vain.
+/// Looks at everything that matters for `domain` now. `tried` are changes of it that were tried already.
 ///
 /// # Errors
 /// When the hypervisor or the storage cannot be asked: then nothing is known, and nothing is done.
@@ -155,7 +155,7 @@ pub async fn observe(
     domains: &Domains,
     domain: &Domain,
     uuid: Uuid,
-    failed: &[Failure],
+    tried: &Tried,
 ) -> Result<Observed, ReconcileError> {
     // A session is looked at before all that it changes: one that is over changes nothing more.
     let unfinished = unfinished(domains, domain, uuid)?;
@@ -181,7 +181,7 @@ pub async fn observe(
     };
     let live = match &part {
         Some(Move { session: Standing::Alive { .. }, .. }) => Live::default(),
-        Some(_) | None => live(domains, domain, present.as_ref(), failed).await?,
+        Some(_) | None => live(domains, domain, present.as_ref(), tried).await?,
     };
     let timeout = domain.spec.lifecycle.shutdown_timeout.duration().unwrap_or_default();
     Ok(Observed {
@@ -205,7 +205,7 @@ async fn live(
     domains: &Domains,
     domain: &Domain,
     present: Option<&DomainInfo>,
-    failed: &[Failure],
+    tried: &Tried,
 ) -> Result<Live, ReconcileError> {
     let stands_still = domain.spec.power_state == DomainPowerState::Paused;
     let settings = match present {
@@ -229,7 +229,7 @@ async fn live(
     let users = if has_all { Vec::new() } else { users_of_volumes(domains, domain).await? };
     let stored = |volume: &_| attached.contains(volume);
     let wanted = resolve::asked(domains, domain, settings.as_ref(), stored, &users).await?;
-    Ok(Live { wanted, present: settings, stands_still, failed: failed.to_vec() })
+    Ok(Live { wanted, present: settings, stands_still, tried: tried.clone() })
 }
 
 /// How the migration stands that a Domain asks for, as far as it is written down.

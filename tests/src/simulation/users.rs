@@ -60,7 +60,7 @@ impl Users {
     pub(super) async fn act(&self, world: &World) {
         let dice = &world.dice;
         let name = format!("vm-{}", dice.below(MACHINES));
-        match dice.below(20) {
+        match dice.below(24) {
             0..5 => self.make_machine(world, &name).await,
             5 => self.delete_machine(world, &name).await,
             6 | 7 => {
@@ -85,7 +85,7 @@ impl Users {
                 change(world, &self.disks, &disk_of(&name), json!({"spec": {"size": size}})).await;
             }
             11..15 => self.migrate(world).await,
-            15..19 => self.change_running(world, &name).await,
+            15..23 => self.change_running(world, &name).await,
             _ => {
                 let schedulable = dice.chance(50);
                 let host = *dice.pick(&HOSTS);

@@ -52,7 +52,7 @@ fn asked_interface(index: u32, bridge: &str) -> AskedInterface {
 }
 
 fn live(wanted: Asked, present: Settings) -> Live {
-    Live { wanted, present: Some(present), stands_still: false, failed: Vec::new() }
+    Live { wanted, present: Some(present), stands_still: false, tried: Tried::default() }
 }
 
 fn changed(change: impl FnOnce(&mut Asked)) -> Live {
@@ -118,7 +118,11 @@ fn a_step_that_failed_keeps_no_other_and_is_told() {
         wanted.vcpus = 1;
         wanted.disks.push(disk("data", "xvdb"));
     });
-    live.failed.push(Failure { step: LiveStep::SetVcpus(1), reason: "Refused", message: "no".to_owned() });
+    live.tried.failed.push(Failure {
+        step: LiveStep::SetVcpus(1),
+        reason: "Refused",
+        message: "no".to_owned(),
+    });
     assert_eq!(live.next_step(), Some(LiveStep::AttachDisk("data".to_owned())));
     assert_eq!(said(&live, None), (State::False, "Refused"));
     assert!(live.look_again(&DomainStatus::default(), now()).is_some());
@@ -187,6 +191,17 @@ fn a_disk_that_is_wanted_again_is_kept_or_attached_again() {
     }
     let away = live(asked(), Settings { disks: Vec::new(), ..settings() });
     assert_eq!(away.next_step(), Some(LiveStep::AttachDisk("root".to_owned())));
+}
+
+#[test]
+fn a_step_that_shows_nothing_is_not_made_again_at_once() {
+    let disks = vec![PresentDisk { target: "xvda".to_owned(), link: Link::Closing }];
+    let mut going = live(asked(), Settings { disks, ..settings() });
+    let keep = going.next_step().unwrap();
+    going.tried.done.push(keep);
+    assert_eq!(going.next_step(), None);
+    assert_eq!(said(&going, None), (State::False, "Applying"));
+    assert_eq!(said(&going, Some(60)), (State::False, "GuestNotResponding"));
 }
 
 #[test]
