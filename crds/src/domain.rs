@@ -4,8 +4,9 @@ use crate::{
     boot::Boot,
     condition::conditions_schema,
     domain_migration::{DomainMigration, DomainMigrationStatus},
+    guest_size::default_weight,
     quantity::ByteQuantity,
-    virtual_machine::{Lifecycle, default_weight},
+    virtual_machine::Lifecycle,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};

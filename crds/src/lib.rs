@@ -13,6 +13,7 @@ pub mod boot;
 pub mod condition;
 pub mod domain;
 pub mod domain_migration;
+mod guest_size;
 pub mod host;
 pub mod manifest;
 pub mod names;

@@ -4,7 +4,8 @@ use super::{
     live::{self, Surroundings},
     observe::{Observed, host_of},
     references::Problem,
-    status::{self, Report, Synchronized},
+    status::{self, Report},
+    synchronized::Synchronized,
 };
 use crate::{
     migration,

@@ -35,6 +35,7 @@ mod live;
 mod observe;
 pub(crate) mod references;
 mod status;
+mod synchronized;
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,9 @@
 //! What is said of a machine.
 
-use super::{live::Held, references::Problem};
+use super::{
+    references::Problem,
+    synchronized::{self, Synchronized},
+};
 use crate::{migration, view::is_deleting};
 use jiff::Timestamp;
 use kube::Resource;
@@ -30,78 +33,6 @@ pub(crate) struct Placed {
     cpus: Option<i32>,
     memory: Option<ByteQuantity>,
 }
-
-/// Whether the guest has what the machine asks for.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Synchronized {
-    /// Its Domain asks for all of it, and the agent says whether the guest has it.
-    AsTheHostSays,
-    /// These fields take effect at the next restart.
-    RestartRequired(Vec<String>),
-    /// These changes wait for something else.
-    Held(Vec<Held>),
-    /// The guest is on its way to another host, and is changed when it is there.
-    Moving,
-    /// What the machine refers to now is not there.
-    Unresolved(Problem),
-}
-
-impl Synchronized {
-    fn condition(&self, domain: &Domain) -> Wanted {
-        match self {
-            Self::AsTheHostSays => said_by_host(domain),
-            Self::Held(held) => {
-                let messages: Vec<&str> = held.iter().map(|held| held.message.as_str()).collect();
-                let reason = held.first().map_or("Held", |held| held.reason);
-                Wanted::new("Synchronized", State::False, reason, messages.join("; "))
-            }
-            Self::Moving => Wanted::new(
-                "Synchronized",
-                State::False,
-                "Migrating",
-                "the guest is on its way to another host, and is changed when it is there",
-            ),
-            Self::RestartRequired(fields) => Wanted::new(
-                "Synchronized",
-                State::False,
-                "RestartRequired",
-                format!("{} will take effect at the next restart", fields.join(", ")),
-            ),
-            Self::Unresolved(problem) => {
-                Wanted::new("Synchronized", State::False, problem.reason(), problem.message())
-            }
-        }
-    }
-}
-
-/// What the agent says of the guest, if it speaks of the Domain as it is.
-fn said_by_host(domain: &Domain) -> Wanted {
-    let wanted = |state, reason, message: &str| Wanted::new("Synchronized", state, reason, message);
-    let status = domain.status.as_ref();
-    if status.and_then(|status| status.observed_generation) != domain.metadata.generation {
-        return wanted(State::False, "Applying", "the host of the guest is applying a change");
-    }
-    let said = status.and_then(|status| find(&status.conditions, "Synchronized"));
-    match said.filter(|said| said.status != State::True.as_str()) {
-        Some(said) => {
-            let known = REASONS.into_iter().find(|reason| *reason == said.reason);
-            wanted(State::False, known.unwrap_or("ChangeFailed"), &said.message)
-        }
-        None => wanted(State::True, "Synchronized", "the guest has the spec as it is"),
-    }
-}
-
-/// Reasons of the agent that are passed on as they are; the message tells about all others.
-const REASONS: [&str; 8] = [
-    "Applying",
-    "DiskInUse",
-    "GuestNotResponding",
-    "GuestPaused",
-    "UplinkMissing",
-    "VolumeInUse",
-    "VolumeMissing",
-    "VolumeNotReady",
-];
 
 fn ready(state: State, reason: &'static str, message: impl Into<String>) -> Wanted {
     Wanted::new("Ready", state, reason, message)
@@ -384,6 +315,10 @@ pub(crate) fn happenings(machine: &VirtualMachine, report: &Report) -> Vec<Happe
         && !is_deleting(machine)
     {
         tell(Severity::Normal, "Scheduled", format!("placed on host {}", placed.host));
+    }
+    if let Some((severity, reason, note)) = synchronized::happening(before, report.phase, &report.conditions)
+    {
+        tell(severity, reason, note);
     }
     let Some(ready) = report.conditions.iter().find(|condition| condition.type_ == "Ready") else {
         return happenings;

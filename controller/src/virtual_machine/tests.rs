@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time
 use kubexen_crds::{
     Boot, ByteQuantity, Domain, DomainSpec, DomainStatus, Kernel, VirtualMachine, VirtualMachineSpec,
     VirtualMachineStatus,
-    condition::find,
+    condition::{State, Wanted, find},
     domain::{DomainInterface, DomainPhase, DomainPowerState, Machine, VirtualMachineReference},
     names::{CONTROLLER_FINALIZER, RESTART_REQUESTED_AT},
     virtual_machine::{Cpu, Lifecycle, Memory, Phase, Placement, PowerState},
@@ -407,6 +407,18 @@ fn a_plain_start_is_told_in_two_events() {
     let settled = changed(|machine| machine.status = Some(running));
     let (told, _) = reasons(&settled, in_phase(domain_on("a"), DomainPhase::Running));
     assert_eq!(told, [""; 0]);
+    let behind = |reason: &str| {
+        let wanted = vec![Wanted::new("Synchronized", State::False, "GuestNotResponding", "1 of 2 CPUs")];
+        let mut domain = in_phase(domain_on("a"), DomainPhase::Running);
+        domain.status.as_mut().expect("a status").conditions =
+            kubexen_crds::condition::set(&[], wanted, None, Timestamp::UNIX_EPOCH);
+        let (told, status) = reasons(&settled, domain);
+        assert_eq!(told, [reason]);
+        changed(|machine| machine.status = Some(status))
+    };
+    let behind = behind("GuestNotResponding");
+    let (told, _) = reasons(&behind, in_phase(domain_on("a"), DomainPhase::Running));
+    assert_eq!(told, ["Synchronized"]);
 }
 
 /// Carries a plan out on a model of the cluster, where agents are quick and nothing fails.

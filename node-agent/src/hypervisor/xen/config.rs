@@ -29,7 +29,7 @@ pub fn libxl_config(config: &DomainConfig, device_model: Option<&Path>) -> Value
         },
         "b_info": build_info(config, device_model),
         "disks": config.disks.iter().map(disk).collect::<Vec<_>>(),
-        "nics": config.interfaces.iter().map(|one| interface(one, config.boot)).collect::<Vec<_>>(),
+        "nics": interfaces(config),
         "on_poweroff": "preserve",
         "on_reboot": "preserve",
         "on_watchdog": "preserve",
@@ -108,14 +108,24 @@ pub(super) fn disk(disk: &DiskConfig) -> Value {
     })
 }
 
-/// A `libxl_device_nic`. Only an HVM guest also gets emulated cards, which serve until its own drivers take over.
-pub(super) fn interface(interface: &InterfaceConfig, boot: BootType) -> Value {
-    let kind = match boot {
+/// The interfaces. Only an HVM guest also gets emulated cards, which serve until its own drivers take over.
+fn interfaces(config: &DomainConfig) -> Vec<Value> {
+    let kind = match config.boot {
         BootType::Pvh | BootType::Pv => "vif",
         BootType::Hvm => "vif_ioemu",
     };
+    let of_kind = |config| {
+        let mut nic = interface(config);
+        nic["nictype"] = kind.into();
+        nic
+    };
+    config.interfaces.iter().map(of_kind).collect()
+}
+
+/// A `libxl_device_nic` without an emulated card, which no guest gets that runs already.
+pub(super) fn interface(interface: &InterfaceConfig) -> Value {
     let InterfaceConfig { bridge, mac, index, rate_limit } = interface;
-    let mut nic = json!({"devid": index, "mac": mac, "bridge": bridge, "nictype": kind});
+    let mut nic = json!({"devid": index, "mac": mac, "bridge": bridge, "nictype": "vif"});
     if let Some(rate) = rate_limit {
         nic["rate_bytes_per_interval"] = (rate / RATE_UNIT).into();
         nic["rate_interval_usecs"] = (1_000_000 / RATE_UNIT).into();

@@ -194,7 +194,7 @@ impl Inner {
         Ok(name.map_or(Marks::Nothing, |_| Marks::Home))
     }
 
-    pub(super) async fn mode(&self, domid: u16) -> Result<Option<BootType>, HypervisorError> {
+    async fn mode(&self, domid: u16) -> Result<Option<BootType>, HypervisorError> {
         let name = self.store.read_text(&mode_path(domid)).await?;
         let modes = [BootType::Pvh, BootType::Hvm, BootType::Pv];
         Ok(modes.into_iter().find(|mode| name.as_deref() == Some(mode_name(*mode))))

@@ -19,7 +19,6 @@ use crate::{
     },
     network,
 };
-use kubexen_crds::BootType;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -87,8 +86,7 @@ impl Inner {
             Change::DetachDisk(name) => self.detach_disk(target, name).await,
             Change::KeepDisk(name) => self.keep_disk(target, name).await,
             Change::AttachInterface(interface) => {
-                let boot = self.mode(target.domid).await?.unwrap_or(BootType::Pvh);
-                let interface = config::interface(interface, boot);
+                let interface = config::interface(interface);
                 self.done(Request::AttachInterface { target, interface }, ATTACH).await
             }
             Change::DetachInterface(index) => {
