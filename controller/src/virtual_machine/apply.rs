@@ -127,17 +127,18 @@ async fn make_volumes(
 ) -> Result<(), Error> {
     let resolved = observed.references.as_ref().ok().or(observed.references_in_part.as_ref());
     for disk in resolved.iter().flat_map(|resolved| &resolved.disks) {
-        if let Site::New { location, .. } = &disk.site
-            && chosen(&Key::of(&*disk.disk))
-        {
-            context.create(&volume(&disk.disk, location, host)).await?;
+        match &disk.site {
+            Site::New { location, shared, .. } if chosen(&Key::of(&*disk.disk)) => {
+                context.create(&volume(&disk.disk, location, *shared, host)).await?;
+            }
+            Site::New { .. } | Site::On(_) | Site::Shared { .. } => {}
         }
     }
     Ok(())
 }
 
 /// The Volume of a disk that is to be made on this host.
-fn volume(disk: &VirtualDisk, location: &str, host: &str) -> Volume {
+fn volume(disk: &VirtualDisk, location: &str, shared: bool, host: &str) -> Volume {
     let Key { namespace, name } = Key::of(disk);
     Volume {
         metadata: ObjectMeta {
@@ -150,6 +151,7 @@ fn volume(disk: &VirtualDisk, location: &str, host: &str) -> Volume {
         spec: VolumeSpec {
             virtual_disk: VirtualDiskReference { namespace, name, uid: uid(disk).to_owned() },
             location: location.to_owned(),
+            shared,
             size: disk.spec.size.clone(),
             source: disk.spec.source.clone(),
             reclaim: disk.spec.reclaim,

@@ -6,8 +6,11 @@
 //! are changed does not matter and none waits for another. Nothing is remembered: a field that is set back is as if it had
 //! never been changed.
 
-use super::references::{Resolved, Site};
-use crate::scheduler::{HostRoom, domain_memory};
+use super::references::{Disk, Resolved, Site};
+use crate::{
+    placement::{HostView, Room},
+    scheduler::{HostRoom, domain_memory},
+};
 use kubexen_crds::{
     ByteQuantity, Domain, VirtualMachineSpec,
     domain::{DomainDisk, DomainInterface, Machine},
@@ -221,7 +224,7 @@ fn target_for(
         let message = format!("disk {} is attached when the guest has let go of another", entry.name);
         return held("TooManyDisks", message);
     };
-    let of_entry = |disk: &&super::references::Disk| {
+    let of_entry = |disk: &&Disk| {
         let Key { namespace, name } = Key::of(&*disk.disk);
         host_object_name(&namespace, &name) == entry.volume
     };
@@ -237,12 +240,24 @@ fn target_for(
                 key.name, around.host
             ),
         ),
-        Site::New { location, selector } => {
+        Site::Shared { location, storage, selector } => {
+            let Some(HostRoom { host, .. }) = around.room else {
+                return held("HostUnknown", unknown(around.host));
+            };
+            let reaches =
+                host.locations.get(location).is_some_and(|room| room.storage.as_ref() == Some(storage));
+            if reaches && selector.matches(&host.labels) {
+                Ok((target, None))
+            } else {
+                not_attached(disk, &key, around)
+            }
+        }
+        Site::New { location, shared, selector } => {
             let Some(HostRoom { host, .. }) = around.room else {
                 return held("HostUnknown", unknown(around.host));
             };
             let size = disk.disk.spec.size.bytes().unwrap_or(u64::MAX);
-            match host.locations.get(location).filter(|_| selector.matches(&host.labels)) {
+            match offered(host, location, *shared).filter(|_| selector.matches(&host.labels)) {
                 Some(room) if size <= room.left() => Ok((target, Some(key))),
                 Some(_) => held(
                     "NoRoom",
@@ -251,16 +266,22 @@ fn target_for(
                         around.host, key.name
                     ),
                 ),
-                None => held(
-                    "RepositoryNotAttached",
-                    format!(
-                        "StorageRepository {} of VirtualDisk {} is not attached on host {}",
-                        disk.disk.spec.repository, key.name, around.host
-                    ),
-                ),
+                None => not_attached(disk, &key, around),
             }
         }
     }
+}
+
+fn offered<'a>(host: &'a HostView, location: &str, shared: bool) -> Option<&'a Room> {
+    host.locations.get(location).filter(|room| room.storage.is_some() == shared)
+}
+
+fn not_attached<T>(disk: &Disk, key: &Key, around: &Surroundings<'_>) -> Result<T, Held> {
+    let message = format!(
+        "StorageRepository {} of VirtualDisk {} is not attached on host {}",
+        disk.disk.spec.repository, key.name, around.host
+    );
+    Err(Held { reason: "RepositoryNotAttached", message })
 }
 
 /// `xvda` to `xvdp`: the API allows 16 disks.

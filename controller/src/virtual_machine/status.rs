@@ -8,7 +8,7 @@ use crate::{migration, view::is_deleting};
 use jiff::Timestamp;
 use kube::Resource;
 use kubexen_crds::{
-    ByteQuantity, Domain, MigrationRole, VirtualMachine, VirtualMachineStatus,
+    ByteQuantity, Domain, GuestStatus, MigrationRole, VirtualMachine, VirtualMachineStatus,
     condition::{self, State, Wanted, find},
     domain::{DomainPhase, DomainPowerState, DomainStatus},
     virtual_machine::{DomainReference, InterfaceStatus, Phase},
@@ -32,6 +32,9 @@ pub(crate) struct Placed {
     interfaces: Vec<InterfaceStatus>,
     cpus: Option<i32>,
     memory: Option<ByteQuantity>,
+    guest: Option<GuestStatus>,
+    /// Whether the guest came from another host, where it said what it has not said here yet.
+    moved_here: bool,
 }
 
 fn ready(state: State, reason: &'static str, message: impl Into<String>) -> Wanted {
@@ -251,6 +254,12 @@ fn placed(domain: &Domain) -> Placed {
             domid: status.and_then(|status| status.domid),
         },
         owner_token: status.and_then(|status| status.owner_token),
+        guest: status.and_then(|status| status.guest.clone()),
+        moved_here: domain
+            .spec
+            .migration
+            .as_ref()
+            .is_some_and(|part| part.role == MigrationRole::Destination),
         interfaces: domain
             .spec
             .machine
@@ -265,7 +274,8 @@ fn placed(domain: &Domain) -> Placed {
 
 /// The status of a machine of which this is to be said.
 ///
-/// The ownership token never goes back, and addresses are remembered while the machine is off.
+/// The ownership token never goes back, and hardware addresses are remembered while the machine is off. What the guest
+/// said on another host stands until it says something here, which its agent may take its time for.
 pub(crate) fn render(machine: &VirtualMachine, report: &Report, now: Timestamp) -> VirtualMachineStatus {
     let before = machine.status.clone().unwrap_or_default();
     let generation = machine.metadata.generation;
@@ -277,6 +287,7 @@ pub(crate) fn render(machine: &VirtualMachine, report: &Report, now: Timestamp) 
         conditions,
         owner_token: before.owner_token,
         interfaces: before.interfaces,
+        guest: None,
         host: None,
         domain: None,
         cpus: None,
@@ -284,15 +295,32 @@ pub(crate) fn render(machine: &VirtualMachine, report: &Report, now: Timestamp) 
     };
     match placed {
         None => status,
-        Some(Placed { host, domain, owner_token, interfaces, cpus, memory }) => VirtualMachineStatus {
-            cpus,
-            memory,
-            host: Some(host),
-            domain: Some(domain),
-            owner_token: owner_token.max(status.owner_token),
-            interfaces,
-            ..status
-        },
+        Some(Placed { host, domain, owner_token, interfaces, cpus, memory, guest, moved_here }) => {
+            VirtualMachineStatus {
+                cpus,
+                memory,
+                guest: guest.or(before.guest.filter(|_| moved_here && is_on(phase))),
+                host: Some(host),
+                domain: Some(domain),
+                owner_token: owner_token.max(status.owner_token),
+                interfaces,
+                ..status
+            }
+        }
+    }
+}
+
+/// Whether the guest is in memory.
+fn is_on(phase: Phase) -> bool {
+    match phase {
+        Phase::Running | Phase::Paused | Phase::Migrating => true,
+        Phase::Pending
+        | Phase::Scheduling
+        | Phase::Starting
+        | Phase::Stopping
+        | Phase::Halted
+        | Phase::Failed
+        | Phase::Unknown => false,
     }
 }
 

@@ -155,8 +155,11 @@ fn bring_up(seen: &Observed, now: Timestamp) -> Plan {
         return Plan::RecordRestart;
     }
     match seen.status.phase {
+        Some(DomainPhase::Halted | DomainPhase::Preserved) if seen.disks_attached => {
+            return Plan::DetachDisks;
+        }
         Some(DomainPhase::Halted | DomainPhase::Preserved) => {
-            return if seen.disks_attached { Plan::DetachDisks } else { Plan::Settled };
+            return seen.live.next_step().map_or(Plan::Settled, Plan::Change);
         }
         Some(DomainPhase::Running | DomainPhase::Paused) => {
             return Plan::RecordStop { reason: StopReason::Vanished, then: AfterStop::Restart };

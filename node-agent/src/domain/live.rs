@@ -93,7 +93,7 @@ pub struct AskedDisk {
     pub detach: bool,
     /// What keeps it from being attached; looked for only while it is not.
     pub need: Option<Unmet>,
-    /// Whether its volume is a device of this host; looked for only if the guest is to let go of it.
+    /// Whether this host may still have its volume; looked for only if the guest is to let go of it.
     pub stored: bool,
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Domains, ReconcileError,
-    live::{Asked, AskedDisk, AskedInterface},
+    live::{Asked, AskedDisk, AskedInterface, LiveStep, Tried},
     observe::Unmet,
 };
 use crate::{
@@ -11,13 +11,13 @@ use crate::{
 };
 use kubexen_crds::{
     Boot, Domain, Volume, condition,
-    domain::{DomainDisk, DomainInterface, Machine},
+    domain::{DomainDisk, DomainInterface, Machine, SharedDisk},
 };
-use kubexen_ownership::Token;
+use kubexen_ownership::{DiskUid, Token};
 use kubexen_runtime::Key;
 use uuid::Uuid;
 
-/// The volumes of the domain's disks, in their order; none where the Volume object is not there.
+/// The volumes of the domain's disks, in their order; none where nothing says where the data is.
 pub(super) fn volumes(domains: &Domains, domain: &Domain) -> Vec<Option<VolumeId>> {
     domain.spec.machine.disks.iter().map(|disk| volume_of(domains, domain, disk)).collect()
 }
@@ -30,6 +30,9 @@ pub(super) fn volume(domains: &Domains, domain: &Domain, name: &str) -> Option<V
 
 fn volume_of(domains: &Domains, domain: &Domain, disk: &DomainDisk) -> Option<VolumeId> {
     let namespace = domain.metadata.namespace.clone().unwrap_or_default();
+    if let Some(shared) = &disk.shared {
+        return shared_volume(shared);
+    }
     let volume = domains.mirrors.volumes.get(&Key::new(namespace, disk.volume.clone()))?;
     volume_id(&volume)
 }
@@ -38,6 +41,28 @@ fn volume_of(domains: &Domains, domain: &Domain, disk: &DomainDisk) -> Option<Vo
 pub(crate) fn volume_id(volume: &Volume) -> Option<VolumeId> {
     let uuid = Uuid::parse_str(&volume.spec.virtual_disk.uid).ok()?;
     Some(VolumeId { location: volume.spec.location.clone(), uuid })
+}
+
+/// Where the data of a disk on shared storage is.
+fn shared_volume(disk: &SharedDisk) -> Option<VolumeId> {
+    let uuid = Uuid::parse_str(&disk.uid).ok()?;
+    Some(VolumeId { location: disk.location.clone(), uuid })
+}
+
+/// The disks that the domain is to have and that several hosts reach.
+pub(super) fn shared_disks(domain: &Domain) -> impl Iterator<Item = (&str, DiskUid)> {
+    let disks = domain.spec.machine.disks.iter().filter(|disk| !disk.detach);
+    disks.filter_map(|disk| Some((disk.volume.as_str(), shared_disk(disk)?)))
+}
+
+/// The domain's disk of this name with its volume, if several hosts reach it.
+pub(super) fn shared_disk_named<'a>(domain: &'a Domain, name: &str) -> Option<(&'a str, DiskUid)> {
+    let disk = domain.spec.machine.disks.iter().find(|disk| disk.name == name)?;
+    Some((disk.volume.as_str(), shared_disk(disk)?))
+}
+
+fn shared_disk(disk: &DomainDisk) -> Option<DiskUid> {
+    Some(DiskUid(shared_volume(disk.shared.as_ref()?)?.uuid))
 }
 
 /// The first need of the domain that is not met. `users` are volumes in use, each with who has it.
@@ -54,7 +79,7 @@ pub(super) async fn unmet(domains: &Domains, domain: &Domain, users: &[(String, 
         return Some(Unmet::KernelMissing(kernel.name.clone()));
     }
     for disk in machine.disks.iter().filter(|disk| !disk.detach) {
-        if let Some(need) = unmet_of_disk(domains, domain, disk, users) {
+        if let Some(need) = unmet_of_disk(domains, domain, disk, users).await {
             return Some(need);
         }
     }
@@ -67,22 +92,22 @@ pub(super) async fn unmet(domains: &Domains, domain: &Domain, users: &[(String, 
 }
 
 /// What keeps a disk from being attached.
-fn unmet_of_disk(
+async fn unmet_of_disk(
     domains: &Domains,
     domain: &Domain,
     disk: &DomainDisk,
     users: &[(String, String)],
 ) -> Option<Unmet> {
-    let namespace = domain.metadata.namespace.clone().unwrap_or_default();
-    let Some(volume) = domains.mirrors.volumes.get(&Key::new(namespace, disk.volume.clone())) else {
-        return Some(Unmet::VolumeMissing(disk.volume.clone()));
+    let namespace = domain.metadata.namespace.as_deref().unwrap_or_default();
+    let unmet = match &disk.shared {
+        Some(shared) => unmet_of_shared(domains, &disk.volume, shared).await,
+        None => unmet_of_local(domains, namespace, &disk.volume),
     };
-    let conditions = volume.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    if !condition::is_true(conditions, "Ready") {
-        return Some(Unmet::VolumeNotReady(disk.volume.clone()));
-    }
-    let user = users.iter().find(|(volume, _)| *volume == disk.volume);
-    user.map(|(volume, by)| Unmet::VolumeInUse { volume: volume.clone(), by: by.clone() })
+    let in_use = || {
+        let user = users.iter().find(|(volume, _)| *volume == disk.volume);
+        user.map(|(volume, by)| Unmet::VolumeInUse { volume: volume.clone(), by: by.clone() })
+    };
+    unmet.or_else(in_use)
 }
 
 async fn bridge(domains: &Domains, interface: &DomainInterface) -> Result<String, Unmet> {
@@ -98,23 +123,24 @@ pub(super) async fn asked(
     present: Option<&Settings>,
     stored: impl Fn(&VolumeId) -> bool,
     users: &[(String, String)],
+    tried: &Tried,
 ) -> Result<Asked, ReconcileError> {
     let machine = &domain.spec.machine;
     let has =
         |target: &str| present.is_some_and(|present| present.disks.iter().any(|disk| disk.target == target));
-    let disks = machine
-        .disks
-        .iter()
-        .map(|disk| AskedDisk {
+    let mut disks = Vec::new();
+    for disk in &machine.disks {
+        let absent = !disk.detach && !has(&disk.target);
+        disks.push(AskedDisk {
             name: disk.name.clone(),
             target: disk.target.clone(),
             detach: disk.detach,
-            need: (!disk.detach && !has(&disk.target))
-                .then(|| unmet_of_disk(domains, domain, disk, users))
-                .flatten(),
-            stored: disk.detach && volume_of(domains, domain, disk).is_some_and(|volume| stored(&volume)),
-        })
-        .collect();
+            need: if absent { unmet_of_disk(domains, domain, disk, users).await } else { None },
+            stored: disk.detach
+                && (volume_of(domains, domain, disk).is_some_and(|volume| stored(&volume))
+                    || is_claimed(disk, tried)),
+        });
+    }
     let mut interfaces = Vec::new();
     for interface in machine.interfaces.iter().filter(|_| present.is_some()) {
         interfaces.push(AskedInterface {
@@ -132,6 +158,11 @@ pub(super) async fn asked(
         disks,
         interfaces,
     })
+}
+
+/// Whether the pool's store may say that the disk is this machine's: it is not asked, but told again in each look.
+fn is_claimed(disk: &DomainDisk, tried: &Tried) -> bool {
+    disk.shared.is_some() && !tried.done.contains(&LiveStep::ReleaseVolume(disk.name.clone()))
 }
 
 fn malformed(what: impl Into<String>) -> ReconcileError {
@@ -190,6 +221,26 @@ pub(super) async fn interface(
         index: index(interface)?,
         rate_limit: rate_limit(interface)?,
     })
+}
+
+fn unmet_of_local(domains: &Domains, namespace: &str, volume: &str) -> Option<Unmet> {
+    let Some(found) = domains.mirrors.volumes.get(&Key::new(namespace, volume)) else {
+        return Some(Unmet::VolumeMissing(volume.to_owned()));
+    };
+    let conditions = found.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    (!condition::is_true(conditions, "Ready")).then(|| Unmet::VolumeNotReady(volume.to_owned()))
+}
+
+/// The storage itself is asked: the Volume is another host's to read.
+async fn unmet_of_shared(domains: &Domains, volume: &str, shared: &SharedDisk) -> Option<Unmet> {
+    let Some(id) = shared_volume(shared) else {
+        return Some(Unmet::Malformed(format!("`shared.uid` of volume {volume} is no UUID")));
+    };
+    match domains.storage.find(&id).await {
+        Ok(Some(_)) => None,
+        Ok(None) => Some(Unmet::VolumeNotReady(volume.to_owned())),
+        Err(error) => Some(Unmet::StorageUnavailable(error.to_string())),
+    }
 }
 
 /// What the domain is made of on this host. Attaches its disks; attaching one that is attached changes nothing.

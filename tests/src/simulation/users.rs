@@ -49,11 +49,12 @@ impl Users {
         let network =
             json!({"metadata": {"name": "lan"}, "spec": {"type": "Bridge", "bridge": {"uplink": "lan"}}});
         make(world, &self.networks, network).await;
-        let repository = json!({
-            "metadata": {"name": "local"},
-            "spec": {"type": "Directory", "directory": {"location": "local"}},
-        });
-        make(world, &self.repositories, repository).await;
+        for (name, spec) in [
+            ("local", json!({"type": "Directory", "directory": {"location": "local"}})),
+            ("san", json!({"type": "LVM", "lvm": {"location": "san"}})),
+        ] {
+            make(world, &self.repositories, json!({"metadata": {"name": name}, "spec": spec})).await;
+        }
     }
 
     /// Does one thing.
@@ -147,7 +148,10 @@ impl Users {
             },
         });
         if with_disk {
-            machine["spec"]["disks"] = json!([{"name": "root", "disk": disk_of(name)}]);
+            // Now and then two machines want one disk.
+            let other = format!("vm-{}", dice.below(MACHINES));
+            let owner = if dice.chance(15) { other.as_str() } else { name };
+            machine["spec"]["disks"] = json!([{"name": "root", "disk": disk_of(owner)}]);
         }
         if dice.chance(60) {
             machine["spec"]["cpu"] = json!({"count": 1 + dice.below(2), "max": 4});
@@ -165,7 +169,7 @@ impl Users {
     async fn make_disk(&self, world: &World, name: &str) {
         let disk = json!({
             "metadata": {"name": name},
-            "spec": {"repository": "local", "size": "64Mi"},
+            "spec": {"repository": world.dice.pick(&["local", "san", "san"]), "size": "64Mi"},
         });
         make(world, &self.disks, disk).await;
     }
@@ -173,8 +177,12 @@ impl Users {
     /// Moves a machine, most of the time one that can move, or calls a move off.
     async fn migrate(&self, world: &World) {
         let dice = &world.dice;
-        let can_move =
-            |machine: &Value| machine["spec"]["disks"].is_null() && machine["status"]["phase"] == "Running";
+        let can_move = |machine: &Value| {
+            let disk = machine["spec"]["disks"][0]["disk"].as_str();
+            let disk = disk.and_then(|disk| world.api.object("virtualdisks", USERS, disk));
+            let tied = disk.is_some_and(|disk| disk["spec"]["repository"] == "local");
+            !tied && machine["status"]["phase"] == "Running"
+        };
         let all = world.api.objects("virtualmachines");
         let candidates: Vec<_> = all.iter().filter(|machine| can_move(machine) || dice.chance(10)).collect();
         let machine = match candidates.as_slice() {
@@ -216,10 +224,21 @@ impl Users {
             }
         }
         for machine in world.api.objects("virtualmachines") {
-            for disk in machine["spec"]["disks"].as_array().into_iter().flatten() {
-                let name = disk["disk"].as_str().unwrap_or_default();
-                if world.api.object("virtualdisks", USERS, name).is_none() {
-                    self.make_disk(world, name).await;
+            let name = machine["metadata"]["name"].as_str().unwrap_or_default();
+            let mut disks = machine["spec"]["disks"].as_array().cloned().unwrap_or_default();
+            if let Some(root) = disks.iter_mut().find(|disk| disk["name"] == "root")
+                && root["disk"] != disk_of(name)
+            {
+                // Of two machines that want one disk only one can run.
+                root["disk"] = disk_of(name).into();
+                change(world, &self.machines, name, json!({"spec": {"disks": disks}})).await;
+                let at = json!({"metadata": {"annotations": {RESTART_REQUESTED_AT: "settle"}}});
+                change(world, &self.machines, name, at).await;
+            }
+            for disk in &disks {
+                let disk = disk["disk"].as_str().unwrap_or_default();
+                if world.api.object("virtualdisks", USERS, disk).is_none() {
+                    self.make_disk(world, disk).await;
                 }
             }
         }

@@ -6,6 +6,7 @@
 mod changes;
 mod crashes;
 mod fixpoint;
+mod guest_facts;
 mod guests;
 mod life;
 mod migrations;
@@ -13,6 +14,7 @@ mod needs;
 mod outages;
 mod placement;
 mod scene;
+mod shared_storage;
 mod starts;
 mod storm;
 mod traces;

@@ -1,5 +1,4 @@
 use super::*;
-use crate::{placement::Room, virtual_machine::references::Disk};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kubexen_crds::{DomainStatus, VirtualDisk, quantity::HostSelector};
 use serde_json::{Value, json};
@@ -23,6 +22,7 @@ fn disk(name: &str, target: &str) -> DomainDisk {
     DomainDisk {
         name: name.to_owned(),
         volume: format!("shop.{name}"),
+        shared: None,
         read_only: false,
         target: target.to_owned(),
         detach: false,
@@ -80,7 +80,8 @@ fn room() -> HostRoom {
             memory_used: 7 * GIB,
             cpus: 1,
             vcpus_used: 3,
-            locations: [("local".to_owned(), Room { capacity: 10 * GIB, used: 9 * GIB })].into(),
+            locations: [("local".to_owned(), Room { capacity: 10 * GIB, used: 9 * GIB, storage: None })]
+                .into(),
             uplinks: ["lan".to_owned(), "dmz".to_owned()].into(),
             ..Default::default()
         },
@@ -255,13 +256,17 @@ fn with_new_disk(site: Site, size: &str) -> Change {
     };
     let mut wanted = resolved(machine());
     wanted.machine.disks.push(disk("more", "xvdc"));
-    wanted.disks.push(Disk { disk: Arc::new(new), site });
+    wanted.disks.push(Disk { disk: Arc::new(new), site, shared: None });
     changed_with(&spec(&json!({})), &wanted, &domain())
 }
 
 #[test]
 fn a_disk_that_is_not_made_yet_is_made_on_the_host_of_the_guest_if_it_has_room() {
-    let new = |location: &str| Site::New { location: location.to_owned(), selector: HostSelector::default() };
+    let new = |location: &str| Site::New {
+        location: location.to_owned(),
+        shared: false,
+        selector: HostSelector::default(),
+    };
     let made = with_new_disk(new("local"), "1Gi");
     assert_eq!(made.new_disks, [Key::new("shop", "more")]);
     assert_eq!(made.next.disks.last().unwrap().target, "xvdc");
