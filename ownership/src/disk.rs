@@ -3,13 +3,16 @@
 //! Any host could write to a disk that several hosts reach. The pool etcd holds one record per such disk, at
 //! `/kubexen/disks/<disk-uid>`: the virtual machine that has it. Together with that machine's ownership it says which one
 //! host may write. The record holds as long as its machine has an owner, so nobody has to give it back: whoever stops a
-//! machine releases the ownership, and that ends all of the machine's claims at once.
+//! machine releases the ownership, and that ends all of the machine's claims at once. Only a disk that is taken from a
+//! machine which runs on is released by itself.
 //!
 //! ```text
 //! CLAIM    absent                                 → put vm, if the claimer still owns vm
 //!          vm's                                   → nothing to do
 //!          another machine's, that nobody owns    → put vm, if both still hold
 //!          another machine's, or retired          → refused
+//! RELEASE  vm's                                   → delete, if unchanged
+//!          anything else                          → nothing to do
 //! RETIRE   absent, or of a machine nobody owns    → put "retired", if that still holds
 //!          retired                                → nothing to do
 //!          of a machine that has an owner         → refused
@@ -166,16 +169,31 @@ pub(crate) async fn retire<B: Backend>(backend: &B, disk: DiskUid) -> Result<Ret
     Err(StoreError::Contended { verb, key: Key::Disk(disk) })
 }
 
+/// RELEASE: `vm` is to have `disk` no more.
+pub(crate) async fn release<B: Backend>(backend: &B, disk: DiskUid, vm: VmUid) -> Result<(), StoreError> {
+    remove(backend, "release", disk, DiskState::HeldBy(vm)).await
+}
+
 /// FORGET: the data of a retired disk is gone, and its record may go.
 pub(crate) async fn forget<B: Backend>(backend: &B, disk: DiskUid) -> Result<(), StoreError> {
-    let (verb, key) = ("forget", Key::Disk(disk));
+    remove(backend, "forget", disk, DiskState::Retired).await
+}
+
+/// Removes the record of a disk if this is what it says.
+async fn remove<B: Backend>(
+    backend: &B,
+    verb: &'static str,
+    disk: DiskUid,
+    state: DiskState,
+) -> Result<(), StoreError> {
+    let key = Key::Disk(disk);
     for _ in 0..MAX_REFUSALS {
-        let seen = look(backend, disk).await?;
-        match seen.state() {
-            Some(DiskState::Retired) => {}
-            Some(DiskState::HeldBy(_)) | None => return Ok(()),
+        let Some(entry) = drive::read(backend, key).await? else { return Ok(()) };
+        if decode(key, &entry)? != state {
+            return Ok(());
         }
-        let (compares, writes) = (seen.still_free(disk), vec![Write::Delete(key)]);
+        let compares = vec![Compare::Unchanged { key, mod_revision: entry.mod_revision }];
+        let writes = vec![Write::Delete(key)];
         if execute(backend, verb, disk, Transaction { compares, writes }).await?.is_none() {
             return Ok(());
         }

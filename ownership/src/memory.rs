@@ -260,6 +260,10 @@ impl OwnershipStore for MemoryStore {
         disk::claim(self, disk, vm, token).await
     }
 
+    async fn release_disk(&self, disk: DiskUid, vm: VmUid) -> Result<(), StoreError> {
+        disk::release(self, disk, vm).await
+    }
+
     async fn retire_disk(&self, disk: DiskUid) -> Result<RetireDisk, StoreError> {
         disk::retire(self, disk).await
     }

@@ -152,12 +152,20 @@ pub trait OwnershipStore: Send + Sync + fmt::Debug {
 
     /// Gives a shared disk to `vm`, which the caller owns under `token`.
     ///
-    /// To be called before the disk is attached for a new domain, and obeyed. It need not be given back: the claim ends
+    /// To be called before the disk is attached, and obeyed. It need not be given back when the domain ends: the claim ends
     /// with the ownership of `vm`, whoever has that by then.
     ///
     /// # Errors
     /// [`StoreError::Unknown`] when `vm` may or may not have the disk now. Else [`StoreError`].
     async fn claim_disk(&self, disk: DiskUid, vm: VmUid, token: Token) -> Result<ClaimDisk, StoreError>;
+
+    /// Ends the claim of `vm` to a shared disk, while `vm` runs on without it. Does nothing if `vm` does not have it.
+    ///
+    /// To be called only after the disk is detached.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn release_disk(&self, disk: DiskUid, vm: VmUid) -> Result<(), StoreError>;
 
     /// Takes a shared disk out of use, unless a virtual machine that has an owner has it.
     ///

@@ -10,6 +10,7 @@ use crate::store::{Abort, ClaimDisk, Commit, RetireDisk, StoreError};
 pub(super) async fn run(subject: &dyn Subject) -> Result<(), StoreError> {
     a_disk_is_of_one_machine_as_long_as_that_has_an_owner(subject).await?;
     a_claim_is_for_whoever_owns_the_machine(subject).await?;
+    a_disk_is_released_by_its_machine_alone(subject).await?;
     a_disk_stays_with_its_machine_through_a_hand_over(subject).await?;
     a_retired_disk_is_nobodys(subject).await?;
     of_two_machines_that_claim_at_once_one_gets_the_disk(subject).await?;
@@ -45,6 +46,21 @@ async fn a_claim_is_for_whoever_owns_the_machine(subject: &dyn Subject) -> Resul
     let token = acquired(store.start(vm, &me).await?);
     assert_eq!(store.claim_disk(disk, vm, Token(token.0 - 1)).await?, ClaimDisk::NotOwner);
     assert_eq!(store.claim_disk(disk, vm, token).await?, ClaimDisk::Claimed);
+    Ok(())
+}
+
+async fn a_disk_is_released_by_its_machine_alone(subject: &dyn Subject) -> Result<(), StoreError> {
+    let (store, disk, me) = (subject.client(), disk("released"), host("xen-1", "boot-1"));
+    let (first, second) = (vm("disk's releaser"), vm("disk's waiter"));
+    let (of_first, of_second) =
+        (acquired(store.start(first, &me).await?), acquired(store.start(second, &me).await?));
+    assert_eq!(store.claim_disk(disk, first, of_first).await?, ClaimDisk::Claimed);
+    store.release_disk(disk, second).await?;
+    assert_eq!(store.claim_disk(disk, second, of_second).await?, ClaimDisk::HeldBy(first));
+    for _ in 0..2 {
+        store.release_disk(disk, first).await?;
+    }
+    assert_eq!(store.claim_disk(disk, second, of_second).await?, ClaimDisk::Claimed);
     Ok(())
 }
 

@@ -141,6 +141,10 @@ impl OwnershipStore for EtcdStore {
         disk::claim(self, disk, vm, token).await
     }
 
+    async fn release_disk(&self, disk: DiskUid, vm: VmUid) -> Result<(), StoreError> {
+        disk::release(self, disk, vm).await
+    }
+
     async fn retire_disk(&self, disk: DiskUid) -> Result<RetireDisk, StoreError> {
         disk::retire(self, disk).await
     }
