@@ -301,7 +301,7 @@ impl Watched for Domain {
         if change.after.is_none() && change.before.is_some_and(|domain| domain.spec.migration.is_some()) {
             migration::wake_next(context);
         }
-        if change.before.is_none() || change.after.is_none() {
+        if differs(change, disks_of) {
             for disk in either(change, disks_of) {
                 // Machines that want the disk too.
                 queues.add_all(&queues.machines, view.machines_of_disk.to(&disk));

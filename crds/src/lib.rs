@@ -15,6 +15,7 @@ pub mod cpu;
 pub mod domain;
 pub mod domain_migration;
 pub mod guest;
+mod guest_size;
 pub mod host;
 pub mod manifest;
 pub mod names;

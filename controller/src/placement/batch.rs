@@ -53,7 +53,8 @@ impl<'a> Batch<'a> {
 
     /// Places one guest and takes what it needs.
     pub(super) fn place(&mut self, request: &'a Request) -> Verdict {
-        let memory = memory_with_overhead(request.memory, request.vcpus, request.boot);
+        let memory =
+            memory_with_overhead(request.memory, request.vcpus, request.boot).saturating_add(request.growth);
         let rejections = self.filter(request, memory);
         match self.best(request, memory) {
             Some(host) => {

@@ -71,7 +71,7 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
-pub use memory::memory_with_overhead;
+pub use memory::{growth_overhead, memory_with_overhead};
 pub use rejection::{Reason, Rejections};
 
 use batch::Batch;
@@ -137,6 +137,14 @@ pub struct Room {
     pub storage: Option<String>,
 }
 
+impl Room {
+    /// What is left.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.capacity.saturating_sub(self.used)
+    }
+}
+
 /// A guest to place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
@@ -146,6 +154,8 @@ pub struct Request {
     pub memory: u64,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// [`growth_overhead`], if it can have more while it runs.
+    pub growth: u64,
     /// Virtualisation mode.
     pub boot: BootType,
     /// CPU features that the guest may use, and that the host must have.

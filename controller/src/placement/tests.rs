@@ -37,6 +37,7 @@ pub(super) fn guest(name: &str) -> Request {
         key: Key::new("shop", name),
         memory: 4 * GIB,
         vcpus: 2,
+        growth: 0,
         boot: BootType::Pvh,
         cpu_level: None,
         kernel: Some("debian-12".to_owned()),

@@ -14,6 +14,7 @@
 //! # Caveats
 //! It writes nothing. A machine's own look carries the answer out, so that a machine has one writer.
 
+mod room;
 mod snapshot;
 
 #[cfg(test)]
@@ -21,11 +22,11 @@ mod tests;
 
 use crate::{
     context::Context,
-    placement::{DiskNeed, NetworkNeed, Rejections, Request, Verdict, group_key, place},
+    placement::{DiskNeed, NetworkNeed, Rejections, Request, Verdict, group_key, growth_overhead, place},
     view::uid,
     virtual_machine::references::{Resolved, Site, resolve},
 };
-use kubexen_crds::{VirtualMachine, domain::Machine};
+use kubexen_crds::{ByteQuantity, VirtualMachine, domain::Machine};
 use kubexen_runtime::Key;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,6 +34,8 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::Notify, time::Instant};
+
+pub(crate) use room::{HostRoom, domain_memory, room_on};
 
 /// How long changes are collected before a pass: a storm of machines becomes a few batches.
 const WINDOW: Duration = Duration::from_millis(25);
@@ -223,6 +226,7 @@ pub(crate) fn find_destination(
         moves: true,
         memory: running.memory.bytes().unwrap_or(u64::MAX),
         vcpus: u32::try_from(running.cpus).unwrap_or(u32::MAX),
+        growth: growth(running),
         boot: running.boot.type_,
         cpu_level: running.cpu_level.clone(),
         kernel: running.boot.kernel.as_ref().map(|kernel| kernel.name.clone()),
@@ -230,6 +234,13 @@ pub(crate) fn find_destination(
     };
     let verdict = place(&pool, std::slice::from_ref(&request)).pop();
     verdict.unwrap_or_else(|| Verdict::Unplaced(Rejections::default()))
+}
+
+fn growth(machine: &Machine) -> u64 {
+    let vcpus = |count: i32| u32::try_from(count).unwrap_or(u32::MAX);
+    let bytes = |memory: &ByteQuantity| memory.bytes().unwrap_or(u64::MAX);
+    let (memory, max_memory) = (bytes(&machine.memory), bytes(&machine.max_memory));
+    growth_overhead(memory, max_memory, vcpus(machine.cpus), vcpus(machine.max_cpus))
 }
 
 /// A machine in a pass.
@@ -304,6 +315,7 @@ fn candidate(machine: &VirtualMachine, resolved: &Resolved) -> Candidate {
     let request = Request {
         memory: resolved.machine.memory.bytes().unwrap_or(u64::MAX),
         vcpus: u32::try_from(resolved.machine.cpus).unwrap_or(u32::MAX),
+        growth: growth(&resolved.machine),
         boot: resolved.machine.boot.type_,
         cpu_level: resolved.machine.cpu_level.clone(),
         kernel: resolved.machine.boot.kernel.as_ref().map(|kernel| kernel.name.clone()),

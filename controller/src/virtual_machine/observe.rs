@@ -1,10 +1,13 @@
 //! What is known of a machine at one moment.
 
-use super::references::{self, Problem, Resolved};
+use super::{
+    live,
+    references::{self, Problem, Resolved},
+};
 use crate::{
     context::Context,
     migration,
-    scheduler::Answer,
+    scheduler::{self, Answer, HostRoom},
     view::{host_of_namespace, uid},
 };
 use kube::Resource;
@@ -26,6 +29,10 @@ pub(crate) struct Observed {
     pub(crate) predecessors: Vec<Key>,
     /// What it refers to.
     pub(crate) references: Result<Resolved, Problem>,
+    /// What it refers to as far as that is there, if it has a Domain and not all of it is.
+    pub(crate) references_in_part: Option<Resolved>,
+    /// What the host of its first Domain has; looked up only if the guest is to have more than it has.
+    pub(crate) room: Option<HostRoom>,
     /// What the scheduler says of it; none if it was not asked for the machine as it is now.
     pub(crate) answer: Option<Answer>,
     /// Whether the host of its first Domain is Ready.
@@ -45,8 +52,23 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         .first()
         .and_then(|domain| host_of(domain))
         .is_some_and(|host| context.view.is_host_ready(host));
+    let references = references::resolve(&context.view, &machine);
+    let references_in_part = match (&references, domains.first()) {
+        (Err(_), Some(domain)) => {
+            Some(references::resolve_in_part(&context.view, &machine, &domain.spec.machine))
+        }
+        (Ok(_) | Err(_), _) => None,
+    };
+    let room = match (references.as_ref().ok().or(references_in_part.as_ref()), domains.first()) {
+        (Some(wanted), Some(domain)) if live::needs_room(&wanted.machine, &domain.spec.machine) => {
+            host_of(domain).and_then(|host| scheduler::room_on(context, host))
+        }
+        (_, _) => None,
+    };
     Some(Observed {
-        references: references::resolve(&context.view, &machine),
+        references,
+        references_in_part,
+        room,
         answer: context.scheduler.answer(key, &machine),
         predecessors: others.iter().map(|domain| Key::of(&**domain)).collect(),
         domains,

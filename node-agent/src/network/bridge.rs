@@ -116,6 +116,27 @@ impl HostNetwork for BridgeNetwork {
     }
 }
 
+/// Makes a device a port of this bridge, and of no other.
+///
+/// # Errors
+/// `NoSuchDevice`, `NotABridge`; after other errors it is a port of the one it was in, or of none.
+pub async fn move_port(port: &str, bridge: &str) -> Result<(), NetworkError> {
+    limited("move a port to another bridge", async {
+        let netlink = Netlink::open()?;
+        let port = existing(&netlink, port).await?;
+        let to = existing(&netlink, bridge).await?;
+        if !to.is_bridge {
+            return Err(NetworkError::NotABridge(bridge.to_owned()));
+        }
+        if port.controller == Some(to.index) {
+            Ok(())
+        } else {
+            netlink.set_controller(port.index, to.index).await
+        }
+    })
+    .await
+}
+
 async fn limited<T>(
     call: &'static str,
     work: impl Future<Output = Result<T, NetworkError>>,

@@ -133,7 +133,46 @@ fn machine_unmet(world: &World, machine: &VirtualMachine) -> Option<String> {
         (Some(state), [(host, domain)]) => domain.state == state && Some(*host) == status.host.as_deref(),
         (None | Some(_), _) => false,
     };
-    (!fits).then(|| format!("{name} is said to be {wanted:?}, and the hosts have {domains:?}"))
+    if !fits {
+        return Some(format!("{name} is said to be {wanted:?}, and the hosts have {domains:?}"));
+    }
+    domains.first().and_then(|(host, _)| unsynchronized(world, machine, host))
+}
+
+/// What a machine may say at rest why its guest does not have its spec: what only a restart, another place for a disk or
+/// the end of a pause changes.
+const MAY_REST: [&str; 5] = ["RestartRequired", "DiskElsewhere", "NoRoom", "GuestPaused", "DiskDeleting"];
+
+/// How a machine that says that its guest has its spec differs from what its host shows.
+fn unsynchronized(world: &World, machine: &VirtualMachine, host: &str) -> Option<String> {
+    let name = machine.name_any();
+    let conditions = machine.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let Some(said) = condition::find(conditions, "Synchronized") else {
+        return Some(format!("{name} does not say whether its guest has its spec"));
+    };
+    if said.status != "True" {
+        let rests = MAY_REST.contains(&said.reason.as_str());
+        return (!rests).then(|| format!("{name} is not synchronized: {}: {}", said.reason, said.message));
+    }
+    let side = world.hosts.iter().find(|side| side.name == host)?;
+    let settings = side.host.settings(machine.uid()?.parse().ok()?).ok()?;
+    let spec = &machine.spec;
+    let wanted = (
+        u32::try_from(spec.cpu.count).ok(),
+        u32::try_from(spec.cpu.weight).ok(),
+        spec.memory.size.bytes().ok().map(|bytes| bytes / 1024),
+        spec.disks.len(),
+        spec.interfaces.iter().map(|interface| interface.rate_limit.is_some()).collect::<Vec<_>>(),
+    );
+    let shown = (
+        Some(settings.vcpus_online),
+        settings.scheduling.map(|scheduling| scheduling.weight),
+        Some(settings.memory_kib),
+        settings.disks.len(),
+        settings.interfaces.iter().map(|interface| interface.rate_limit.is_some()).collect(),
+    );
+    (wanted != shown)
+        .then(|| format!("{name} says that its guest has {wanted:?}, and {host} shows {shown:?}"))
 }
 
 fn domains_of<'a>(world: &'a World, machine: &VirtualMachine) -> Vec<(&'a str, DomainInfo)> {

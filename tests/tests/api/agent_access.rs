@@ -58,7 +58,7 @@ fn domain(name: &str) -> Value {
             "virtualMachine": {
                 "namespace": "shop", "name": "web", "uid": "5a3c9bb1-9d42-4a76-8d6c-0f8f0f1d2e3a",
             },
-            "machine": {"cpus": 1, "memory": "1Gi", "boot": {"kernel": {"name": "debian-12"}}},
+            "machine": {"cpus": 1, "maxCpus": 1, "memory": "1Gi", "maxMemory": "1Gi", "boot": {"kernel": {"name": "debian-12"}}},
         },
     })
 }

@@ -5,7 +5,9 @@
 //! structure is known here, and one binary serves several Xen releases. A structure is a zeroed buffer many times
 //! larger than any release's. Prototypes are those of `libxl.h` and `xentoollog.h` of Xen 4.17; an asynchronous
 //! operation is made synchronous by a null `ao_how`.
-#![allow(unsafe_code)] // A C library can be called in no other way. This file is the whole of it.
+#![allow(unsafe_code)] // A C library can be called in no other way. This module is the whole of it.
+
+mod changes;
 
 mod features;
 
@@ -122,6 +124,28 @@ functions! {
     libxl_domain_restore_params_from_json: fn(Context, Object, *const c_char) -> c_int;
     libxl_domain_restore_params_dispose: fn(Object);
     libxl_domain_create_restore: fn(Context, Object, *mut u32, c_int, c_int, Object, Asynchronous, *const c_void) -> c_int;
+    libxl_bitmap_init: fn(Object);
+    libxl_bitmap_alloc: fn(Context, Object, c_int) -> c_int;
+    libxl_bitmap_set: fn(Object, c_int);
+    libxl_bitmap_dispose: fn(Object);
+    libxl_set_vcpuonline: fn(Context, u32, Object, Asynchronous) -> c_int;
+    libxl_set_memory_target: fn(Context, u32, i64, c_int, c_int) -> c_int;
+    libxl_domain_sched_params_init: fn(Object);
+    libxl_domain_sched_params_from_json: fn(Context, Object, *const c_char) -> c_int;
+    libxl_domain_sched_params_to_json: fn(Context, Object) -> *mut c_char;
+    libxl_domain_sched_params_dispose: fn(Object);
+    libxl_domain_sched_params_get: fn(Context, u32, Object) -> c_int;
+    libxl_domain_sched_params_set: fn(Context, u32, Object) -> c_int;
+    libxl_device_disk_init: fn(Object);
+    libxl_device_disk_from_json: fn(Context, Object, *const c_char) -> c_int;
+    libxl_device_disk_dispose: fn(Object);
+    libxl_device_disk_add: fn(Context, u32, Object, Asynchronous) -> c_int;
+    libxl_device_disk_safe_remove: fn(Context, u32, Object, Asynchronous) -> c_int;
+    libxl_device_nic_init: fn(Object);
+    libxl_device_nic_from_json: fn(Context, Object, *const c_char) -> c_int;
+    libxl_device_nic_dispose: fn(Object);
+    libxl_device_nic_add: fn(Context, u32, Object, Asynchronous) -> c_int;
+    libxl_device_nic_remove: fn(Context, u32, Object, Asynchronous) -> c_int;
 }
 
 unsafe extern "C" {
