@@ -15,6 +15,7 @@ pub(super) fn host(name: &str) -> HostView {
     HostView {
         name: name.to_owned(),
         labels: labels(&[("zone", "a")]),
+        maintenance: false,
         ready: true,
         schedulable: true,
         memory_allocatable: 64 * GIB,
@@ -43,6 +44,7 @@ pub(super) fn guest(name: &str) -> Request {
         networks: vec![network("prod", "lan", &[])],
         disks: vec![new_disk("fast", "ssd", 10 * GIB)],
         moves: false,
+        avoid: None,
     }
 }
 
@@ -106,6 +108,8 @@ fn a_guest_goes_to_a_host_that_fits() {
 fn each_filter_excludes_and_says_why() {
     type Change = fn(&mut HostView, &mut Request);
     let cases: &[(&str, Change)] = &[
+        ("in maintenance", |host, _| host.maintenance = true),
+        ("in maintenance", |host, _| (host.maintenance, host.ready, host.schedulable) = (true, false, false)),
         ("not ready", |host, _| host.ready = false),
         ("not schedulable", |host, _| host.schedulable = false),
         ("host selector does not match", |_, guest| guest.selector = selector(&[("zone", "b")])),
@@ -267,6 +271,16 @@ fn the_score_sees_what_earlier_requests_took() {
     };
     let second = Request { memory: MIB, vcpus: 10, selector: HostSelector::default(), ..guest("b") };
     assert_eq!(hosts_of(&place(&snapshot(vec![one, two]), &[first, second])), ["xen-1", "xen-1"]);
+}
+
+#[test]
+fn a_host_that_is_to_be_avoided_is_taken_only_if_no_other_fits() {
+    let mut used = host("xen-2");
+    used.memory_used = 32 * GIB;
+    let pool = snapshot(vec![host("xen-1"), used]);
+    let wary = Request { avoid: Some("xen-1".to_owned()), ..guest("web") };
+    assert_eq!(message(&pool, wary.clone()), "placed on xen-2");
+    assert_eq!(message(&snapshot(vec![host("xen-1")]), wary), "placed on xen-1");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use super::{
     status::{self, Report, Synchronized},
 };
 use crate::{
+    evacuation,
     scheduler::Answer,
     view::{has_finalizer, is_deleting, uid},
 };
@@ -13,10 +14,13 @@ use kubexen_crds::{
     Domain,
     domain::{DomainPowerState, Machine},
     names::RESTART_REQUESTED_AT,
-    virtual_machine::{Lifecycle, PowerState},
+    virtual_machine::{Lifecycle, Phase, PowerState},
 };
 use kubexen_runtime::Key;
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+/// How long a move may take before the machine says that it is on its way.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// What is to be done about a machine, and what is to be said of it then.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,6 +31,8 @@ pub(crate) struct Plan {
     pub(crate) report: Option<Report>,
     /// Whether the machine keeps its place at the scheduler.
     pub(crate) waits_for_host: bool,
+    /// When to look again even if nothing changes.
+    pub(crate) again: Option<Duration>,
 }
 
 /// One thing to do.
@@ -126,7 +132,7 @@ fn stop(observed: &Observed, why: &str) -> Plan {
     let all = observed.domains.iter().chain(&observed.empty_domains);
     let actions = all.clone().filter(|domain| !is_deleting(&***domain)).map(deletion).collect();
     let report = all.clone().next().map(|domain| status::stopping(domain, observed.host_ready, why));
-    Plan { actions, report, waits_for_host: false }
+    Plan { actions, report, ..Plan::default() }
 }
 
 fn deletion(domain: &Arc<Domain>) -> Action {
@@ -187,11 +193,16 @@ fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
         Err(problem) => Err(problem),
     };
     let restart = restart_requested(machine).filter(|at| domain.spec.restart_requested.as_ref() != Some(at));
+    // A guest that is off does not keep its host from being worked on, so it must not start there.
+    let starts_elsewhere = observed.host_in_maintenance && evacuation::is_off(domain);
     let restart_in_place = match (&restart, &changes) {
         (None, _) => None,
-        (Some(at), Ok(changes)) if changes.is_empty() => Some(at.clone()),
-        (Some(_), Ok(_)) => {
-            let why = "the machine restarts with its changed spec";
+        (Some(at), Ok(changes)) if changes.is_empty() && !starts_elsewhere => Some(at.clone()),
+        (Some(_), Ok(changes)) => {
+            let why = match changes.is_empty() {
+                true => "its host is in maintenance: the machine restarts on another",
+                false => "the machine restarts with its changed spec",
+            };
             return Plan {
                 actions: vec![deletion(domain)],
                 ..Plan::say(status::stopping(domain, observed.host_ready, why))
@@ -214,12 +225,21 @@ fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
         Ok(changes) => Synchronized::RestartRequired(changes),
         Err(problem) => Synchronized::Unresolved(problem.clone()),
     };
-    Plan::say(status::of_domain(
-        domain,
-        host_of(domain).unwrap_or_default(),
-        observed.host_ready,
-        &synchronized,
-    ))
+    let report =
+        status::of_domain(domain, host_of(domain).unwrap_or_default(), observed.host_ready, &synchronized);
+    match quiet_for(observed, &report) {
+        Some(left) => Plan { again: Some(left), ..Plan::default() },
+        None => Plan::say(report),
+    }
+}
+
+/// For how long it is not worth a write yet that a running guest is on its way to another host.
+fn quiet_for(observed: &Observed, report: &Report) -> Option<Duration> {
+    let status = observed.machine.status.as_ref()?;
+    let left = QUIET.saturating_sub(observed.leaving_for?);
+    let said_to_run = status.phase == Some(Phase::Running)
+        && status.observed_generation == observed.machine.metadata.generation;
+    (said_to_run && report.phase == Phase::Migrating && !left.is_zero()).then_some(left)
 }
 
 /// The value of the restart annotation.

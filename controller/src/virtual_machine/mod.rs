@@ -59,8 +59,9 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
         if !plan.waits_for_host {
             context.scheduler.forget(key);
         }
+        let again = plan.again;
         match apply::apply(context, &observed, plan).await? {
-            Applied::Nothing => return Ok(Outcome::Settled),
+            Applied::Nothing => return Ok(again.map_or(Outcome::Settled, Outcome::Again)),
             Applied::Something => {}
             Applied::Behind => return Ok(Outcome::Again(LATER)),
         }

@@ -7,6 +7,7 @@ mod crashes;
 mod fixpoint;
 mod guests;
 mod life;
+mod maintenance;
 mod migrations;
 mod needs;
 mod outages;
