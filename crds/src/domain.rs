@@ -4,6 +4,7 @@ use crate::{
     boot::Boot,
     condition::conditions_schema,
     domain_migration::{DomainMigration, DomainMigrationStatus},
+    guest::GuestStatus,
     quantity::ByteQuantity,
     virtual_machine::Lifecycle,
 };
@@ -127,12 +128,27 @@ pub struct DomainDisk {
     /// Name of the disk within its machine.
     #[schemars(length(min = 1, max = 32))]
     pub name: String,
-    /// Name of the Volume in the same namespace.
+    /// Name of the Volume: in the same namespace, or in that of another host if `shared` is set.
     #[schemars(length(min = 1, max = 253))]
     pub volume: String,
+    /// Where the data is, for a disk on storage that several hosts reach. Default: where the Volume says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<SharedDisk>,
     /// Whether the guest may only read the disk. Default: false.
     #[serde(default)]
     pub read_only: bool,
+}
+
+/// A disk on storage that several hosts reach.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SharedDisk {
+    /// Name of the storage location in the agent's configuration.
+    #[schemars(length(min = 1, max = 63))]
+    pub location: String,
+    /// UID of the VirtualDisk, which names the data.
+    #[schemars(length(equal = 36), regex(pattern = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))]
+    pub uid: String,
 }
 
 /// An interface of a domain.
@@ -184,6 +200,9 @@ pub struct DomainStatus {
     /// How and when the guest stopped by itself last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_stop: Option<Stop>,
+    /// What the guest says of itself while it is here; none if it has no agent that Xen's tools know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestStatus>,
     /// What came of the domain's part in a migration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<DomainMigrationStatus>,

@@ -19,7 +19,6 @@ use serde::{Deserialize, Serialize};
     derive = "PartialEq",
     cel,
     printcolumn(name = "Type", type_ = "string", json_path = ".spec.type"),
-    printcolumn(name = "Location", type_ = "string", json_path = ".spec.directory.location"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Hosts", type_ = "integer", json_path = ".status.attachedHosts"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -31,15 +30,22 @@ use serde::{Deserialize, Serialize};
 #[x_kube(validation = Rule::new("(self.type == 'Directory') == has(self.directory)")
     .message("`directory` must be set when, and only when, `type` is \"Directory\"")
     .field_path(".directory"))]
+#[x_kube(validation = Rule::new("(self.type == 'LVM') == has(self.lvm)")
+    .message("`lvm` must be set when, and only when, `type` is \"LVM\"")
+    .field_path(".lvm"))]
 pub struct StorageRepositorySpec {
-    /// Kind of storage. `Directory`: raw sparse files in a directory of each host, described by `directory`. Cannot be
-    /// changed.
+    /// Kind of storage. `Directory`: raw sparse files in a directory of each host, described by `directory`. `LVM`: a
+    /// volume group that several hosts reach, described by `lvm`. Cannot be changed.
     #[serde(rename = "type")]
     #[x_kube(validation = Rule::new("self == oldSelf").message("`type` must not change"))]
     pub type_: RepositoryType,
     /// A directory on each host; its disks are local to the host. Set when `type` is Directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directory: Option<Directory>,
+    /// A volume group that several hosts reach; a machine with its disks there can move between these hosts. Set when
+    /// `type` is LVM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lvm: Option<Lvm>,
     /// Labels that a host must carry to attach the repository. Default: every host that has the location.
     #[serde(default)]
     pub host_selector: HostSelector,
@@ -50,6 +56,9 @@ pub struct StorageRepositorySpec {
 pub enum RepositoryType {
     /// Raw sparse files in a directory of each host.
     Directory,
+    /// A volume group that several hosts reach.
+    #[serde(rename = "LVM")]
+    Lvm,
 }
 
 /// Raw sparse files in a directory of each host.
@@ -57,6 +66,17 @@ pub enum RepositoryType {
 #[serde(rename_all = "camelCase")]
 pub struct Directory {
     /// Name of a storage location in the agents' configuration, at most 63 characters. Cannot be changed.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("`location` must not change: the disks are there"))]
+    pub location: String,
+}
+
+/// A volume group that several hosts reach.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Lvm {
+    /// Name of a storage location of type LVM in the agents' configuration, at most 63 characters. On every host it must
+    /// be the same volume group. Cannot be changed.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("`location` must not change: the disks are there"))]
     pub location: String,
@@ -79,7 +99,8 @@ pub struct StorageRepositoryStatus {
     #[schemars(length(max = 16), inner(length(max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub missing_hosts: Vec<String>,
-    /// `Ready`: at least one host has it, and none that should have it lacks it.
+    /// `Ready`: at least one host has it, none that should have it lacks it, and all that have it see the same storage
+    /// if it is shared.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,

@@ -6,8 +6,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A disk that a virtual machine can use. In a repository that is local to each host, the disk is made on the host
-/// where its first virtual machine is placed, and binds the machine to that host from then on.
+/// A disk that a virtual machine can use. It is made on the host where its first virtual machine is placed. In a
+/// repository that is local to each host that binds the machine to the host; in a shared one it does not.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "kubexen.io",
@@ -97,11 +97,18 @@ pub struct VirtualDiskStatus {
     /// State in one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// The Host that holds the disk, once one does. It never changes.
+    /// The Host that holds the disk, once one does; for a disk on shared storage the Host that looks after it. It never
+    /// changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("`host` must not change: the data is there"))]
     pub host: Option<String>,
+    /// The shared storage that holds the disk, once it does: `status.locations[].id` of the hosts that reach it. It never
+    /// changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("`storage` must not change: the data is there"))]
+    pub storage: Option<String>,
     /// Size in bytes that the disk really has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<ByteQuantity>,

@@ -3,6 +3,7 @@
 use crate::{
     boot::Boot,
     condition::conditions_schema,
+    guest::GuestStatus,
     quantity::{ByteQuantity, HostSelector, TimeSpan},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "CPUs", type_ = "integer", json_path = ".spec.cpu.count"),
     printcolumn(name = "Memory", type_ = "string", json_path = ".spec.memory.size"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Address", type_ = "string", json_path = ".status.guest.interfaces[0].addresses[0]", priority = "1"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason", priority = "1"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message", priority = "1"),
     validation = Rule::new("self.metadata.name.size() <= 63")
@@ -315,6 +317,9 @@ pub struct VirtualMachineStatus {
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub interfaces: Vec<InterfaceStatus>,
+    /// What the guest says of itself while it is on; none if it has no agent that Xen's tools know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestStatus>,
     /// `Ready`: what the spec asks for is so. `Scheduled`: a host was found. `Synchronized`: the guest runs with
     /// the spec as it stands; False with reason RestartRequired when a change waits for a restart. `Stalled`:
     /// nothing goes on until somebody changes something.

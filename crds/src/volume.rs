@@ -46,6 +46,11 @@ pub struct VolumeSpec {
     #[schemars(length(min = 1, max = 63))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("`location` must not change"))]
     pub location: String,
+    /// Whether domains of other hosts may use the data too; this host alone makes, grows and deletes it. Cannot be
+    /// changed. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("`shared` must not change"))]
+    pub shared: bool,
     /// Size in bytes. It only grows.
     #[x_kube(validation = Rule::new("!isQuantity(self) || quantity(self).compareTo(quantity(oldSelf)) >= 0")
         .message("`size` must not become smaller: data would be lost"))]

@@ -325,7 +325,24 @@ fn a_storage_repository_is_held_to_its_rules() {
                 &[("/spec/directory", Value::Null)],
                 "`directory` must be set when, and only when, `type` is \"Directory\"",
             ),
+            (
+                &[("/spec/lvm", json!({"location": "san"}))],
+                "`lvm` must be set when, and only when, `type` is \"LVM\"",
+            ),
+            (
+                &[("/spec/type", json!("LVM")), ("/spec/directory", Value::Null)],
+                "`lvm` must be set when, and only when, `type` is \"LVM\"",
+            ),
         ],
+    );
+    let shared = json!({
+        "apiVersion": "kubexen.io/v1alpha1", "kind": "StorageRepository", "metadata": {"name": "san"},
+        "spec": {"type": "LVM", "lvm": {"location": "san"}},
+    });
+    accepts::<StorageRepository>(&shared, &[&[]]);
+    refuses_update::<StorageRepository>(
+        &shared,
+        &[(&[("/spec/lvm/location", json!("fast"))], "`location` must not change: the disks are there")],
     );
     refuses_update::<StorageRepository>(
         &sample,

@@ -12,10 +12,10 @@
 
 use crate::{
     config::Catalogue,
-    domain::{Domains, Shutdowns},
+    domain::{Domains, Guests, Shutdowns},
     host::{self, Publisher},
-    hypervisor::{DomainInfo, Hypervisor, HypervisorError},
-    metrics::Metrics,
+    hypervisor::{DomainInfo, DomainUsage, Hypervisor, HypervisorError},
+    metrics::{GuestSample, Metrics},
     migration::{self, Sessions, link::MigrationNetwork},
     mirrors::Mirrors,
     network::HostNetwork,
@@ -25,7 +25,11 @@ use kube::{Api, Client, ResourceExt, runtime::watcher};
 use kubexen_crds::{Domain, names::host_namespace};
 use kubexen_ownership::{BootId, HostBoot, HostName, InvalidName, OwnershipStore};
 use kubexen_runtime::{Clock, Key, Outcome, WorkQueue, events};
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::Notify,
     time::{MissedTickBehavior, interval, sleep},
@@ -37,6 +41,8 @@ use uuid::Uuid;
 const CONCURRENCY: usize = 8;
 /// How often everything is looked at even if nothing was told.
 const FULL_LOOK: Duration = Duration::from_secs(30);
+/// How often guests are read and measured.
+const GUESTS_LOOK: Duration = Duration::from_secs(10);
 /// How often ownership without a domain is looked for.
 const STRAYS_LOOK: Duration = Duration::from_secs(300);
 /// How long changes are collected before the host's facts are gathered anew.
@@ -127,6 +133,7 @@ async fn run_inside(
         clock: Arc::clone(&world.clock),
         events,
         shutdowns: Shutdowns::default(),
+        guests: Guests::default(),
         starts: tokio::sync::RwLock::default(),
         migrations: Arc::clone(&world.migrations),
         sessions: Sessions::default(),
@@ -148,6 +155,7 @@ async fn run_inside(
         work(&domains, &queue, &metrics),
         follow_hypervisor(&domains, &queue, &facts_changed),
         look_at_everything(&mirrors, &queue),
+        look_at_guests(&domains, &queue, &facts_changed, &metrics),
         give_back_strays(&domains),
         domains.sessions.run(|guest| queue_domains(&mirrors, &queue, &[guest], &facts_changed)),
         migration::receive_connections(&*world.migrations, &domains.sessions),
@@ -273,6 +281,50 @@ async fn look_at_everything(mirrors: &Mirrors, queue: &WorkQueue<Task>) {
         ticks.tick().await;
         mirrors.domains.keys().into_iter().for_each(|key| queue.add(Task::Domain(key)));
         mirrors.volumes.keys().into_iter().for_each(|key| queue.add(Task::Volume(key)));
+    }
+}
+
+/// Measures the guests from time to time and reads what they say, and queues those that say something new.
+async fn look_at_guests(
+    domains: &Domains,
+    queue: &WorkQueue<Task>,
+    facts_changed: &Notify,
+    metrics: &Metrics,
+) {
+    domains.mirrors.domains.synced().await;
+    let host = domains.me.host.as_str();
+    let mut ticks = interval(GUESTS_LOOK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let mut known: BTreeMap<Uuid, Arc<Domain>> = BTreeMap::new();
+        for domain in domains.mirrors.domains.list() {
+            if let Ok(uuid) = Uuid::parse_str(&domain.spec.virtual_machine.uid) {
+                known.insert(uuid, domain);
+            }
+        }
+        let usage = match domains.hypervisor.usage().await {
+            Ok(usage) => usage,
+            Err(error) => {
+                warn!(%error, "guests could not be measured");
+                continue;
+            }
+        };
+        let usage: Vec<_> = usage.into_iter().filter(|domain| known.contains_key(&domain.uuid)).collect();
+        let sample = |usage: &DomainUsage| {
+            let machine = &known.get(&usage.uuid)?.spec.virtual_machine;
+            Some(GuestSample {
+                namespace: machine.namespace.clone(),
+                name: machine.name.clone(),
+                usage: *usage,
+            })
+        };
+        metrics.guests(host, usage.iter().filter_map(sample).collect());
+        let says = |domain: &Domain| domain.status.as_ref().is_some_and(|status| status.guest.is_some());
+        let published: BTreeSet<Uuid> =
+            known.iter().filter(|(_, domain)| says(domain)).map(|(uuid, _)| *uuid).collect();
+        let different = domains.guests.read(&*domains.hypervisor, &usage, &published).await;
+        queue_domains(&domains.mirrors, queue, &different, facts_changed);
     }
 }
 

@@ -3,6 +3,7 @@
 //! A store passes when [`run`] returns `Ok`; it panics at the first promise that is broken. The checks use virtual
 //! machines of their own, so other records may be in the store.
 
+mod disks;
 mod hand_over;
 
 use std::sync::Arc;
@@ -61,6 +62,7 @@ pub async fn run(subject: &dyn Subject) -> Result<(), StoreError> {
     of_concurrent_starters_one_wins(subject).await?;
     a_release_and_a_start_at_once_leave_one_owner_at_most(subject).await?;
     hand_over::run(subject).await?;
+    disks::run(subject).await?;
     an_unreadable_record_is_no_owner_and_not_absent(subject).await?;
     Ok(())
 }

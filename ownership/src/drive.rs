@@ -40,7 +40,7 @@ const RESOLVE_ATTEMPTS: u32 = 5;
 const RESOLVE_PAUSE: Duration = Duration::from_millis(100);
 /// How many transactions may be refused because the record changed. Each refusal means that somebody else's
 /// transaction took effect, so even the second is rare.
-const MAX_REFUSALS: u32 = 8;
+pub(crate) const MAX_REFUSALS: u32 = 8;
 
 /// The owner that the value of `key` names.
 pub(crate) fn owner_in(key: Key, entry: Option<&Entry>) -> Result<Option<Owner>, StoreError> {
@@ -108,7 +108,7 @@ pub(crate) async fn run<B: Backend, V: Verb + Sync>(backend: &B, verb: &V) -> Re
                     entry = found.remove(&key);
                     continue;
                 }
-                StoreError::Contended { verb: verb.name(), vm: verb.vm() }
+                StoreError::Contended { verb: verb.name(), key }
             }
             Err(RequestError::NoAnswer(source)) => {
                 entry = resolving.after(verb, source, backend, key).await?;
@@ -122,7 +122,7 @@ pub(crate) async fn run<B: Backend, V: Verb + Sync>(backend: &B, verb: &V) -> Re
 }
 
 fn unknown<V: Verb>(verb: &V, source: Cause) -> StoreError {
-    StoreError::Unknown { verb: verb.name(), vm: verb.vm(), source }
+    StoreError::Unknown { verb: verb.name(), key: Key::Owner(verb.vm()), source }
 }
 
 /// The search for the result of a transaction whose answer was lost.

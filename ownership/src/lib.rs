@@ -18,9 +18,13 @@
 //! model of etcd, with faults to inject, for simulation and tests. Both pass one conformance script (feature
 //! `conformance`).
 //!
+//! A disk that several hosts reach has a record too, at `/kubexen/disks/<disk-uid>`: the virtual machine that
+//! [`claim`](OwnershipStore::claim_disk)ed it, which has it as long as that machine has an owner.
+//!
 //! [`lock`] is for what several hosts may do, though one at a time: locks on leases, each holding with a revision that
 //! only grows.
 
+mod disk;
 mod drive;
 mod etcd;
 pub mod lock;
@@ -33,8 +37,9 @@ mod store;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 
+pub use disk::DiskUid;
 pub use etcd::{EtcdConfig, EtcdStore, TlsFiles};
 pub use memory::MemoryStore;
 pub use names::{BootId, HostBoot, HostName, InvalidName, Owner, Phase, Token, VmUid};
 pub use record::{Entry, Key};
-pub use store::{Abort, Cause, Commit, OwnershipStore, Release, Start, StoreError};
+pub use store::{Abort, Cause, ClaimDisk, Commit, OwnershipStore, Release, RetireDisk, Start, StoreError};

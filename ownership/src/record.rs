@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::DiskUid;
 use crate::names::{BootId, HostBoot, HostName, Owner, Phase, Token, VmUid};
 
 /// The folder of all owner keys.
@@ -14,12 +15,26 @@ pub(crate) const OWNERS: &str = "/kubexen/owners/";
 pub enum Key {
     /// `/kubexen/owners/<vm-uid>`: who may run this virtual machine. Persistent, never attached to a lease.
     Owner(VmUid),
+    /// `/kubexen/disks/<disk-uid>`: which virtual machine has this shared disk. Persistent.
+    Disk(DiskUid),
+}
+
+impl Key {
+    /// What the record is about, for people.
+    #[must_use]
+    pub fn subject(&self) -> String {
+        match self {
+            Self::Owner(vm) => format!("virtual machine {vm}"),
+            Self::Disk(disk) => format!("disk {disk}"),
+        }
+    }
 }
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Owner(vm) => write!(f, "{OWNERS}{vm}"),
+            Self::Disk(disk) => write!(f, "/kubexen/disks/{disk}"),
         }
     }
 }

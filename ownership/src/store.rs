@@ -5,6 +5,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 
+use crate::disk::DiskUid;
 use crate::names::{HostBoot, Owner, Token, VmUid};
 use crate::record::Key;
 
@@ -50,7 +51,29 @@ pub enum Abort {
     Refused(Option<Owner>),
 }
 
-/// Who may run each virtual machine of the pool.
+/// The answer to [`OwnershipStore::claim_disk`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimDisk {
+    /// The disk is the virtual machine's, as long as that has an owner.
+    Claimed,
+    /// Another virtual machine, which has an owner, has the disk.
+    HeldBy(VmUid),
+    /// The disk was retired: its data is being deleted.
+    Retired,
+    /// The claimer does not own the virtual machine under this token.
+    NotOwner,
+}
+
+/// The answer to [`OwnershipStore::retire_disk`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetireDisk {
+    /// No claim of the disk succeeds any more.
+    Retired,
+    /// This virtual machine, which has an owner, has the disk.
+    HeldBy(VmUid),
+}
+
+/// Who may run each virtual machine of the pool, and which of them has each shared disk.
 ///
 /// Every method is linearizable: its answer is true of a moment between the call and the answer, whichever clients
 /// call at the same time. Every method ends within a bound that the store states. Dropping a call before its answer
@@ -126,6 +149,37 @@ pub trait OwnershipStore: Send + Sync + fmt::Debug {
     /// [`StoreError::Unknown`] when it may or may not have been kept; the domain must not be resumed. Else
     /// [`StoreError`].
     async fn abort(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Abort, StoreError>;
+
+    /// Gives a shared disk to `vm`, which the caller owns under `token`.
+    ///
+    /// To be called before the disk is attached, and obeyed. It need not be given back when the domain ends: the claim ends
+    /// with the ownership of `vm`, whoever has that by then.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when `vm` may or may not have the disk now. Else [`StoreError`].
+    async fn claim_disk(&self, disk: DiskUid, vm: VmUid, token: Token) -> Result<ClaimDisk, StoreError>;
+
+    /// Ends the claim of `vm` to a shared disk, while `vm` runs on without it. Does nothing if `vm` does not have it.
+    ///
+    /// To be called only after the disk is detached.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn release_disk(&self, disk: DiskUid, vm: VmUid) -> Result<(), StoreError>;
+
+    /// Takes a shared disk out of use, unless a virtual machine that has an owner has it.
+    ///
+    /// To be called before the data of the disk is deleted, and obeyed.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when it may or may not be retired now. Else [`StoreError`].
+    async fn retire_disk(&self, disk: DiskUid) -> Result<RetireDisk, StoreError>;
+
+    /// Removes the record of a retired disk, once its data is gone. Does nothing for any other disk.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn forget_disk(&self, disk: DiskUid) -> Result<(), StoreError>;
 }
 
 /// What lies beneath a failure, for logs.
@@ -142,12 +196,12 @@ pub enum StoreError {
         source: Cause,
     },
     /// A write was sent, and whether it took effect could not be learnt. Assume neither; ask again later.
-    #[error("whether {verb} took effect for virtual machine {vm} is not known")]
+    #[error("whether {verb} took effect for {} is not known", key.subject())]
     Unknown {
         /// What was asked for.
         verb: &'static str,
-        /// For which virtual machine.
-        vm: VmUid,
+        /// For whom.
+        key: Key,
         /// The failure of the last attempt to learn it.
         #[source]
         source: Cause,
@@ -161,12 +215,12 @@ pub enum StoreError {
         reason: String,
     },
     /// The record changed under every attempt. Nothing changed by this call; try again.
-    #[error("{verb} lost the race for virtual machine {vm} too often")]
+    #[error("{verb} lost the race for {} too often", key.subject())]
     Contended {
         /// What was asked for.
         verb: &'static str,
-        /// For which virtual machine.
-        vm: VmUid,
+        /// For whom.
+        key: Key,
     },
     /// The store refused the request for good, by its access rules or as malformed. Nothing changed.
     #[error("the ownership store refused the request")]

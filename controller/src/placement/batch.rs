@@ -108,8 +108,13 @@ impl<'a> Batch<'a> {
                 DiskNeed::On { disk, host } => {
                     require(Condition::Host(host), &|| Reason::DiskElsewhere(disk.clone()));
                 }
-                DiskNeed::New { repository, location, size: _, selector } => {
-                    require(Condition::Location(location, Selector(selector)), &|| {
+                DiskNeed::Shared { repository, location, storage, selector } => {
+                    require(Condition::Storage(location, storage, Selector(selector)), &|| {
+                        Reason::RepositoryNotAttached(repository.clone())
+                    });
+                }
+                DiskNeed::New { repository, location, shared, size: _, selector } => {
+                    require(Condition::Location(location, *shared, Selector(selector)), &|| {
                         Reason::RepositoryNotAttached(repository.clone())
                     });
                 }
@@ -126,7 +131,7 @@ impl<'a> Batch<'a> {
     fn filter_room(&mut self, request: &'a Request, rejections: &mut Rejections) {
         let mut asked: BTreeMap<&str, u64> = BTreeMap::new();
         for disk in &request.disks {
-            let DiskNeed::New { repository, location, size, selector: _ } = disk else { continue };
+            let DiskNeed::New { repository, location, size, .. } = disk else { continue };
             let asked = asked.entry(location).or_default();
             *asked = asked.saturating_add(*size);
             let room = room_in(&mut self.room, self.conditions.hosts(), location);
@@ -158,11 +163,28 @@ impl<'a> Batch<'a> {
             *self.groups.entry(group).or_default().entry(host).or_default() += 1;
         }
         for disk in &request.disks {
-            if let DiskNeed::New { repository: _, location, size, selector: _ } = disk {
-                room_in(&mut self.room, self.conditions.hosts(), location)[host] -= size;
+            if let DiskNeed::New { location, size, .. } = disk {
+                let hosts = self.conditions.hosts();
+                let left = room_in(&mut self.room, hosts, location);
+                match storage(hosts[host], location) {
+                    None => left[host] -= size,
+                    shared @ Some(_) => {
+                        let reaches =
+                            |(position, _): &(usize, _)| storage(hosts[*position], location) == shared;
+                        left.iter_mut()
+                            .enumerate()
+                            .filter(reaches)
+                            .for_each(|(_, left)| *left = left.saturating_sub(*size));
+                    }
+                }
             }
         }
     }
+}
+
+/// The shared storage behind a location of a host.
+fn storage<'a>(host: &'a HostView, location: &str) -> Option<&'a str> {
+    host.locations.get(location)?.storage.as_deref()
 }
 
 /// Bytes left in a location by host; none where it is not.

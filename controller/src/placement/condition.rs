@@ -1,6 +1,6 @@
 //! What a host must be or have, whatever is used of it: filters 1 to 7.
 
-use super::{HostView, host_set::HostSet};
+use super::{HostView, Room, host_set::HostSet};
 use kubexen_crds::{BootType, quantity::HostSelector};
 use std::{cmp::Ordering, collections::BTreeMap};
 
@@ -23,8 +23,10 @@ pub(super) enum Condition<'a> {
     Kernel(&'a str),
     /// It is this host.
     Host(&'a str),
-    /// The storage location is there, on a host that the repository is for.
-    Location(&'a str, Selector<'a>),
+    /// The storage location is there, shared or not, on a host that the repository is for.
+    Location(&'a str, bool, Selector<'a>),
+    /// The storage location is there, and this shared storage stands behind it, on a host that the repository is for.
+    Storage(&'a str, &'a str, Selector<'a>),
     /// The uplink is there, on a host that the network is for.
     Uplink(&'a str, Selector<'a>),
 }
@@ -40,8 +42,13 @@ impl Condition<'_> {
             Self::Receives(mode) => host.receives.contains(&mode),
             Self::Kernel(kernel) => host.kernels.contains(kernel),
             Self::Host(name) => host.name == name,
-            Self::Location(location, selector) => {
-                host.locations.contains_key(location) && selector.0.matches(&host.labels)
+            Self::Location(location, shared, selector) => {
+                let is_such = |room: &Room| room.storage.is_some() == shared;
+                host.locations.get(location).is_some_and(is_such) && selector.0.matches(&host.labels)
+            }
+            Self::Storage(location, storage, selector) => {
+                let is_it = |room: &Room| room.storage.as_deref() == Some(storage);
+                host.locations.get(location).is_some_and(is_it) && selector.0.matches(&host.labels)
             }
             Self::Uplink(uplink, selector) => {
                 host.uplinks.contains(uplink) && selector.0.matches(&host.labels)

@@ -20,7 +20,8 @@
 //!    guest addresses, `hap` or `shadow`, because Xen refuses such a domain when it has neither; a guest that is to come
 //!    while it runs needs a host that receives such guests
 //! 6. its catalogue has the kernel
-//! 7. disk by disk: the host is where the disk is, or has the repository attached that the disk will be made in
+//! 7. disk by disk: the host is where the disk is, or reaches the shared storage that it is on, or has the repository
+//!    attached that the disk will be made in
 //! 8. network by network: it is attached
 //! 9. required anti-affinity: no guest of the group is here
 //! 10. disk by disk: the location has room, the request's earlier disks there included
@@ -127,12 +128,14 @@ pub struct HostView {
 }
 
 /// Room in a storage location, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Room {
     /// What disks there may have in sum.
     pub capacity: u64,
-    /// What they have.
+    /// What they have, those included that other hosts have made in the same shared storage.
     pub used: u64,
+    /// What the storage is called, if several hosts reach it.
+    pub storage: Option<String>,
 }
 
 /// A guest to place.
@@ -183,12 +186,25 @@ pub enum DiskNeed {
         /// The host.
         host: String,
     },
+    /// The disk exists on storage that several hosts reach.
+    Shared {
+        /// Name of the StorageRepository, for the message.
+        repository: String,
+        /// Location that the host must have.
+        location: String,
+        /// What the storage there must be called.
+        storage: String,
+        /// Hosts that the StorageRepository is for.
+        selector: HostSelector,
+    },
     /// The disk is to be made where the guest goes.
     New {
         /// Name of the StorageRepository, for the message.
         repository: String,
         /// Location that the host must have.
         location: String,
+        /// Whether that must be storage that several hosts reach; it must not otherwise.
+        shared: bool,
         /// Size in bytes.
         size: u64,
         /// Hosts that the StorageRepository is for.

@@ -14,7 +14,7 @@ fn any_host() -> impl Strategy<Value = HostView> {
     (
         (prop::bool::weighted(0.9), prop::bool::weighted(0.9), select(vec!["a", "b"])),
         (0..=8_u64, 0..=4_u64, 0..=4_u32, 0..=6_u32),
-        option::weighted(0.9, (0..=40_u64, 0..=10_u64)),
+        option::weighted(0.9, (0..=40_u64, 0..=10_u64, option::of(select(vec!["san-1", "san-2"])))),
         (prop::bool::weighted(0.9), prop::bool::weighted(0.9), prop::bool::weighted(0.8)),
         option::of((select(vec!["shop/web", "shop/db"]), 0..=2_u32)),
     )
@@ -25,7 +25,11 @@ fn any_host() -> impl Strategy<Value = HostView> {
             (view.memory_allocatable, view.memory_used) = (memory * GIB, used * GIB);
             (view.cpus, view.vcpus_used) = (cpus, vcpus);
             view.locations = room
-                .map(|(capacity, used)| Room { capacity: capacity * GIB, used: used * GIB })
+                .map(|(capacity, used, storage)| Room {
+                    capacity: capacity * GIB,
+                    used: used * GIB,
+                    storage: storage.map(str::to_owned),
+                })
                 .map(|room| ("ssd".to_owned(), room))
                 .into_iter()
                 .collect();
@@ -56,8 +60,15 @@ fn any_policy() -> impl Strategy<Value = PlacementPolicy> {
 fn any_disk() -> impl Strategy<Value = DiskNeed> {
     prop_oneof![
         1 => (0..8_u8).prop_map(|host| DiskNeed::On { disk: "root".to_owned(), host: format!("xen-{host}") }),
-        4 => (select(vec!["fast", "slow"]), 0..=12_u64)
-            .prop_map(|(repository, size)| new_disk(repository, "ssd", size * GIB)),
+        1 => select(vec!["san-1", "san-2"]).prop_map(|storage| DiskNeed::Shared {
+            repository: "san".to_owned(),
+            location: "ssd".to_owned(),
+            storage: storage.to_owned(),
+            selector: HostSelector::default(),
+        }),
+        4 => (select(vec!["fast", "slow"]), prop::bool::ANY, 0..=12_u64).prop_map(|(repository, shared, size)| {
+            new_disk(repository, "ssd", shared, size * GIB)
+        }),
     ]
 }
 
@@ -110,10 +121,17 @@ fn refusal(host: &HostView, guest: &Request, overcommit: u64) -> Option<Reason> 
             DiskNeed::On { disk, host: place } if *place != host.name => {
                 return Some(Reason::DiskElsewhere(disk.clone()));
             }
-            DiskNeed::New { repository, location, .. } if !host.locations.contains_key(location) => {
+            DiskNeed::Shared { repository, location, storage, .. }
+                if host.locations.get(location).and_then(|room| room.storage.as_ref()) != Some(storage) =>
+            {
                 return Some(Reason::RepositoryNotAttached(repository.clone()));
             }
-            DiskNeed::On { .. } | DiskNeed::New { .. } => {}
+            DiskNeed::New { repository, location, shared, .. }
+                if host.locations.get(location).map(|room| room.storage.is_some()) != Some(*shared) =>
+            {
+                return Some(Reason::RepositoryNotAttached(repository.clone()));
+            }
+            DiskNeed::On { .. } | DiskNeed::Shared { .. } | DiskNeed::New { .. } => {}
         }
     }
     if let Some(need) = guest.networks.iter().find(|need| !host.uplinks.contains(&need.uplink)) {
@@ -147,15 +165,23 @@ fn refusal(host: &HostView, guest: &Request, overcommit: u64) -> Option<Reason> 
     }
 }
 
-/// Writes a guest into the accounts of its host.
-fn take(host: &mut HostView, guest: &Request) {
-    host.memory_used += memory_with_overhead(guest.memory, guest.vcpus, guest.boot);
-    host.vcpus_used += guest.vcpus;
+/// Writes a guest into the accounts of its host, and what it has of shared storage into those of all that reach it.
+fn take(hosts: &mut [HostView], position: usize, guest: &Request) {
     for disk in &guest.disks {
         if let DiskNeed::New { location, size, .. } = disk {
-            host.locations.get_mut(location).expect("the location is there").used += size;
+            let storage = hosts[position].locations[location].storage.clone();
+            for (other, host) in hosts.iter_mut().enumerate() {
+                if let Some(room) = host.locations.get_mut(location)
+                    && (other == position || (storage.is_some() && room.storage == storage))
+                {
+                    room.used += size;
+                }
+            }
         }
     }
+    let host = &mut hosts[position];
+    host.memory_used += memory_with_overhead(guest.memory, guest.vcpus, guest.boot);
+    host.vcpus_used += guest.vcpus;
     if let Some((group, _)) = &guest.anti_affinity {
         *host.groups.entry(group.clone()).or_default() += 1;
     }
@@ -175,9 +201,9 @@ proptest! {
         for (request, verdict) in requests.iter().zip(&verdicts) {
             match verdict {
                 Verdict::Placed { host } => {
-                    let host = hosts.iter_mut().find(|view| view.name == *host).expect("a host of the pool");
-                    prop_assert_eq!(refusal(host, request, overcommit), None);
-                    take(host, request);
+                    let position = hosts.iter().position(|view| view.name == *host).expect("a host of the pool");
+                    prop_assert_eq!(refusal(&hosts[position], request, overcommit), None);
+                    take(&mut hosts, position, request);
                 }
                 Verdict::Unplaced(rejections) => {
                     let mut counts: BTreeMap<Reason, u32> = BTreeMap::new();

@@ -22,7 +22,7 @@ pub(super) fn host(name: &str) -> HostView {
         memory_used: 0,
         cpus: 8,
         vcpus_used: 0,
-        locations: [("ssd".to_owned(), Room { capacity: 100 * GIB, used: 0 })].into(),
+        locations: [("ssd".to_owned(), Room { capacity: 100 * GIB, used: 0, storage: None })].into(),
         uplinks: ["lan".to_owned()].into(),
         kernels: ["debian-12".to_owned()].into(),
         receives: [BootType::Pvh, BootType::Hvm].into(),
@@ -42,7 +42,7 @@ pub(super) fn guest(name: &str) -> Request {
         selector: selector(&[("zone", "a")]),
         anti_affinity: None,
         networks: vec![network("prod", "lan", &[])],
-        disks: vec![new_disk("fast", "ssd", 10 * GIB)],
+        disks: vec![new_disk("fast", "ssd", false, 10 * GIB)],
         moves: false,
         avoid: None,
     }
@@ -60,10 +60,11 @@ pub(super) fn network(network: &str, uplink: &str, pairs: &[(&str, &str)]) -> Ne
     NetworkNeed { network: network.to_owned(), uplink: uplink.to_owned(), selector: selector(pairs) }
 }
 
-pub(super) fn new_disk(repository: &str, location: &str, size: u64) -> DiskNeed {
+pub(super) fn new_disk(repository: &str, location: &str, shared: bool, size: u64) -> DiskNeed {
     DiskNeed::New {
         repository: repository.to_owned(),
         location: location.to_owned(),
+        shared,
         size,
         selector: HostSelector::default(),
     }
@@ -132,8 +133,21 @@ fn each_filter_excludes_and_says_why() {
             guest.disks = vec![DiskNeed::New {
                 repository: "fast".to_owned(),
                 location: "ssd".to_owned(),
+                shared: false,
                 size: 1,
                 selector: selector(&[("zone", "b")]),
+            }];
+        }),
+        ("repository fast not attached", |host, _| {
+            host.locations.entry("ssd".to_owned()).and_modify(|room| room.storage = Some("san-1".to_owned()));
+        }),
+        ("repository san not attached", |host, guest| {
+            host.locations.entry("ssd".to_owned()).and_modify(|room| room.storage = Some("san-2".to_owned()));
+            guest.disks = vec![DiskNeed::Shared {
+                repository: "san".to_owned(),
+                location: "ssd".to_owned(),
+                storage: "san-1".to_owned(),
+                selector: HostSelector::default(),
             }];
         }),
         ("network prod not attached", |host, _| host.uplinks.clear()),
@@ -145,10 +159,12 @@ fn each_filter_excludes_and_says_why() {
             guest.anti_affinity = web(AntiAffinityMode::Required);
         }),
         ("room in repository fast", |host, _| {
-            host.locations.insert("ssd".to_owned(), Room { capacity: 100 * GIB, used: 90 * GIB + 1 });
+            host.locations
+                .insert("ssd".to_owned(), Room { capacity: 100 * GIB, used: 90 * GIB + 1, storage: None });
         }),
         ("room in repository slow", |_, guest| {
-            guest.disks = vec![new_disk("fast", "ssd", 60 * GIB), new_disk("slow", "ssd", 60 * GIB)];
+            guest.disks =
+                vec![new_disk("fast", "ssd", false, 60 * GIB), new_disk("slow", "ssd", false, 60 * GIB)];
         }),
         ("fewer CPUs than the guest has vCPUs", |_, guest| guest.vcpus = 9),
         ("vCPUs", |host, _| host.vcpus_used = 4 * 8 - 1),
@@ -171,7 +187,7 @@ fn what_exactly_suffices_is_enough() {
     let mut exact = host("xen-1");
     exact.memory_used = exact.memory_allocatable - needed;
     exact.vcpus_used = 4 * 8 - 2;
-    exact.locations.insert("ssd".to_owned(), Room { capacity: 100 * GIB, used: 90 * GIB });
+    exact.locations.insert("ssd".to_owned(), Room { capacity: 100 * GIB, used: 90 * GIB, storage: None });
     assert_eq!(message(&snapshot(vec![exact.clone()]), guest("web-1")), "placed on xen-1");
 
     exact.memory_used += 1;
@@ -239,7 +255,7 @@ fn later_requests_see_what_earlier_ones_took() {
     let cases: &[(&str, Change)] = &[
         ("memory", |host, _| host.memory_allocatable = 6 * GIB),
         ("vCPUs", |host, _| host.vcpus_used = 4 * 8 - 3),
-        ("room in repository fast", |_, guest| guest.disks = vec![new_disk("fast", "ssd", 60 * GIB)]),
+        ("room in repository fast", |_, guest| guest.disks = vec![new_disk("fast", "ssd", false, 60 * GIB)]),
         ("anti-affinity", |_, guest| guest.anti_affinity = web(AntiAffinityMode::Required)),
     ];
     for (reason, change) in cases {
@@ -349,7 +365,7 @@ fn of_equal_hosts_the_one_with_fewer_guests_of_the_batch_then_the_first_by_name_
     let vast = ["xen-2", "xen-1"].map(|name| HostView {
         memory_allocatable: u64::MAX,
         cpus: u32::MAX,
-        locations: [("ssd".to_owned(), Room { capacity: u64::MAX, used: 0 })].into(),
+        locations: [("ssd".to_owned(), Room { capacity: u64::MAX, used: 0, storage: None })].into(),
         ..host(name)
     });
     for snapshot in [snapshot(vast.to_vec()), packing(vast.to_vec())] {
@@ -402,7 +418,7 @@ fn how_many_placements_per_second() {
             memory_used: (index as u64 % 17) * GIB,
             memory_allocatable: 256 * GIB,
             cpus: 32,
-            locations: [("ssd".to_owned(), Room { capacity: 2048 * GIB, used: 0 })].into(),
+            locations: [("ssd".to_owned(), Room { capacity: 2048 * GIB, used: 0, storage: None })].into(),
             ..host(&format!("xen-{index:04}"))
         })
         .collect();

@@ -296,12 +296,19 @@ fn candidate(machine: &VirtualMachine, resolved: &Resolved) -> Candidate {
         let disk_key = Key::of(&*disk.disk);
         needs.push(match &disk.site {
             Site::On(host) => DiskNeed::On { disk: disk_key.name.clone(), host: host.clone() },
-            Site::New { location, selector } => {
+            Site::Shared { location, storage, selector } => DiskNeed::Shared {
+                repository: disk.disk.spec.repository.clone(),
+                location: location.clone(),
+                storage: storage.clone(),
+                selector: selector.clone(),
+            },
+            Site::New { location, shared, selector } => {
                 let size = disk.disk.spec.size.bytes().unwrap_or(u64::MAX);
                 new_disks.insert(disk_key.clone(), (location.clone(), size));
                 DiskNeed::New {
                     repository: disk.disk.spec.repository.clone(),
                     location: location.clone(),
+                    shared: *shared,
                     size,
                     selector: selector.clone(),
                 }

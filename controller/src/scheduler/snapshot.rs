@@ -38,6 +38,7 @@ pub(crate) fn take(view: &View, claims: &[Claim]) -> Snapshot {
             add_claim(view, host, claim);
         }
     }
+    sum_shared_storage(&mut hosts);
     // The schema allows for one Pool, named default.
     let policy = view.pools.list().first().map(|pool| pool.spec.placement.clone()).unwrap_or_default();
     Snapshot { hosts: hosts.into_values().collect(), policy }
@@ -64,7 +65,8 @@ fn host_view(host: &Host) -> HostView {
             .into_iter()
             .map(|location| {
                 let capacity = location.capacity.bytes().unwrap_or(0);
-                (location.name, Room { capacity, used: 0 })
+                let storage = location.id.filter(|_| location.shared);
+                (location.name, Room { capacity, used: 0, storage })
             })
             .collect(),
         uplinks: status.uplinks.into_iter().map(|uplink| uplink.name).collect(),
@@ -100,6 +102,22 @@ fn add_domain(view: &View, host: &mut HostView, domain: &Domain) {
 fn add_volume(host: &mut HostView, location: &str, size: u64) {
     if let Some(room) = host.locations.get_mut(location) {
         room.used = room.used.saturating_add(size);
+    }
+}
+
+/// What one host has made in shared storage is used for all that reach it.
+fn sum_shared_storage(hosts: &mut BTreeMap<String, HostView>) {
+    let mut used: BTreeMap<(String, String), u64> = BTreeMap::new();
+    for (name, room) in hosts.values().flat_map(|host| &host.locations) {
+        if let Some(storage) = &room.storage {
+            let sum = used.entry((name.clone(), storage.clone())).or_default();
+            *sum = sum.saturating_add(room.used);
+        }
+    }
+    for (name, room) in hosts.values_mut().flat_map(|host| &mut host.locations) {
+        if let Some(storage) = &room.storage {
+            room.used = used[&(name.clone(), storage.clone())];
+        }
     }
 }
 

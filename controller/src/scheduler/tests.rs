@@ -114,6 +114,7 @@ fn volume(disk: &str, host: &str) -> Volume {
                 uid: format!("uid-of-{disk}"),
             },
             location: "local".to_owned(),
+            shared: false,
             size: ByteQuantity("10Gi".to_owned()),
             source: Source::default(),
             reclaim: Reclaim::Delete,
@@ -160,6 +161,21 @@ fn a_snapshot_counts_domains_volumes_and_what_was_assigned() {
     assert_eq!(a.groups[&group_key("shop", "web")], 2);
     assert_eq!((b.vcpus_used, b.locations["local"].used), (3, 10 * GIB));
     assert!(a.ready && a.schedulable && a.memory_allocatable == 14 * GIB);
+}
+
+#[test]
+fn what_one_host_made_in_shared_storage_is_used_for_all_that_reach_it() {
+    let view = View::default();
+    for (name, storage) in [("a", "san-1"), ("b", "san-1"), ("c", "san-2")] {
+        let mut host = host(name);
+        let location = &mut host.status.as_mut().unwrap().locations[0];
+        (location.shared, location.id) = (true, Some(storage.to_owned()));
+        view.hosts.learn(host);
+        view.volumes.learn(volume(&format!("root-{name}"), name));
+    }
+    let snapshot = snapshot::take(&view, &[claim("two", "b", "two-root")]);
+    let used: Vec<u64> = snapshot.hosts.iter().map(|host| host.locations["local"].used / GIB).collect();
+    assert_eq!(used, [30, 30, 10]);
 }
 
 #[test]

@@ -10,10 +10,15 @@ use crate::{
     attachment::{self, Action},
     context::Context,
     error::Error,
-    virtual_machine::references::location,
+    virtual_machine::references::{is_shared, location},
 };
-use kubexen_crds::{StorageRepositoryStatus, condition};
+use kubexen_crds::{
+    Host, StorageRepositoryStatus,
+    condition::{self, State, Wanted},
+    quantity::HostSelector,
+};
 use kubexen_runtime::{Key, Outcome};
+use std::sync::Arc;
 
 /// One look at a repository.
 pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, Error> {
@@ -21,10 +26,25 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
     let location = location(&repository).unwrap_or_default();
     let users = context.view.disks_of_repository.to(key);
     let hosts = context.view.hosts.list();
-    let observed = attachment::observe(&*repository, &hosts, &repository.spec.host_selector, users, |host| {
-        host.status.as_ref().is_some_and(|status| status.locations.iter().any(|found| found.name == location))
-    });
-    let plan = attachment::decide(&observed, &format!("storage location {location}"), "VirtualDisk");
+    let shared = is_shared(&repository);
+    let offered = |host: &Host| {
+        let found = host.status.as_ref()?.locations.iter().find(|found| found.name == location)?;
+        (found.shared == shared).then(|| found.id.clone())
+    };
+    let selector = &repository.spec.host_selector;
+    let observed = attachment::observe(&*repository, &hosts, selector, users, |host| offered(host).is_some());
+    let kind = if shared { "shared storage" } else { "storage" };
+    let mut plan = attachment::decide(&observed, &format!("{kind} location {location}"), "VirtualDisk");
+    if let (Some(report), true) = (&mut plan.report, shared)
+        && report.ready.state == State::True
+        && let Some((one, other)) = different(&hosts, selector, offered)
+    {
+        let message = format!(
+            "location {location} of host {one} and that of host {other} are different storage: give one of them another \
+             name in its agent's configuration"
+        );
+        report.ready = Wanted::new("Ready", State::False, "DifferentStorage", message);
+    }
     match plan.action {
         None => {}
         Some(Action::AddFinalizer) => {
@@ -46,4 +66,21 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
         context.write_status(&*repository, repository.status.as_ref(), &after).await?;
     }
     Ok(Outcome::Settled)
+}
+
+/// Two hosts that have the location and do not see the same storage there, the first ones by name.
+fn different(
+    hosts: &[Arc<Host>],
+    selector: &HostSelector,
+    offered: impl Fn(&Host) -> Option<Option<String>>,
+) -> Option<(String, String)> {
+    let no_labels = std::collections::BTreeMap::new();
+    let matching =
+        hosts.iter().filter(|host| selector.matches(host.metadata.labels.as_ref().unwrap_or(&no_labels)));
+    let mut offers: Vec<_> =
+        matching.filter_map(|host| Some((Key::of(&**host).name, offered(host)?))).collect();
+    offers.sort();
+    let (first, storage) = offers.first()?;
+    let other = offers.iter().find(|(_, other)| other != storage)?;
+    Some((first.clone(), other.0.clone()))
 }

@@ -29,6 +29,8 @@ pub(crate) struct Observed {
     pub(crate) about_to_be_used: bool,
     /// Whether its repository exists.
     pub(crate) repository_exists: bool,
+    /// What the shared storage is called that holds it; none for a disk that is local to its host.
+    pub(crate) storage: Option<String>,
     /// Its age, as far as clocks agree.
     pub(crate) age: Duration,
 }
@@ -69,6 +71,7 @@ pub(crate) enum Action {
 pub(crate) struct Report {
     pub(crate) phase: Phase,
     pub(crate) host: Option<String>,
+    pub(crate) storage: Option<String>,
     pub(crate) capacity: Option<ByteQuantity>,
     pub(crate) conditions: Vec<Wanted>,
 }
@@ -76,7 +79,7 @@ pub(crate) struct Report {
 impl Report {
     fn new(phase: Phase, state: State, reason: &'static str, message: impl Into<String>) -> Self {
         let conditions = vec![Wanted::new("Ready", state, reason, message)];
-        Self { phase, host: None, capacity: None, conditions }
+        Self { phase, host: None, storage: None, capacity: None, conditions }
     }
 
     fn at(self, volume: &Volume) -> Self {
@@ -183,7 +186,11 @@ fn keep(observed: &Observed, volume: &Arc<Volume>) -> Plan {
         .filter(|message| !message.is_empty());
     let report = match status.and_then(|status| status.phase) {
         Some(VolumePhase::Ready) if current => {
-            Report::new(Phase::Bound, State::True, "Bound", format!("the disk is on host {host}"))
+            let place = match volume.spec.shared {
+                true => format!("shared storage, and host {host} looks after it"),
+                false => format!("host {host}"),
+            };
+            Report::new(Phase::Bound, State::True, "Bound", format!("the disk is on {place}"))
         }
         Some(VolumePhase::Ready) => {
             Report::new(Phase::Bound, State::False, "Resizing", format!("host {host} is applying a change"))
@@ -200,5 +207,8 @@ fn keep(observed: &Observed, volume: &Arc<Volume>) -> Plan {
             Report::new(Phase::Pending, State::False, "Creating", message)
         }
     };
-    Plan { report: Some(report.at(volume)), ..Plan::default() }
+    let report = Report { storage: observed.storage.clone(), ..report.at(volume) };
+    // As long as nobody has said what the storage is called, no other host can use the disk.
+    let again = (volume.spec.shared && observed.storage.is_none()).then_some(QUIET);
+    Plan { report: Some(report), again, ..Plan::default() }
 }

@@ -27,6 +27,7 @@ use crate::{
     context::{Applied, Context},
     error::Error,
     view::{host_of_namespace, uid},
+    virtual_machine::references::storage,
 };
 use decide::{Action, Observed, Plan, decide};
 use kubexen_crds::{VirtualDisk, Volume, condition, names::host_object_name};
@@ -68,7 +69,9 @@ fn observe(context: &Context, key: &Key) -> Option<Observed> {
     users.sort();
     users.dedup();
     let repository = Key::cluster(&disk.spec.repository);
+    let shared = volumes.first().filter(|volume| volume.spec.shared);
     Some(Observed {
+        storage: shared.and_then(|volume| storage(&context.view, &disk, volume)),
         volumes,
         predecessors: predecessors.iter().map(|volume| Key::of(&**volume)).collect(),
         users,
@@ -121,6 +124,7 @@ async fn apply(context: &Context, observed: &Observed, plan: Plan) -> Result<App
             phase: Some(report.phase),
             // The data stays where it is: once known, the host is never unsaid.
             host: before.host.clone().or(report.host),
+            storage: before.storage.clone().or(report.storage),
             capacity: report.capacity.or(before.capacity.clone()),
             conditions: condition::set(
                 &before.conditions,

@@ -55,6 +55,7 @@ fn volume(phase: Option<VolumePhase>) -> Volume {
                 uid: "disk".to_owned(),
             },
             location: "local".to_owned(),
+            shared: false,
             size: size("2Gi"),
             source: Source::default(),
             reclaim: Reclaim::Delete,
@@ -65,6 +66,7 @@ fn volume(phase: Option<VolumePhase>) -> Volume {
 
 fn observed(disk: VirtualDisk, volumes: Vec<Volume>) -> Observed {
     Observed {
+        storage: None,
         disk: Arc::new(disk),
         volumes: volumes.into_iter().map(Arc::new).collect(),
         predecessors: Vec::new(),

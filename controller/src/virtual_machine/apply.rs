@@ -103,8 +103,11 @@ async fn start(context: &Context, observed: &Observed, host: &str) -> Result<boo
     }
     let started = async {
         for disk in &resolved.disks {
-            if let Site::New { location, .. } = &disk.site {
-                context.create(&volume(&disk.disk, location, host)).await?;
+            match &disk.site {
+                Site::New { location, shared, .. } => {
+                    context.create(&volume(&disk.disk, location, *shared, host)).await?;
+                }
+                Site::On(_) | Site::Shared { .. } => {}
             }
         }
         context.create(&domain(machine, resolved, host)).await
@@ -126,7 +129,7 @@ async fn start(context: &Context, observed: &Observed, host: &str) -> Result<boo
 }
 
 /// The Volume of a disk that is to be made on this host.
-fn volume(disk: &VirtualDisk, location: &str, host: &str) -> Volume {
+fn volume(disk: &VirtualDisk, location: &str, shared: bool, host: &str) -> Volume {
     let Key { namespace, name } = Key::of(disk);
     Volume {
         metadata: ObjectMeta {
@@ -139,6 +142,7 @@ fn volume(disk: &VirtualDisk, location: &str, host: &str) -> Volume {
         spec: VolumeSpec {
             virtual_disk: VirtualDiskReference { namespace, name, uid: uid(disk).to_owned() },
             location: location.to_owned(),
+            shared,
             size: disk.spec.size.clone(),
             source: disk.spec.source.clone(),
             reclaim: disk.spec.reclaim,

@@ -4,8 +4,8 @@
 use super::address;
 use crate::view::{View, has_finalizer, host_of_namespace, is_deleting, uid};
 use kubexen_crds::{
-    ByteQuantity, StorageRepository, VirtualDisk, VirtualMachine,
-    domain::{DomainDisk, DomainInterface, Machine},
+    ByteQuantity, StorageRepository, VirtualDisk, VirtualMachine, Volume,
+    domain::{DomainDisk, DomainInterface, Machine, SharedDisk},
     names::host_object_name,
     network::NetworkType,
     quantity::HostSelector,
@@ -32,6 +32,8 @@ pub(crate) struct Disk {
     pub(crate) disk: Arc<VirtualDisk>,
     /// Where it is, or where it can be made.
     pub(crate) site: Site,
+    /// How hosts name it, if several of them reach it.
+    pub(crate) shared: Option<SharedDisk>,
 }
 
 /// Where a disk is, or can be made.
@@ -39,10 +41,21 @@ pub(crate) struct Disk {
 pub(crate) enum Site {
     /// It is on this host.
     On(String),
+    /// It is on storage that several hosts reach.
+    Shared {
+        /// Storage location that the host must have.
+        location: String,
+        /// What that storage is called.
+        storage: String,
+        /// Hosts that the repository is for.
+        selector: HostSelector,
+    },
     /// It is not made yet.
     New {
         /// Storage location that the host must have.
         location: String,
+        /// Whether that is to be storage that several hosts reach.
+        shared: bool,
         /// Hosts that the repository is for.
         selector: HostSelector,
     },
@@ -179,10 +192,12 @@ pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved,
         disks: spec
             .disks
             .iter()
-            .map(|disk| DomainDisk {
-                name: disk.name.clone(),
-                volume: host_object_name(namespace, &disk.disk),
-                read_only: disk.read_only,
+            .zip(&disks)
+            .map(|(entry, disk)| DomainDisk {
+                name: entry.name.clone(),
+                volume: host_object_name(namespace, &entry.disk),
+                shared: disk.shared.clone(),
+                read_only: entry.read_only,
             })
             .collect(),
         interfaces: spec
@@ -222,13 +237,21 @@ fn disks(view: &View, machine: &VirtualMachine) -> Result<Vec<Disk>, Problem> {
         if let Some(other) = user.into_iter().find(|user| user.uid != uid(machine)) {
             return Err(Problem::DiskInUse { disk: name, machine: Key::new(other.namespace, other.name) });
         }
-        disks.push(Disk { site: site(view, &key, &disk)?, disk });
+        let volumes = view.volumes_of_disk(&key);
+        let site = site(view, &key, &disk, &volumes)?;
+        let location = match (volumes.first(), &site) {
+            (Some(volume), _) => volume.spec.shared.then(|| &volume.spec.location),
+            (None, Site::New { location, shared, .. }) => shared.then_some(location),
+            (None, Site::On(_) | Site::Shared { .. }) => None,
+        };
+        let shared =
+            location.map(|location| SharedDisk { location: location.clone(), uid: uid(&*disk).to_owned() });
+        disks.push(Disk { site, shared, disk });
     }
     Ok(disks)
 }
 
-fn site(view: &View, key: &Key, disk: &VirtualDisk) -> Result<Site, Problem> {
-    let volumes = view.volumes_of_disk(key);
+fn site(view: &View, key: &Key, disk: &VirtualDisk, volumes: &[Arc<Volume>]) -> Result<Site, Problem> {
     let host = |namespace: Option<&String>| {
         namespace.and_then(|namespace| host_of_namespace(namespace)).unwrap_or_default().to_owned()
     };
@@ -238,21 +261,31 @@ fn site(view: &View, key: &Key, disk: &VirtualDisk) -> Result<Site, Problem> {
             host: host(other.metadata.namespace.as_ref()),
         });
     }
-    if let Some(bound) = disk.status.as_ref().and_then(|status| status.host.clone()) {
-        return match volumes.is_empty() {
-            false => Ok(Site::On(bound)),
-            true => Err(Problem::DiskLost { disk: key.name.clone(), host: bound }),
-        };
-    }
-    if let Some(volume) = volumes.first() {
-        return Ok(Site::On(host(volume.metadata.namespace.as_ref())));
-    }
     let found = view.repositories.get(&Key::cluster(&disk.spec.repository));
+    let bound = disk.status.as_ref().and_then(|status| status.host.clone());
+    match (volumes.first(), bound) {
+        (None, Some(host)) => return Err(Problem::DiskLost { disk: key.name.clone(), host }),
+        (Some(volume), bound) => {
+            let storage = if volume.spec.shared { storage(view, disk, volume) } else { None };
+            return Ok(match storage {
+                Some(storage) => Site::Shared {
+                    location: volume.spec.location.clone(),
+                    storage,
+                    selector: found.map(|found| found.spec.host_selector.clone()).unwrap_or_default(),
+                },
+                // Of shared storage that has not said its name, only the host that looks after the disk is certain.
+                None => Site::On(bound.unwrap_or_else(|| host(volume.metadata.namespace.as_ref()))),
+            });
+        }
+        (None, None) => {}
+    }
     let usable = found.as_deref().filter(|repository| !is_deleting(*repository));
     match usable.and_then(|repository| location(repository).map(|location| (repository, location))) {
-        Some((repository, location)) => {
-            Ok(Site::New { location: location.to_owned(), selector: repository.spec.host_selector.clone() })
-        }
+        Some((repository, location)) => Ok(Site::New {
+            location: location.to_owned(),
+            shared: is_shared(repository),
+            selector: repository.spec.host_selector.clone(),
+        }),
         None => Err(Problem::RepositoryNotFound {
             repository: disk.spec.repository.clone(),
             disk: key.name.clone(),
@@ -266,7 +299,28 @@ pub(crate) fn location(repository: &StorageRepository) -> Option<&str> {
         RepositoryType::Directory => {
             repository.spec.directory.as_ref().map(|directory| directory.location.as_str())
         }
+        RepositoryType::Lvm => repository.spec.lvm.as_ref().map(|lvm| lvm.location.as_str()),
     }
+}
+
+/// Whether several hosts reach the disks of a repository.
+pub(crate) fn is_shared(repository: &StorageRepository) -> bool {
+    match repository.spec.type_ {
+        RepositoryType::Directory => false,
+        RepositoryType::Lvm => true,
+    }
+}
+
+/// What the shared storage is called that a Volume is on: as it was written down, or as the host says that looks after
+/// the Volume.
+pub(crate) fn storage(view: &View, disk: &VirtualDisk, volume: &Volume) -> Option<String> {
+    if let Some(known) = disk.status.as_ref().and_then(|status| status.storage.clone()) {
+        return Some(known);
+    }
+    let host = host_of_namespace(volume.metadata.namespace.as_deref()?)?;
+    let host = view.hosts.get(&Key::cluster(host))?;
+    let location = host.status.as_ref()?.locations.iter().find(|found| found.name == volume.spec.location)?;
+    location.id.clone().filter(|_| location.shared)
 }
 
 /// The uplink of a network; a schema rule makes sure that there is one.

@@ -5,7 +5,7 @@ use crate::{migration, view::is_deleting};
 use jiff::Timestamp;
 use kube::Resource;
 use kubexen_crds::{
-    Domain, MigrationRole, VirtualMachine, VirtualMachineStatus,
+    Domain, GuestStatus, MigrationRole, VirtualMachine, VirtualMachineStatus,
     condition::{self, State, Wanted, find},
     domain::{DomainPhase, DomainPowerState, DomainStatus},
     virtual_machine::{DomainReference, InterfaceStatus, Phase},
@@ -27,6 +27,9 @@ pub(crate) struct Placed {
     domain: DomainReference,
     owner_token: Option<i64>,
     interfaces: Vec<InterfaceStatus>,
+    guest: Option<GuestStatus>,
+    /// Whether the guest came from another host, where it said what it has not said here yet.
+    moved_here: bool,
 }
 
 /// Whether the Domain is made of what the machine asks for.
@@ -276,6 +279,12 @@ fn placed(domain: &Domain) -> Placed {
             domid: status.and_then(|status| status.domid),
         },
         owner_token: status.and_then(|status| status.owner_token),
+        guest: status.and_then(|status| status.guest.clone()),
+        moved_here: domain
+            .spec
+            .migration
+            .as_ref()
+            .is_some_and(|part| part.role == MigrationRole::Destination),
         interfaces: domain
             .spec
             .machine
@@ -288,7 +297,8 @@ fn placed(domain: &Domain) -> Placed {
 
 /// The status of a machine of which this is to be said.
 ///
-/// The ownership token never goes back, and addresses are remembered while the machine is off.
+/// The ownership token never goes back, and hardware addresses are remembered while the machine is off. What the guest
+/// said on another host stands until it says something here, which its agent may take its time for.
 pub(crate) fn render(machine: &VirtualMachine, report: &Report, now: Timestamp) -> VirtualMachineStatus {
     let before = machine.status.clone().unwrap_or_default();
     let generation = machine.metadata.generation;
@@ -300,18 +310,34 @@ pub(crate) fn render(machine: &VirtualMachine, report: &Report, now: Timestamp) 
         conditions,
         owner_token: before.owner_token,
         interfaces: before.interfaces,
+        guest: None,
         host: None,
         domain: None,
     };
     match placed {
         None => status,
-        Some(Placed { host, domain, owner_token, interfaces }) => VirtualMachineStatus {
+        Some(Placed { host, domain, owner_token, interfaces, guest, moved_here }) => VirtualMachineStatus {
+            guest: guest.or(before.guest.filter(|_| moved_here && is_on(phase))),
             host: Some(host),
             domain: Some(domain),
             owner_token: owner_token.max(status.owner_token),
             interfaces,
             ..status
         },
+    }
+}
+
+/// Whether the guest is in memory.
+fn is_on(phase: Phase) -> bool {
+    match phase {
+        Phase::Running | Phase::Paused | Phase::Migrating => true,
+        Phase::Pending
+        | Phase::Scheduling
+        | Phase::Starting
+        | Phase::Stopping
+        | Phase::Halted
+        | Phase::Failed
+        | Phase::Unknown => false,
     }
 }
 

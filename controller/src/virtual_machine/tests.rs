@@ -9,8 +9,8 @@ use crate::scheduler::Answer;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time};
 use kubexen_crds::{
-    Boot, ByteQuantity, Domain, DomainMigration, DomainSpec, DomainStatus, Kernel, MigrationRole,
-    VirtualMachine, VirtualMachineSpec, VirtualMachineStatus,
+    Boot, ByteQuantity, Domain, DomainMigration, DomainSpec, DomainStatus, GuestStatus, Kernel,
+    MigrationRole, VirtualMachine, VirtualMachineSpec, VirtualMachineStatus,
     condition::find,
     domain::{DomainInterface, DomainPhase, DomainPowerState, Machine, VirtualMachineReference},
     names::{CONTROLLER_FINALIZER, RESTART_REQUESTED_AT},
@@ -547,6 +547,38 @@ prop_compose! {
         seen.host_ready = host_ready;
         seen
     }
+}
+
+#[test]
+fn what_the_guest_said_follows_it_to_another_host_and_ends_when_it_is_off() {
+    let guest = GuestStatus { os_name: Some("Debian".to_owned()), ..GuestStatus::default() };
+    let with_guest = |guest: Option<&GuestStatus>, role: Option<MigrationRole>, phase| {
+        let mut domain = in_phase(domain_on("a"), phase);
+        domain.spec.migration = role.map(|role| DomainMigration {
+            uid: UID.to_owned(),
+            name: "away".to_owned(),
+            role,
+            peer: "b".to_owned(),
+            address: None,
+            bandwidth: None,
+            cancel: false,
+        });
+        if let Some(status) = domain.status.as_mut() {
+            status.guest = guest.cloned();
+        }
+        domain
+    };
+    let said = |domain| {
+        let machine = changed(|machine| {
+            machine.status = Some(VirtualMachineStatus { guest: Some(guest.clone()), ..Default::default() });
+        });
+        status_after(&observed(machine, vec![domain])).guest
+    };
+    let (running, destination) = (DomainPhase::Running, Some(MigrationRole::Destination));
+    assert_eq!(said(with_guest(Some(&guest), None, running)), Some(guest.clone()));
+    assert_eq!(said(with_guest(None, destination, running)), Some(guest.clone()));
+    assert_eq!(said(with_guest(None, None, running)), None);
+    assert_eq!(said(with_guest(None, destination, DomainPhase::Pending)), None);
 }
 
 proptest! {

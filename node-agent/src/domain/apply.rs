@@ -9,7 +9,7 @@ use super::{
 };
 use kube::ResourceExt;
 use kubexen_crds::{Domain, names::AGENT_FINALIZER};
-use kubexen_ownership::{Start, VmUid};
+use kubexen_ownership::{ClaimDisk, Start, Token, VmUid};
 use kubexen_runtime::{
     events::Severity,
     write::{self, WriteError},
@@ -104,10 +104,31 @@ async fn start(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applied
         Start::Acquired(token) | Start::AlreadyMine(token) => token,
         Start::Refused(owner) => return Err(ReconcileError::OwnedElsewhere(owner.host.to_string())),
     };
+    claim_disks(domains, domain, VmUid(uuid), token).await?;
     let config = resolve::configuration(domains, domain, uuid, token).await?;
     let domid = domains.hypervisor.create(&config).await?;
     info!(domain = %domain.name_any(), %domid, %token, "built");
     Ok(Applied::Unchanged)
+}
+
+/// Makes sure that no other virtual machine, on whichever host, has a disk that several hosts reach.
+async fn claim_disks(
+    domains: &Domains,
+    domain: &Domain,
+    vm: VmUid,
+    token: Token,
+) -> Result<(), ReconcileError> {
+    for (volume, disk) in resolve::shared_disks(domain) {
+        match domains.ownership.claim_disk(disk, vm, token).await? {
+            ClaimDisk::Claimed => {}
+            ClaimDisk::HeldBy(holder) => {
+                return Err(ReconcileError::DiskTaken { volume: volume.to_owned(), holder });
+            }
+            ClaimDisk::Retired => return Err(ReconcileError::DiskRetired(volume.to_owned())),
+            ClaimDisk::NotOwner => return Err(ReconcileError::Outdated),
+        }
+    }
+    Ok(())
 }
 
 /// Reads the object from the API server and makes sure that it still asks for what `seen` says: the same object,

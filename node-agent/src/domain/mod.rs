@@ -16,6 +16,7 @@
 
 pub mod apply;
 pub mod decide;
+pub mod guests;
 mod move_steps;
 pub mod moves;
 pub mod observe;
@@ -26,6 +27,7 @@ mod strays;
 #[cfg(test)]
 mod tests;
 
+pub use guests::Guests;
 pub(crate) use resolve::volume_id;
 pub use shutdowns::Shutdowns;
 
@@ -41,7 +43,7 @@ use decide::{Plan, Waiting, decide};
 use jiff::SignedDuration;
 use kube::{Api, Client, ResourceExt};
 use kubexen_crds::{Domain, DomainStatus, MigrationRole, domain::DomainPhase};
-use kubexen_ownership::{HostBoot, OwnershipStore, StoreError};
+use kubexen_ownership::{HostBoot, OwnershipStore, StoreError, VmUid};
 use kubexen_runtime::{
     Clock, Key, Outcome,
     events::{Events, Severity},
@@ -85,6 +87,8 @@ pub struct Domains {
     pub events: Events,
     /// Guests that were asked to power themselves off.
     pub shutdowns: Shutdowns,
+    /// What guests said of themselves.
+    pub guests: Guests,
     /// Held by whoever takes an ownership until the domain is there, and against all of them by whoever gives one back that
     /// has none.
     pub starts: tokio::sync::RwLock<()>,
@@ -115,6 +119,19 @@ pub enum ReconcileError {
     /// Another host owns the virtual machine.
     #[error("Host {0} owns this virtual machine; it must be gone there before it can run here")]
     OwnedElsewhere(String),
+    /// Another virtual machine has a disk that several hosts reach.
+    #[error(
+        "Volume {volume} belongs to the virtual machine with uid {holder}, which runs; a disk serves one running guest at a time"
+    )]
+    DiskTaken {
+        /// The Volume.
+        volume: String,
+        /// The other virtual machine.
+        holder: VmUid,
+    },
+    /// The data of a shared disk is being deleted.
+    #[error("Volume {0} is being deleted")]
+    DiskRetired(String),
     /// The object changed under our hands.
     #[error("The Domain changed meanwhile")]
     Outdated,
@@ -134,6 +151,8 @@ impl ReconcileError {
             Self::Ownership(_) => "PoolStoreUnavailable",
             Self::Write(_) => "ApiServer",
             Self::OwnedElsewhere(_) => "OwnedElsewhere",
+            Self::DiskTaken { .. } => "VolumeInUse",
+            Self::DiskRetired(_) => "VolumeDeleting",
             Self::Outdated => "Outdated",
             Self::Malformed(_) => "Malformed",
         }
@@ -147,6 +166,8 @@ impl ReconcileError {
             | Self::Network(_)
             | Self::Ownership(_)
             | Self::OwnedElsewhere(_)
+            | Self::DiskTaken { .. }
+            | Self::DiskRetired(_)
             | Self::Malformed(_) => true,
             Self::Write(_) | Self::Outdated => false,
         }
@@ -272,6 +293,7 @@ impl Domains {
         World {
             me: self.me.clone(),
             hypervisor: Arc::clone(&self.hypervisor),
+            storage: Arc::clone(&self.storage),
             ownership: Arc::clone(&self.ownership),
             network: Arc::clone(&self.migrations),
         }

@@ -32,7 +32,7 @@ pub(super) async fn apply(
     };
     match step {
         MoveStep::Await => await_guest(domains, domain, uuid, wanted).await,
-        MoveStep::Send => send(domains, uuid, part, wanted),
+        MoveStep::Send => send(domains, domain, uuid, part, wanted),
         MoveStep::EndSession => {
             domains.sessions.end(uuid);
             Ok(Applied::Unchanged)
@@ -78,6 +78,7 @@ async fn await_guest(
 
 fn send(
     domains: &Domains,
+    domain: &Domain,
     uuid: Uuid,
     part: &Move,
     wanted: &DomainMigration,
@@ -89,6 +90,7 @@ fn send(
     let departure = Departure {
         guest: uuid,
         migration: migration(wanted)?,
+        disks: resolve::volumes(domains, domain).into_iter().flatten().collect(),
         token: *token,
         peer: host(&wanted.peer)?,
         address: address.clone(),

@@ -223,6 +223,7 @@ mod tests {
 
     fn seen(state: Option<DomainState>, part: Move) -> Observed {
         Observed {
+            guest: None,
             deleting: false,
             power_state: DomainPowerState::Running,
             restart_requested: None,

@@ -1,7 +1,7 @@
 //! What is: the object, the domain in Xen, and what it needs on this host.
 
 use super::{
-    Domains, ReconcileError,
+    Domains, ReconcileError, guests,
     moves::{Move, OwnedBy},
     resolve,
 };
@@ -10,7 +10,7 @@ use crate::{
     migration::Standing,
 };
 use kubexen_crds::{
-    Domain, DomainMigration, DomainStatus, MigrationRole, MigrationStage,
+    Domain, DomainMigration, DomainStatus, GuestStatus, MigrationRole, MigrationStage,
     domain::{DomainPhase, DomainPowerState},
     virtual_machine::Lifecycle,
 };
@@ -35,6 +35,8 @@ pub struct Observed {
     pub status: DomainStatus,
     /// The domain as the hypervisor has it now.
     pub present: Option<DomainInfo>,
+    /// What is to be written of what the guest says of itself.
+    pub guest: Option<GuestStatus>,
     /// The first need that is not met; looked for only while there is no domain.
     pub unmet: Option<Unmet>,
     /// Whether a disk of the domain is attached; looked for only while there is no domain.
@@ -54,6 +56,8 @@ pub enum Unmet {
     VolumeMissing(String),
     /// A volume is not made yet.
     VolumeNotReady(String),
+    /// The shared storage of a volume cannot be read from this host.
+    StorageUnavailable(String),
     /// Another domain of this host has the volume.
     VolumeInUse {
         /// The volume.
@@ -76,6 +80,7 @@ impl Unmet {
         match self {
             Self::VolumeMissing(_) => "VolumeMissing",
             Self::VolumeNotReady(_) => "VolumeNotReady",
+            Self::StorageUnavailable(_) => "StorageUnavailable",
             Self::VolumeInUse { .. } => "VolumeInUse",
             Self::KernelMissing(_) => "KernelMissing",
             Self::UplinkMissing(_) => "UplinkMissing",
@@ -89,6 +94,7 @@ impl Unmet {
         match self {
             Self::VolumeMissing(volume) => format!("Volume {volume} does not exist in this host's namespace"),
             Self::VolumeNotReady(volume) => format!("Volume {volume} is not ready yet"),
+            Self::StorageUnavailable(error) => format!("The disk cannot be reached from this host: {error}"),
             Self::VolumeInUse { volume, by } => {
                 format!("Volume {volume} is in use by {by}; a disk serves one running guest at a time")
             }
@@ -171,6 +177,9 @@ pub async fn observe(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<O
             (resolve::unmet(domains, domain, &users_of_volumes(domains, domain).await?).await, disks_attached)
         }
     };
+    let guest = present.as_ref().and_then(|present| {
+        guests::status(domain, present.domid, domains.guests.said(uuid, present.domid).as_ref())
+    });
     let timeout = domain.spec.lifecycle.shutdown_timeout.duration().unwrap_or_default();
     Ok(Observed {
         deleting: domain.metadata.deletion_timestamp.is_some(),
@@ -179,6 +188,7 @@ pub async fn observe(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<O
         lifecycle: domain.spec.lifecycle.clone(),
         status: domain.status.clone().unwrap_or_default(),
         present,
+        guest,
         unmet,
         disks_attached,
         shutdown_left: domains.shutdowns.left(uuid, timeout),

@@ -5,12 +5,12 @@ use crate::{
     hypervisor::{DiskConfig, DomainConfig, InterfaceConfig, KernelImage},
     storage::VolumeId,
 };
-use kubexen_crds::{Boot, Domain, Volume, condition};
-use kubexen_ownership::Token;
+use kubexen_crds::{Boot, Domain, Volume, condition, domain::SharedDisk};
+use kubexen_ownership::{DiskUid, Token};
 use kubexen_runtime::Key;
 use uuid::Uuid;
 
-/// The volumes of the domain's disks, in their order; none where the Volume object is not there.
+/// The volumes of the domain's disks, in their order; none where nothing says where the data is.
 pub(super) fn volumes(domains: &Domains, domain: &Domain) -> Vec<Option<VolumeId>> {
     let namespace = domain.metadata.namespace.clone().unwrap_or_default();
     let machine = &domain.spec.machine;
@@ -18,6 +18,9 @@ pub(super) fn volumes(domains: &Domains, domain: &Domain) -> Vec<Option<VolumeId
         .disks
         .iter()
         .map(|disk| {
+            if let Some(shared) = &disk.shared {
+                return shared_volume(shared);
+            }
             let volume = domains.mirrors.volumes.get(&Key::new(namespace.clone(), disk.volume.clone()))?;
             volume_id(&volume)
         })
@@ -28,6 +31,21 @@ pub(super) fn volumes(domains: &Domains, domain: &Domain) -> Vec<Option<VolumeId
 pub(crate) fn volume_id(volume: &Volume) -> Option<VolumeId> {
     let uuid = Uuid::parse_str(&volume.spec.virtual_disk.uid).ok()?;
     Some(VolumeId { location: volume.spec.location.clone(), uuid })
+}
+
+/// Where the data of a disk on shared storage is.
+fn shared_volume(disk: &SharedDisk) -> Option<VolumeId> {
+    let uuid = Uuid::parse_str(&disk.uid).ok()?;
+    Some(VolumeId { location: disk.location.clone(), uuid })
+}
+
+/// The disks of the domain that several hosts reach.
+pub(super) fn shared_disks(domain: &Domain) -> impl Iterator<Item = (&str, DiskUid)> {
+    let disks = domain.spec.machine.disks.iter();
+    disks.filter_map(|disk| {
+        let volume = shared_volume(disk.shared.as_ref()?)?;
+        Some((disk.volume.as_str(), DiskUid(volume.uuid)))
+    })
 }
 
 /// The first need of the domain that is not met. `users` are volumes in use, each with who has it.
@@ -43,14 +61,12 @@ pub(super) async fn unmet(domains: &Domains, domain: &Domain, users: &[(String, 
         return Some(Unmet::KernelMissing(kernel.name.clone()));
     }
     for disk in &machine.disks {
-        let Some(volume) = domains.mirrors.volumes.get(&Key::new(namespace.clone(), disk.volume.clone()))
-        else {
-            return Some(Unmet::VolumeMissing(disk.volume.clone()));
+        let unmet = match &disk.shared {
+            Some(shared) => unmet_of_shared(domains, &disk.volume, shared).await,
+            None => unmet_of_local(domains, &namespace, &disk.volume),
         };
-        let conditions =
-            volume.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        if !condition::is_true(conditions, "Ready") {
-            return Some(Unmet::VolumeNotReady(disk.volume.clone()));
+        if unmet.is_some() {
+            return unmet;
         }
         if let Some((volume, by)) = users.iter().find(|(volume, _)| *volume == disk.volume) {
             return Some(Unmet::VolumeInUse { volume: volume.clone(), by: by.clone() });
@@ -62,6 +78,26 @@ pub(super) async fn unmet(domains: &Domains, domain: &Domain, users: &[(String, 
         }
     }
     None
+}
+
+fn unmet_of_local(domains: &Domains, namespace: &str, volume: &str) -> Option<Unmet> {
+    let Some(found) = domains.mirrors.volumes.get(&Key::new(namespace, volume)) else {
+        return Some(Unmet::VolumeMissing(volume.to_owned()));
+    };
+    let conditions = found.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    (!condition::is_true(conditions, "Ready")).then(|| Unmet::VolumeNotReady(volume.to_owned()))
+}
+
+/// The storage itself is asked: the Volume is another host's to read.
+async fn unmet_of_shared(domains: &Domains, volume: &str, shared: &SharedDisk) -> Option<Unmet> {
+    let Some(id) = shared_volume(shared) else {
+        return Some(Unmet::Malformed(format!("`shared.uid` of volume {volume} is no UUID")));
+    };
+    match domains.storage.find(&id).await {
+        Ok(Some(_)) => None,
+        Ok(None) => Some(Unmet::VolumeNotReady(volume.to_owned())),
+        Err(error) => Some(Unmet::StorageUnavailable(error.to_string())),
+    }
 }
 
 /// What the domain is made of on this host. Attaches its disks; attaching one that is attached changes nothing.

@@ -47,8 +47,20 @@ pub fn settled(seen: &Observed, plan: &Plan, generation: Option<i64>, now: Times
             _ => seen.status.crashes,
         },
         last_stop: seen.status.last_stop.clone(),
+        guest: if is_on(seen) { seen.guest.clone() } else { None },
         migration: awaiting(seen, plan).or_else(|| seen.status.migration.clone()),
         conditions: condition::set(&seen.status.conditions, vec![ready], generation, now),
+    }
+}
+
+/// Whether the guest is in memory, and not only what it left.
+fn is_on(seen: &Observed) -> bool {
+    match seen.present.as_ref().map(|present| present.state) {
+        Some(DomainState::Running | DomainState::Paused | DomainState::Suspended) => true,
+        Some(
+            DomainState::HalfBuilt | DomainState::Restored | DomainState::Shutdown(_) | DomainState::Dying,
+        )
+        | None => false,
     }
 }
 
@@ -214,6 +226,7 @@ pub fn stopped(
         restarts: counted(seen, then == AfterStop::Restart),
         crashes,
         last_stop: Some(Stop { reason, at: Time(now) }),
+        guest: None,
         conditions: condition::set(&seen.status.conditions, vec![ready], generation, now),
         ..seen.status.clone()
     }
@@ -232,6 +245,7 @@ pub fn restarting(seen: &Observed, generation: Option<i64>, now: Timestamp) -> D
         restarts: counted(seen, true),
         crashes: None,
         last_stop: None,
+        guest: None,
         conditions: condition::set(&seen.status.conditions, vec![ready], generation, now),
         ..seen.status.clone()
     }

@@ -34,6 +34,7 @@ fn observed(present: Option<DomainState>) -> Observed {
         lifecycle: Lifecycle::default(),
         status: DomainStatus::default(),
         present: present.map(domain),
+        guest: None,
         unmet: None,
         disks_attached: false,
         shutdown_left: None,

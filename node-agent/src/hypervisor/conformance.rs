@@ -7,6 +7,8 @@
 //! |---|---|
 //! | none | runs until it is asked to power off, and then does; writes to its console when it has started |
 //! | `kubexen.count` | writes `TICK n` to its console every second, n from 0 on |
+//! | `kubexen.agent` | says of itself what an agent in a guest does, with the address of `kubexen.address=10.88.0.5/24` |
+//! | `kubexen.babble` | writes nonsense where an agent would write, again and again |
 //! | `kubexen.exit=poweroff` | powers itself off |
 //! | `kubexen.exit=reboot` | reboots |
 //! | `kubexen.exit=crash` | crashes |

@@ -19,9 +19,12 @@ use uuid::Uuid;
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod guest;
 pub mod simulated;
 #[cfg(feature = "xen")]
 pub mod xen;
+
+pub use guest::{GuestFacts, MemoryUse};
 
 /// Xen's number for a domain: unique among those that exist now, used again later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -102,6 +105,21 @@ pub struct DomainInfo {
     pub memory_kib: u64,
     /// Virtual CPUs it has.
     pub vcpus: u32,
+}
+
+/// What a domain uses of its host, by the hypervisor's own account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DomainUsage {
+    /// UUID handle.
+    pub uuid: Uuid,
+    /// Number at this moment.
+    pub domid: DomId,
+    /// Memory it holds now, in KiB.
+    pub memory_kib: u64,
+    /// Virtual CPUs it has.
+    pub vcpus: u32,
+    /// CPU time that its vCPUs were given since it was built here.
+    pub cpu_time: Duration,
 }
 
 /// What a domain does.
@@ -269,6 +287,12 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
 
     /// The domain with this UUID, read from the hypervisor at this moment.
     async fn find(&self, uuid: Uuid) -> Result<Option<DomainInfo>, HypervisorError>;
+
+    /// What each domain but dom0 uses, sorted by UUID.
+    async fn usage(&self) -> Result<Vec<DomainUsage>, HypervisorError>;
+
+    /// What the guest says of itself; nothing of it need be true. Empty while it says nothing.
+    async fn guest(&self, uuid: Uuid) -> Result<GuestFacts, HypervisorError>;
 
     /// Builds a domain and leaves it paused. The token is written last, so a domain that has one is whole.
     ///

@@ -7,7 +7,7 @@ use super::{
     rate_limit::RateLimited,
     sessions::until_ended,
 };
-use crate::hypervisor::SuspendMode;
+use crate::{hypervisor::SuspendMode, storage::VolumeId};
 use futures::FutureExt;
 use kubexen_crds::{ByteQuantity, virtual_machine_migration::Transfer};
 use kubexen_ownership::{HostName, Token};
@@ -33,6 +33,8 @@ pub(crate) struct Departure {
     pub guest: Uuid,
     /// UID of the VirtualMachineMigration.
     pub migration: Uuid,
+    /// The guest's disks.
+    pub disks: Vec<VolumeId>,
     /// The ownership that the destination is to take over.
     pub token: Token,
     /// The destination.
@@ -72,6 +74,10 @@ impl Departure {
         expect(&mut receiver, FromDestination::Ready, ANSWER).await?;
         report.transfer = Some(self.copy(world, &mut sender, &mut receiver).await?);
         let stands_still = Instant::now();
+        // A write that is still on its way could land after the guest's next one, from the destination.
+        for disk in &self.disks {
+            world.storage.wait_until_quiet(disk).await?;
+        }
         sender.send(&FromSource::Suspended).await?;
         expect(&mut receiver, FromDestination::Running, HAND_OVER).await?;
         report.downtime = Some(stands_still.elapsed());

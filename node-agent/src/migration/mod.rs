@@ -28,7 +28,10 @@ pub(crate) use arrival::{Arrival, receive_connections};
 pub(crate) use departure::Departure;
 pub use sessions::{Sessions, Standing};
 
-use crate::hypervisor::{Hypervisor, HypervisorError};
+use crate::{
+    hypervisor::{Hypervisor, HypervisorError},
+    storage::{Storage, StorageError},
+};
 use kubexen_crds::virtual_machine_migration::Transfer;
 use kubexen_ownership::{HostBoot, OwnershipStore, StoreError};
 use link::{LinkError, MigrationNetwork};
@@ -42,6 +45,8 @@ pub struct World {
     pub me: HostBoot,
     /// Xen.
     pub hypervisor: Arc<dyn Hypervisor>,
+    /// Disks.
+    pub storage: Arc<dyn Storage>,
     /// Who may run what.
     pub ownership: Arc<dyn OwnershipStore>,
     /// Other hosts' agents.
@@ -103,6 +108,12 @@ impl Failure {
 
 impl From<HypervisorError> for Failure {
     fn from(error: HypervisorError) -> Self {
+        Self::new(error.category(), error.to_string())
+    }
+}
+
+impl From<StorageError> for Failure {
+    fn from(error: StorageError) -> Self {
         Self::new(error.category(), error.to_string())
     }
 }

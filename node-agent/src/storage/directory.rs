@@ -34,6 +34,10 @@ pub struct DirectoryConfig {
     /// sparse it may be larger than the file system; guests then see write errors when the space is used up.
     #[serde(default)]
     pub capacity: Option<ByteQuantity>,
+    /// What the storage is called, for simulated hosts that have the same folder as hosts have a shared volume group. Not
+    /// for real hosts, whose folders are their own. Default: none.
+    #[serde(default)]
+    pub shared_as: Option<String>,
 }
 
 /// Time limit of each call.
@@ -48,6 +52,7 @@ pub struct DirectoryStorage {
 #[derive(Debug)]
 struct Location {
     folder: Arc<Folder>,
+    shared_as: Option<String>,
     /// One call at a time works in a folder, and a call that hangs occupies one thread, not all.
     turn: Arc<Mutex<()>>,
     usable: AtomicBool,
@@ -59,6 +64,10 @@ impl DirectoryStorage {
     /// # Errors
     /// `BadConfig` when the configuration cannot be followed whatever the host looks like.
     pub fn new(locations: BTreeMap<String, DirectoryConfig>) -> Result<Self, StorageError> {
+        if let Some((location, _)) = locations.iter().find(|(_, config)| config.shared_as.is_some()) {
+            let reason = "`sharedAs` is for simulated hosts".to_owned();
+            return Err(StorageError::BadConfig { location: location.clone(), reason });
+        }
         Self::with_access(locations, |_| Access::LoopDevice)
     }
 
@@ -94,8 +103,12 @@ impl DirectoryStorage {
             let capacity = config.capacity.as_ref().map(ByteQuantity::bytes).transpose();
             let capacity = capacity.map_err(|error| bad(format!("`capacity`: {error}")))?;
             let folder = Folder::new(name.clone(), config.path, capacity, access(&name));
-            let location =
-                Location { folder: Arc::new(folder), turn: Arc::default(), usable: AtomicBool::new(true) };
+            let location = Location {
+                folder: Arc::new(folder),
+                shared_as: config.shared_as,
+                turn: Arc::default(),
+                usable: AtomicBool::new(true),
+            };
             locations.insert(name, location);
         }
         Ok(Self { locations })
@@ -139,8 +152,8 @@ impl DirectoryStorage {
             }
             Ok(_) | Err(_) => {}
         }
-        let name = name.to_owned();
-        capacity.ok().map(|capacity| LocationFacts { name, capacity, shared: false, id: None })
+        let (name, id) = (name.to_owned(), location.shared_as.clone());
+        capacity.ok().map(|capacity| LocationFacts { name, capacity, shared: id.is_some(), id })
     }
 }
 
@@ -181,6 +194,10 @@ impl Storage for DirectoryStorage {
     async fn detach(&self, volume: &VolumeId) -> Result<(), StorageError> {
         let uuid = volume.uuid;
         self.work("detach", &volume.location, move |folder| folder.detach(uuid)).await
+    }
+
+    async fn wait_until_quiet(&self, _: &VolumeId) -> Result<(), StorageError> {
+        Ok(())
     }
 
     async fn attached(&self) -> Result<BTreeSet<VolumeId>, StorageError> {

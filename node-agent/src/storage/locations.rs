@@ -33,6 +33,7 @@ struct Fields {
     kind: Kind,
     path: Option<PathBuf>,
     capacity: Option<ByteQuantity>,
+    shared_as: Option<String>,
     volume_group: Option<String>,
     wipe: Option<Wipe>,
 }
@@ -58,7 +59,7 @@ impl TryFrom<Fields> for LocationConfig {
     type Error = FieldError;
 
     fn try_from(fields: Fields) -> Result<Self, FieldError> {
-        let Fields { kind, path, capacity, volume_group, wipe } = fields;
+        let Fields { kind, path, capacity, shared_as, volume_group, wipe } = fields;
         let none = |kind, given: bool, field| {
             if given { Err(FieldError::Foreign { kind, field }) } else { Ok(()) }
         };
@@ -68,12 +69,13 @@ impl TryFrom<Fields> for LocationConfig {
                 none(kind, volume_group.is_some(), "volumeGroup")?;
                 none(kind, wipe.is_some(), "wipe")?;
                 let path = path.ok_or(FieldError::Missing { kind, field: "path" })?;
-                Ok(Self::Directory(DirectoryConfig { path, capacity }))
+                Ok(Self::Directory(DirectoryConfig { path, capacity, shared_as }))
             }
             Kind::Lvm => {
                 let kind = "LVM";
                 none(kind, path.is_some(), "path")?;
                 none(kind, capacity.is_some(), "capacity")?;
+                none(kind, shared_as.is_some(), "sharedAs")?;
                 let volume_group = volume_group.ok_or(FieldError::Missing { kind, field: "volumeGroup" })?;
                 Ok(Self::Lvm(LvmConfig { volume_group, wipe: wipe.unwrap_or_default() }))
             }
@@ -169,6 +171,10 @@ impl Storage for Locations {
         self.of(volume).detach(volume).await
     }
 
+    async fn wait_until_quiet(&self, volume: &VolumeId) -> Result<(), StorageError> {
+        self.of(volume).wait_until_quiet(volume).await
+    }
+
     async fn attached(&self) -> Result<BTreeSet<VolumeId>, StorageError> {
         let mut all = self.directory.attached().await?;
         all.extend(self.lvm.attached().await?);
@@ -187,7 +193,11 @@ mod tests {
 
     #[test]
     fn a_location_without_a_type_is_a_folder() {
-        let folder = LocationConfig::Directory(DirectoryConfig { path: "/srv".into(), capacity: None });
+        let folder = LocationConfig::Directory(DirectoryConfig {
+            path: "/srv".into(),
+            capacity: None,
+            shared_as: None,
+        });
         assert_eq!(parse("{path: /srv}").unwrap(), folder);
         assert_eq!(parse("{type: Directory, path: /srv}").unwrap(), folder);
         let group = |wipe| LocationConfig::Lvm(LvmConfig { volume_group: "vg-san-1".into(), wipe });
@@ -217,7 +227,11 @@ mod tests {
         let configs = BTreeMap::from([
             (
                 "local".to_owned(),
-                LocationConfig::Directory(DirectoryConfig { path: folder.path().into(), capacity: None }),
+                LocationConfig::Directory(DirectoryConfig {
+                    path: folder.path().into(),
+                    capacity: None,
+                    shared_as: None,
+                }),
             ),
             (
                 "san".to_owned(),

@@ -9,24 +9,49 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+use uuid::Uuid;
 
 /// Storage in memory. What is stored outlives the agent as long as one clone of this is kept.
 ///
-/// A clone is the same host again, as after a restart of its agent; [`MemoryStorage::on_another_host`] sees the
-/// same volumes with attachments of its own. Each call yields to the executor once before it acts, so that concurrent
-/// calls interleave as they do with real storage.
+/// A clone is the same host again, as after a restart of its agent. Hosts that were given clones of one
+/// [`SharedLocation`] see the same volumes there, each with attachments of its own. Each call yields to the executor once
+/// before it acts, so that concurrent calls interleave as they do with real storage.
 #[derive(Clone, Debug)]
 pub struct MemoryStorage {
-    shared: Arc<Mutex<Shared>>,
+    places: BTreeMap<String, Arc<Mutex<Place>>>,
     host: Arc<Mutex<Host>>,
 }
 
+/// A location that several hosts reach.
+#[derive(Clone, Debug)]
+pub struct SharedLocation(Arc<Mutex<Place>>);
+
+impl SharedLocation {
+    /// An empty location that is called `id`, with room for `capacity` bytes.
+    #[must_use]
+    pub fn new(id: &str, capacity: u64) -> Self {
+        Self(Arc::new(Mutex::new(Place { capacity, id: Some(id.to_owned()), volumes: BTreeMap::new() })))
+    }
+
+    /// All volumes with their sizes in bytes.
+    #[must_use]
+    pub fn volumes(&self) -> BTreeMap<Uuid, u64> {
+        lock(&self.0).volumes.clone()
+    }
+}
+
 #[derive(Debug)]
-struct Shared {
-    /// Capacity in bytes by location.
-    locations: BTreeMap<String, u64>,
+struct Place {
+    /// Bytes.
+    capacity: u64,
+    /// What it is called, if several hosts reach it.
+    id: Option<String>,
     /// Size in bytes.
-    volumes: BTreeMap<VolumeId, u64>,
+    volumes: BTreeMap<Uuid, u64>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Debug, Default)]
@@ -44,17 +69,22 @@ struct Host {
 const LOST_ANSWER: Duration = Duration::from_secs(60);
 
 impl MemoryStorage {
-    /// Empty storage with these locations and their capacities in bytes.
+    /// Empty storage with these locations of its own and their capacities in bytes.
     #[must_use]
     pub fn new(locations: BTreeMap<String, u64>) -> Self {
-        let shared = Shared { locations, volumes: BTreeMap::new() };
-        Self { shared: Arc::new(Mutex::new(shared)), host: Arc::default() }
+        let place = |capacity| Place { capacity, id: None, volumes: BTreeMap::new() };
+        let places = locations
+            .into_iter()
+            .map(|(name, capacity)| (name, Arc::new(Mutex::new(place(capacity)))))
+            .collect();
+        Self { places, host: Arc::default() }
     }
 
-    /// The same locations and volumes as another host sees them: nothing is attached there.
+    /// Storage that has a shared location too.
     #[must_use]
-    pub fn on_another_host(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), host: Arc::default() }
+    pub fn reaching(mut self, name: &str, location: &SharedLocation) -> Self {
+        self.places.insert(name.to_owned(), Arc::clone(&location.0));
+        self
     }
 
     /// Begins or ends an outage on this host: during it every call fails and no location can be used.
@@ -89,18 +119,28 @@ impl MemoryStorage {
         host.held.clear();
     }
 
-    /// All volumes with their sizes in bytes.
+    /// The volumes in locations of this host's own, with their sizes in bytes.
     #[must_use]
     pub fn volumes(&self) -> BTreeMap<VolumeId, u64> {
-        self.shared().volumes.clone()
-    }
-
-    fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut all = BTreeMap::new();
+        for (name, place) in &self.places {
+            let place = lock(place);
+            if place.id.is_none() {
+                let volume =
+                    |(uuid, size): (&Uuid, &u64)| (VolumeId { location: name.clone(), uuid: *uuid }, *size);
+                all.extend(place.volumes.iter().map(volume));
+            }
+        }
+        all
     }
 
     fn host(&self) -> MutexGuard<'_, Host> {
-        self.host.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.host)
+    }
+
+    fn place(&self, location: &str) -> Result<MutexGuard<'_, Place>, StorageError> {
+        let unknown = || StorageError::UnknownLocation(location.to_owned());
+        self.places.get(location).map(|place| lock(place)).ok_or_else(unknown)
     }
 
     fn reach(&self, call: &'static str) -> Result<(), StorageError> {
@@ -111,17 +151,18 @@ impl MemoryStorage {
     async fn change<T>(
         &self,
         call: &'static str,
-        change: impl FnOnce(&mut Shared, &mut Host) -> Result<T, StorageError> + Send,
+        volume: &VolumeId,
+        change: impl FnOnce(&mut Place, &mut Host) -> Result<T, StorageError> + Send,
     ) -> Result<T, StorageError> {
         tokio::task::yield_now().await;
         self.reach(call)?;
         let (result, lost) = {
-            let (mut shared, mut host) = (self.shared(), self.host());
+            let mut host = self.host();
             if host.refusals > 0 {
                 host.refusals -= 1;
                 return Err(injected(call, "refusal injected"));
             }
-            let result = change(&mut shared, &mut host);
+            let result = self.place(&volume.location).and_then(|mut place| change(&mut place, &mut host));
             let lost = host.lost_answers > 0;
             host.lost_answers = host.lost_answers.saturating_sub(1);
             (result, lost)
@@ -138,19 +179,10 @@ fn injected(call: &'static str, reason: &'static str) -> StorageError {
     StorageError::Io { call, source: io::Error::other(reason) }
 }
 
-impl Shared {
-    fn capacity(&self, location: &str) -> Result<u64, StorageError> {
-        self.locations
-            .get(location)
-            .copied()
-            .ok_or_else(|| StorageError::UnknownLocation(location.to_owned()))
-    }
-
+impl Place {
     /// Refuses unless `more` bytes fit into the location.
     fn reserve(&self, location: &str, more: u64) -> Result<(), StorageError> {
-        let used: u64 =
-            self.volumes.iter().filter(|(id, _)| id.location == location).map(|(_, size)| size).sum();
-        let available = self.capacity(location)?.saturating_sub(used);
+        let available = self.capacity.saturating_sub(self.volumes.values().sum());
         if more <= available {
             Ok(())
         } else {
@@ -166,37 +198,30 @@ impl Storage for MemoryStorage {
         if self.host().outage {
             return Vec::new();
         }
-        let facts = |(name, capacity): (&String, &u64)| LocationFacts {
-            name: name.clone(),
-            capacity: *capacity,
-            shared: false,
-            id: None,
+        let facts = |(name, place): (&String, &Arc<Mutex<Place>>)| {
+            let Place { capacity, id, volumes: _ } = &*lock(place);
+            LocationFacts { name: name.clone(), capacity: *capacity, shared: id.is_some(), id: id.clone() }
         };
-        self.shared().locations.iter().map(facts).collect()
+        self.places.iter().map(facts).collect()
     }
 
     async fn find(&self, volume: &VolumeId) -> Result<Option<u64>, StorageError> {
         tokio::task::yield_now().await;
         self.reach("find")?;
-        let shared = self.shared();
-        shared.capacity(&volume.location)?;
-        Ok(shared.volumes.get(volume).copied())
+        Ok(self.place(&volume.location)?.volumes.get(&volume.uuid).copied())
     }
 
     async fn create(&self, volume: &VolumeId, size: u64) -> Result<(), StorageError> {
         check_size(size)?;
-        self.change("create", |shared, _| {
-            shared.capacity(&volume.location)?;
-            match shared.volumes.get(volume) {
-                Some(existing) if *existing == size => Ok(()),
-                Some(&existing) => {
-                    Err(StorageError::OtherSize { volume: volume.clone(), existing, requested: size })
-                }
-                None => {
-                    shared.reserve(&volume.location, size)?;
-                    shared.volumes.insert(volume.clone(), size);
-                    Ok(())
-                }
+        self.change("create", volume, |place, _| match place.volumes.get(&volume.uuid) {
+            Some(existing) if *existing == size => Ok(()),
+            Some(&existing) => {
+                Err(StorageError::OtherSize { volume: volume.clone(), existing, requested: size })
+            }
+            None => {
+                place.reserve(&volume.location, size)?;
+                place.volumes.insert(volume.uuid, size);
+                Ok(())
             }
         })
         .await
@@ -204,36 +229,33 @@ impl Storage for MemoryStorage {
 
     async fn grow(&self, volume: &VolumeId, size: u64) -> Result<(), StorageError> {
         check_size(size)?;
-        self.change("grow", |shared, _| {
-            shared.capacity(&volume.location)?;
+        self.change("grow", volume, |place, _| {
             let existing =
-                *shared.volumes.get(volume).ok_or_else(|| StorageError::NoSuchVolume(volume.clone()))?;
+                *place.volumes.get(&volume.uuid).ok_or_else(|| StorageError::NoSuchVolume(volume.clone()))?;
             let Some(more) = size.checked_sub(existing) else {
                 return Err(StorageError::WouldShrink { volume: volume.clone(), existing, requested: size });
             };
-            shared.reserve(&volume.location, more)?;
-            shared.volumes.insert(volume.clone(), size);
+            place.reserve(&volume.location, more)?;
+            place.volumes.insert(volume.uuid, size);
             Ok(())
         })
         .await
     }
 
     async fn delete(&self, volume: &VolumeId) -> Result<(), StorageError> {
-        self.change("delete", |shared, host| {
-            shared.capacity(&volume.location)?;
+        self.change("delete", volume, |place, host| {
             if host.attached.contains_key(volume) {
                 return Err(StorageError::InUse(volume.clone()));
             }
-            shared.volumes.remove(volume);
+            place.volumes.remove(&volume.uuid);
             Ok(())
         })
         .await
     }
 
     async fn attach(&self, volume: &VolumeId, read_only: bool) -> Result<PathBuf, StorageError> {
-        self.change("attach", |shared, host| {
-            shared.capacity(&volume.location)?;
-            if !shared.volumes.contains_key(volume) {
+        self.change("attach", volume, |place, host| {
+            if !place.volumes.contains_key(&volume.uuid) {
                 return Err(StorageError::NoSuchVolume(volume.clone()));
             }
             if *host.attached.entry(volume.clone()).or_insert(read_only) != read_only {
@@ -245,8 +267,7 @@ impl Storage for MemoryStorage {
     }
 
     async fn detach(&self, volume: &VolumeId) -> Result<(), StorageError> {
-        self.change("detach", |shared, host| {
-            shared.capacity(&volume.location)?;
+        self.change("detach", volume, |_, host| {
             if host.held.contains(volume) {
                 return Err(StorageError::InUse(volume.clone()));
             }
@@ -254,6 +275,11 @@ impl Storage for MemoryStorage {
             Ok(())
         })
         .await
+    }
+
+    async fn wait_until_quiet(&self, _: &VolumeId) -> Result<(), StorageError> {
+        tokio::task::yield_now().await;
+        self.reach("look at the volume's traffic")
     }
 
     async fn attached(&self) -> Result<BTreeSet<VolumeId>, StorageError> {
@@ -267,7 +293,6 @@ impl Storage for MemoryStorage {
 mod tests {
     use super::*;
     use crate::storage::conformance::{SIZE, every_promise_holds};
-    use uuid::Uuid;
 
     fn storage() -> (MemoryStorage, VolumeId) {
         let storage = MemoryStorage::new(BTreeMap::from([("local".to_owned(), 4 * SIZE)]));
@@ -281,14 +306,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn hosts_share_volumes_and_not_attachments() {
-        let (one, volume) = storage();
-        let two = one.on_another_host();
+        let san = SharedLocation::new("san-1", 4 * SIZE);
+        let host = || MemoryStorage::new(BTreeMap::new()).reaching("san", &san);
+        let (one, two) = (host(), host());
+        let volume = VolumeId { location: "san".into(), uuid: Uuid::from_u128(1) };
         one.create(&volume, SIZE).await.unwrap();
         one.attach(&volume, false).await.unwrap();
         assert_eq!(two.find(&volume).await.unwrap(), Some(SIZE));
         assert!(two.attached().await.unwrap().is_empty());
         one.reboot();
         assert!(one.attached().await.unwrap().is_empty());
+        assert!(one.locations().await[0].shared);
     }
 
     #[tokio::test(start_paused = true)]

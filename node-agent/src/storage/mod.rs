@@ -29,7 +29,7 @@ pub mod memory;
 pub use directory::DirectoryStorage;
 pub use locations::{LocationConfig, Locations};
 pub use lvm::LvmStorage;
-pub use memory::MemoryStorage;
+pub use memory::{MemoryStorage, SharedLocation};
 
 /// A volume: where it lives and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -203,6 +203,14 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// `InUse` when somebody holds the device open: it goes when they let go, so try again.
     async fn detach(&self, volume: &VolumeId) -> Result<(), StorageError>;
+
+    /// Waits until nothing that this host wrote to the volume, or reads from it, is on its way any more. For a volume
+    /// that nobody on this host uses any longer and that another host is about to use. Returns at once where no other
+    /// host can.
+    ///
+    /// # Errors
+    /// `TimedOut` when it does not come to rest.
+    async fn wait_until_quiet(&self, volume: &VolumeId) -> Result<(), StorageError>;
 
     /// The volumes that are attached on this host, as the host itself sees it.
     async fn attached(&self) -> Result<BTreeSet<VolumeId>, StorageError>;

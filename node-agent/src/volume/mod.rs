@@ -2,7 +2,8 @@
 //!
 //! Watches: Volumes, and Domains for who uses them. Writes: the status of a Volume, and its finalizer when the data
 //! is gone. Data is deleted only after the object was read from the API server and is the same one (uid), being
-//! deleted, and used by no Domain. A volume that was there once and is not found any more is reported, never made
+//! deleted, and used by no Domain; data that several hosts reach, only after the pool's store has shown that no virtual
+//! machine has it, and made sure that none ever will. A volume that was there once and is not found any more is reported, never made
 //! anew: a blank disk in its place would look like lost data to its guest.
 
 pub mod decide;
@@ -16,6 +17,7 @@ use crate::{
 use decide::{Observed, Plan, decide};
 use kube::{Api, ResourceExt};
 use kubexen_crds::{Volume, VolumeStatus, names::AGENT_FINALIZER};
+use kubexen_ownership::{DiskUid, RetireDisk};
 use kubexen_runtime::{Key, Outcome, events::Severity, write};
 use std::time::Duration;
 use tracing::{info, warn};
@@ -62,10 +64,14 @@ impl Domains {
                 Plan::Detach => self.storage.detach(&id).await?,
                 Plan::Delete => {
                     self.confirm_deletion(volume).await?;
+                    self.retire(volume, &id).await?;
                     info!(volume = %volume.name_any(), "deleting the data");
                     self.storage.delete(&id).await?;
                 }
-                Plan::LetGo => return self.let_volume_go(volume).await,
+                Plan::LetGo => {
+                    self.forget(volume, &id).await?;
+                    return self.let_volume_go(volume).await;
+                }
                 Plan::WaitForUser(_) | Plan::Settled | Plan::ReportMissing => {
                     let status = decide::status(volume, &seen, &plan, self.clock.now());
                     self.write_volume_status(volume, &status).await?;
@@ -106,6 +112,28 @@ impl Domains {
             live.metadata.uid == volume.metadata.uid && live.metadata.deletion_timestamp.is_some()
         });
         if same { Ok(()) } else { Err(ReconcileError::Outdated) }
+    }
+
+    /// Sees to it that no host uses a shared volume, now or later.
+    async fn retire(&self, volume: &Volume, id: &VolumeId) -> Result<(), ReconcileError> {
+        if !volume.spec.shared {
+            return Ok(());
+        }
+        match self.ownership.retire_disk(DiskUid(id.uuid)).await? {
+            RetireDisk::Retired => Ok(()),
+            RetireDisk::HeldBy(holder) => {
+                Err(ReconcileError::DiskTaken { volume: volume.name_any(), holder })
+            }
+        }
+    }
+
+    /// Leaves nothing of a shared volume in the pool's store.
+    async fn forget(&self, volume: &Volume, id: &VolumeId) -> Result<(), ReconcileError> {
+        if volume.spec.shared {
+            self.retire(volume, id).await?;
+            self.ownership.forget_disk(DiskUid(id.uuid)).await?;
+        }
+        Ok(())
     }
 
     async fn let_volume_go(&self, volume: &Volume) -> Result<Outcome, ReconcileError> {

@@ -14,11 +14,12 @@ use etcd_client::{
 
 pub use self::config::{EtcdConfig, TlsFiles};
 use self::link::{Link, revision};
+use crate::disk::{self, DiskUid};
 use crate::drive::{self, Backend, RequestError};
 use crate::names::{HostBoot, Owner, Token, VmUid};
 use crate::protocol::{AbortVerb, CommitVerb, Compare, Outcome, ReleaseVerb, StartVerb, Transaction, Write};
 use crate::record::{Entry, Key, OWNERS, vm_of};
-use crate::store::{Abort, Commit, OwnershipStore, Release, Start, StoreError};
+use crate::store::{Abort, ClaimDisk, Commit, OwnershipStore, Release, RetireDisk, Start, StoreError};
 
 /// How many records one answer holds at most: 1,000 of 150 bytes are far below the 4 MiB that the client accepts.
 const PAGE: i64 = 1_000;
@@ -134,6 +135,22 @@ impl OwnershipStore for EtcdStore {
 
     async fn abort(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Abort, StoreError> {
         drive::run(self, &AbortVerb { vm, me, token }).await
+    }
+
+    async fn claim_disk(&self, disk: DiskUid, vm: VmUid, token: Token) -> Result<ClaimDisk, StoreError> {
+        disk::claim(self, disk, vm, token).await
+    }
+
+    async fn release_disk(&self, disk: DiskUid, vm: VmUid) -> Result<(), StoreError> {
+        disk::release(self, disk, vm).await
+    }
+
+    async fn retire_disk(&self, disk: DiskUid) -> Result<RetireDisk, StoreError> {
+        disk::retire(self, disk).await
+    }
+
+    async fn forget_disk(&self, disk: DiskUid) -> Result<(), StoreError> {
+        disk::forget(self, disk).await
     }
 }
 

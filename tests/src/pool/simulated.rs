@@ -32,7 +32,7 @@ impl Default for SimulatedHostOptions {
 
 impl SimulatedHostOptions {
     /// Writes `agent.yaml` for `host` into `folder`, where its kubeconfig lies. The host offers the storage location
-    /// `default`, the uplink `lan` and the kernel `linux`, as the hosts of the Xen lab do.
+    /// `default`, the location `san` that it shares with all other simulated hosts, the uplink `lan` and the kernel `linux`, as the hosts of the Xen lab do.
     pub(super) fn write(
         &self,
         host: &str,
@@ -42,6 +42,8 @@ impl SimulatedHostOptions {
     ) -> Result<()> {
         let disks = folder.join("disks");
         std::fs::create_dir_all(&disks)?;
+        let san = folder.with_file_name("san");
+        std::fs::create_dir_all(&san)?;
         let file = |name: &str, text: &str| {
             let path = folder.join(name);
             std::fs::write(&path, text).map(|()| path)
@@ -57,7 +59,10 @@ impl SimulatedHostOptions {
                 "memory": self.memory,
                 "migrationBytesPerSecond": self.migration_bytes_per_second,
             }},
-            "locations": {"default": {"path": disks, "capacity": self.disk}},
+            "locations": {
+                "default": {"path": disks, "capacity": self.disk},
+                "san": {"path": san, "capacity": self.disk, "sharedAs": "san-1"},
+            },
             "uplinks": {"lan": {"bridge": "xenbr0"}},
             "migration": {
                 "listen": address,

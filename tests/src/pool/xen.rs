@@ -18,6 +18,9 @@ const CONFIGURATION: &str = "/etc/kubexen/agent.yaml";
 /// Address of this machine's loopback as dom0 sees it.
 const MACHINE: &str = "10.0.2.2";
 
+/// The volume group on the LUN that all hosts of a lab see, once somebody makes it.
+pub const SHARED_GROUP: &str = "vg-san-1";
+
 /// What the dom0s need besides the lab's own files: the agent, built with the feature `xen`.
 ///
 /// # Errors
@@ -27,7 +30,7 @@ pub fn extras() -> Result<Vec<Extra>> {
 }
 
 /// Puts configuration and credentials on the host and starts the agent there. The host offers the storage location
-/// `default`, the uplink `lan` and the kernel `linux`.
+/// `default`, the location `san` as soon as there is [`SHARED_GROUP`], the uplink `lan` and the kernel `linux`.
 pub(super) async fn start_agent(
     host: &LabHost,
     identity: Identity,
@@ -40,7 +43,10 @@ pub(super) async fn start_agent(
         "stateDirectory": "/srv/kubexen/state",
         "poolStore": {"endpoints": [pool_etcd.replace("127.0.0.1", MACHINE)]},
         "hypervisor": {"type": "Xen"},
-        "locations": {"default": {"path": "/srv/kubexen/disks"}},
+        "locations": {
+            "default": {"path": "/srv/kubexen/disks"},
+            "san": {"type": "LVM", "volumeGroup": SHARED_GROUP},
+        },
         "migration": {
             "listen": "0.0.0.0:9444",
             "address": format!("{}:9444", host.segment_address()),

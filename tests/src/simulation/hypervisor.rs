@@ -3,8 +3,8 @@
 use super::judge::Judge;
 use async_trait::async_trait;
 use kubexen_node_agent::hypervisor::{
-    DomId, DomainConfig, DomainInfo, HostFacts, Hypervisor, HypervisorError, Incoming, OnProgress, Outgoing,
-    Sent, SuspendMode, simulated::SimulatedHypervisor,
+    DomId, DomainConfig, DomainInfo, DomainUsage, GuestFacts, HostFacts, Hypervisor, HypervisorError,
+    Incoming, OnProgress, Outgoing, Sent, SuspendMode, simulated::SimulatedHypervisor,
 };
 use kubexen_ownership::{MemoryStore, VmUid};
 use std::sync::Arc;
@@ -38,8 +38,18 @@ impl Hypervisor for Judged {
         self.inner.find(uuid).await
     }
 
+    async fn usage(&self) -> Result<Vec<DomainUsage>, HypervisorError> {
+        self.inner.usage().await
+    }
+
+    async fn guest(&self, uuid: Uuid) -> Result<GuestFacts, HypervisorError> {
+        self.inner.guest(uuid).await
+    }
+
     async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {
         self.judge.creating(&self.host, config.uuid, config.token);
+        let devices = config.disks.iter().map(|disk| disk.device.clone()).collect();
+        self.judge.using(&self.host, config.uuid, devices);
         self.inner.create(config).await
     }
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::{sync::Notify, time::Instant};
@@ -34,6 +35,8 @@ struct State {
     /// Present Domain objects, by namespace and the uid of their virtual machine.
     domains: BTreeMap<(String, String), Arc<Value>>,
     machines: BTreeSet<Uuid>,
+    /// The devices that each virtual machine was built with last.
+    devices: BTreeMap<Uuid, BTreeSet<PathBuf>>,
     hosts: BTreeMap<String, SimulatedHost>,
     foreign: BTreeSet<Uuid>,
     /// Hosts that are said to be evacuated, with the machines that were left there.
@@ -55,6 +58,7 @@ impl Judge {
                 tokens: BTreeMap::new(),
                 domains: BTreeMap::new(),
                 machines: BTreeSet::new(),
+                devices: BTreeMap::new(),
                 hosts: BTreeMap::new(),
                 foreign: BTreeSet::new(),
                 evacuated: BTreeMap::new(),
@@ -156,6 +160,26 @@ impl Judge {
         if left.is_some_and(|left| !left.contains(&uuid.to_string())) {
             self.violated("L5", format_args!("{uuid} comes to {host}, which is said to be evacuated"));
         }
+    }
+
+    /// An agent is about to build a domain on these devices, which no other machine's guest may use.
+    pub(super) fn using(&self, host: &str, uuid: Uuid, devices: BTreeSet<PathBuf>) {
+        let taken = {
+            let state = self.lock();
+            let runs = |other: &Uuid| {
+                state.hosts.values().any(|host| {
+                    let domains = host.domains().unwrap_or_default();
+                    domains.iter().any(|domain| domain.uuid == *other && may_run(domain.state))
+                })
+            };
+            let others = state.devices.iter().filter(|(other, _)| **other != uuid);
+            let mut sharing = others.filter(|(_, theirs)| !theirs.is_disjoint(&devices));
+            sharing.find(|(other, _)| runs(other)).map(|(other, _)| *other)
+        };
+        if let Some(other) = taken {
+            self.violated("I2", format_args!("{host} builds {uuid} on a disk of {other}, which runs"));
+        }
+        self.lock().devices.insert(uuid, devices);
     }
 
     /// An agent is about to take a domain apart, which belongs to this host.

@@ -223,6 +223,13 @@ async fn left(world: &World) -> Option<String> {
         Ok(owners) => return Some(format!("owners are left: {owners:?}")),
         Err(error) => return Some(error.to_string()),
     }
+    let disks = world.pool_store.disks_on_record();
+    if !disks.is_empty() {
+        return Some(format!("the store still speaks of disks: {disks:?}"));
+    }
+    if let Some((volume, _)) = world.san.volumes().first_key_value() {
+        return Some(format!("the shared storage still has the volume {volume}"));
+    }
     let machines = world.judge.machines();
     for side in &world.hosts {
         let domains = side.host.domains().unwrap_or_default();

@@ -14,7 +14,7 @@ use kubexen_node_agent::hypervisor::{
 use kubexen_ownership::{BootId, HostBoot, HostName, OwnershipStore, VmUid};
 use kubexen_runtime::clock::VirtualClock;
 use serde_json::{Value, json};
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     task::{LocalSet, spawn_local},
     time::sleep,
@@ -78,6 +78,17 @@ async fn a_domain_that_is_built_on_a_second_host_breaks_a_promise() {
     assert!(!judge.is_upset());
     judge.creating("host-b", UUID, 6);
     assert_eq!(broken(&judge), ["I1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_domain_that_is_built_on_a_disk_of_a_running_guest_breaks_a_promise() {
+    let judge = judge_with_a_domain_on("host-a").await;
+    let disk = |name: &str| BTreeSet::from([PathBuf::from(format!("/dev/simulated/san/{name}"))]);
+    judge.using("host-a", UUID, disk("one"));
+    judge.using("host-b", Uuid::from_u128(2), disk("two"));
+    assert!(!judge.is_upset());
+    judge.using("host-b", Uuid::from_u128(2), disk("one"));
+    assert_eq!(broken(&judge), ["I2"]);
 }
 
 #[tokio::test(start_paused = true)]

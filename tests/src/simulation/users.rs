@@ -49,11 +49,12 @@ impl Users {
         let network =
             json!({"metadata": {"name": "lan"}, "spec": {"type": "Bridge", "bridge": {"uplink": "lan"}}});
         make(world, &self.networks, network).await;
-        let repository = json!({
-            "metadata": {"name": "local"},
-            "spec": {"type": "Directory", "directory": {"location": "local"}},
-        });
-        make(world, &self.repositories, repository).await;
+        for (name, spec) in [
+            ("local", json!({"type": "Directory", "directory": {"location": "local"}})),
+            ("san", json!({"type": "LVM", "lvm": {"location": "san"}})),
+        ] {
+            make(world, &self.repositories, json!({"metadata": {"name": name}, "spec": spec})).await;
+        }
     }
 
     /// Does one thing.
@@ -114,7 +115,10 @@ impl Users {
             },
         });
         if with_disk {
-            machine["spec"]["disks"] = json!([{"name": "root", "disk": disk_of(name)}]);
+            // Now and then two machines want one disk.
+            let other = format!("vm-{}", dice.below(MACHINES));
+            let owner = if dice.chance(15) { other.as_str() } else { name };
+            machine["spec"]["disks"] = json!([{"name": "root", "disk": disk_of(owner)}]);
         }
         if dice.chance(20) {
             machine["spec"]["placement"] = json!({"antiAffinity": {"group": "web"}});
@@ -128,7 +132,7 @@ impl Users {
     async fn make_disk(&self, world: &World, machine: &str) {
         let disk = json!({
             "metadata": {"name": disk_of(machine)},
-            "spec": {"repository": "local", "size": "64Mi"},
+            "spec": {"repository": world.dice.pick(&["local", "san", "san"]), "size": "64Mi"},
         });
         make(world, &self.disks, disk).await;
     }
@@ -136,8 +140,12 @@ impl Users {
     /// Moves a machine, most of the time one that can move, or calls a move off.
     async fn migrate(&self, world: &World) {
         let dice = &world.dice;
-        let can_move =
-            |machine: &Value| machine["spec"]["disks"].is_null() && machine["status"]["phase"] == "Running";
+        let can_move = |machine: &Value| {
+            let disk = machine["spec"]["disks"][0]["disk"].as_str();
+            let disk = disk.and_then(|disk| world.api.object("virtualdisks", USERS, disk));
+            let tied = disk.is_some_and(|disk| disk["spec"]["repository"] == "local");
+            !tied && machine["status"]["phase"] == "Running"
+        };
         let all = world.api.objects("virtualmachines");
         let candidates: Vec<_> = all.iter().filter(|machine| can_move(machine) || dice.chance(10)).collect();
         let machine = match candidates.as_slice() {
@@ -199,8 +207,15 @@ impl Users {
         }
         for machine in world.api.objects("virtualmachines") {
             let name = machine["metadata"]["name"].as_str().unwrap_or_default();
-            let names_disk = machine["spec"]["disks"].as_array().is_some_and(|disks| !disks.is_empty());
-            if names_disk && world.api.object("virtualdisks", USERS, &disk_of(name)).is_none() {
+            let Some(disk) = machine["spec"]["disks"][0]["disk"].as_str() else { continue };
+            if disk != disk_of(name) {
+                // Of two machines that want one disk only one can run.
+                let own = json!({"spec": {"disks": [{"name": "root", "disk": disk_of(name)}]}});
+                change(world, &self.machines, name, own).await;
+                let at = json!({"metadata": {"annotations": {RESTART_REQUESTED_AT: "settle"}}});
+                change(world, &self.machines, name, at).await;
+            }
+            if world.api.object("virtualdisks", USERS, &disk_of(name)).is_none() {
                 self.make_disk(world, name).await;
             }
         }

@@ -16,7 +16,7 @@ use kubexen_node_agent::{
     metrics::Metrics,
     migration::link::MemoryNetwork,
     network::SimulatedNetwork,
-    storage::MemoryStorage,
+    storage::{MemoryStorage, SharedLocation},
 };
 use kubexen_ownership::{HostName, MemoryStore};
 use kubexen_runtime::{Clock, clock::VirtualClock, telemetry::Readiness};
@@ -62,6 +62,8 @@ pub(super) struct World {
     pub(super) dice: Dice,
     pub(super) weather: Weather,
     pub(super) pool_store: MemoryStore,
+    /// The storage that all hosts reach.
+    pub(super) san: SharedLocation,
     pub(super) migrations: MemoryNetwork,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) hosts: Vec<HostSide>,
@@ -110,6 +112,7 @@ impl World {
         api.add_namespace(SYSTEM);
         api.add_namespace(USERS);
         let weather = Weather::bad();
+        let san = SharedLocation::new("san-1", 1 << 40);
         let hosts = HOSTS
             .into_iter()
             .map(|name| {
@@ -122,7 +125,8 @@ impl World {
                 if let Err(error) = host.add_foreign(foreign, 64 << 10) {
                     judge.violated("set-up", error);
                 }
-                let storage = MemoryStorage::new(BTreeMap::from([("local".to_owned(), 1 << 40)]));
+                let local = BTreeMap::from([("local".to_owned(), 1 << 40)]);
+                let storage = MemoryStorage::new(local).reaching("san", &san);
                 let agent = Process::new(format!("agent-{name}"), seed, &weather);
                 HostSide { name, host, storage, foreign, rebooted: false, agent }
             })
@@ -136,6 +140,7 @@ impl World {
             dice: Dice::new(seed, "scenario"),
             weather,
             pool_store: MemoryStore::new(),
+            san,
             migrations: MemoryNetwork::new(),
             clock,
             hosts,

@@ -5,6 +5,7 @@
 
 mod crashes;
 mod fixpoint;
+mod guest_facts;
 mod guests;
 mod life;
 mod maintenance;
@@ -13,6 +14,7 @@ mod needs;
 mod outages;
 mod placement;
 mod scene;
+mod shared_storage;
 mod starts;
 mod storm;
 mod traces;

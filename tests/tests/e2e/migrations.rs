@@ -15,12 +15,12 @@ use kubexen_testbed::{pool::PoolOptions, process::wait_until};
 use serde_json::{Value, json};
 
 impl Scene {
-    async fn migrate(&self, name: &str, spec: Value) -> Result<VirtualMachineMigration> {
+    pub async fn migrate(&self, name: &str, spec: Value) -> Result<VirtualMachineMigration> {
         let migration = serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec}))?;
         Ok(self.api().create(&PostParams::default(), &migration).await?)
     }
 
-    async fn until_over(&self, name: &str, phase: MigrationPhase) -> Result<VirtualMachineMigration> {
+    pub async fn until_over(&self, name: &str, phase: MigrationPhase) -> Result<VirtualMachineMigration> {
         let migrations: Api<VirtualMachineMigration> = self.api();
         wait_until(&format!("{name} is {phase:?}"), PATIENCE, async || {
             let migration = migrations.get(name).await?;
@@ -40,7 +40,7 @@ impl Scene {
         Ok(domains.list(&Default::default()).await?.items.into_iter().filter(of_scene).collect())
     }
 
-    async fn until_one_domain(&self) -> Result<Domain> {
+    pub async fn until_one_domain(&self) -> Result<Domain> {
         wait_until("one Domain is left", PATIENCE, async || {
             let mut domains = self.domains().await?;
             ensure!(domains.len() == 1, "there are {}", domains.len());

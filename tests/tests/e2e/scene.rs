@@ -40,7 +40,7 @@ impl Scene {
         self.create_cluster_wide::<Network>(json!({"metadata": {"name": name}, "spec": spec})).await
     }
 
-    async fn create_cluster_wide<K>(&self, object: Value) -> Result<()>
+    pub async fn create_cluster_wide<K>(&self, object: Value) -> Result<()>
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + serde::Serialize,
     {
@@ -58,7 +58,11 @@ impl Scene {
     }
 
     pub async fn create_disk(&self, name: &str, size: &str) -> Result<VirtualDisk> {
-        let spec = json!({"repository": self.name, "size": size});
+        self.create_disk_in(&self.name, name, size).await
+    }
+
+    pub async fn create_disk_in(&self, repository: &str, name: &str, size: &str) -> Result<VirtualDisk> {
+        let spec = json!({"repository": repository, "size": size});
         let disk = serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec}))?;
         Ok(self.api().create(&PostParams::default(), &disk).await?)
     }

@@ -69,7 +69,10 @@ async fn start() -> Result<Bed> {
     let repository = json!({"apiVersion": "kubexen.io/v1alpha1", "kind": "StorageRepository",
         "metadata": {"name": "local"}, "spec": {"type": "Directory", "directory": {"location": "default"}}});
     create::<Network>(&Api::all(client.clone()), network).await?;
-    create::<StorageRepository>(&Api::all(client), repository).await?;
+    create::<StorageRepository>(&Api::all(client.clone()), repository).await?;
+    let shared = json!({"apiVersion": "kubexen.io/v1alpha1", "kind": "StorageRepository",
+        "metadata": {"name": "san"}, "spec": {"type": "LVM", "lvm": {"location": "san"}}});
+    create::<StorageRepository>(&Api::all(client), shared).await?;
     Ok(Bed { control_plane, lab, _pool: pool })
 }
 
@@ -104,8 +107,13 @@ impl Guest {
 
     /// Makes a blank disk of 16 MiB.
     pub async fn create_disk(bed: &Bed, name: &str) -> Result<VirtualDisk> {
+        Self::create_disk_in(bed, "local", name).await
+    }
+
+    /// Makes a blank disk of 16 MiB in this repository.
+    pub async fn create_disk_in(bed: &Bed, repository: &str, name: &str) -> Result<VirtualDisk> {
         let disk = json!({"apiVersion": "kubexen.io/v1alpha1", "kind": "VirtualDisk", "metadata": {"name": name},
-            "spec": {"repository": "local", "size": "16Mi"}});
+            "spec": {"repository": repository, "size": "16Mi"}});
         create(&Api::namespaced(bed.control_plane.client().await?, "default"), disk).await
     }
 

@@ -19,7 +19,7 @@ async fn a_pvh_guest_lives_keeps_its_data_and_leaves_nothing_behind() -> Result<
         bed,
         "life",
         json!({
-            "boot": {"kernel": {"commandLine": "console=hvc0 quiet kubexen.address=10.88.0.21/24"}},
+            "boot": {"kernel": {"commandLine": "console=hvc0 quiet kubexen.agent kubexen.address=10.88.0.21/24"}},
             "disks": [{"name": "data", "disk": "life-data"}],
             "interfaces": [{"name": "eth0", "network": "prod"}],
             "lifecycle": {"shutdownTimeout": format!("{}s", SHUTDOWN_TIMEOUT.as_secs())},
@@ -31,6 +31,13 @@ async fn a_pvh_guest_lives_keeps_its_data_and_leaves_nothing_behind() -> Result<
     let (home, other) = hosts(bed, &first)?;
     answers(&other, "10.88.0.21").await?;
     says(&home, &uuid, "DISK xvda boots=1").await?;
+    guest
+        .wait("tells its address", |status| {
+            let interfaces =
+                status.guest.as_ref().map(|guest| guest.interfaces.as_slice()).unwrap_or_default();
+            interfaces.iter().any(|told| told.name == "eth0" && told.addresses == ["10.88.0.21"])
+        })
+        .await?;
 
     guest.change(json!({"powerState": "Paused"})).await?;
     guest.wait_ready("Paused").await?;
@@ -56,7 +63,8 @@ async fn a_pvh_guest_lives_keeps_its_data_and_leaves_nothing_behind() -> Result<
     answers(&other, "10.88.0.21").await?;
 
     guest.change(json!({"powerState": "Halted"})).await?;
-    guest.wait_ready("Halted").await?;
+    let halted = guest.wait_ready("Halted").await?;
+    ensure!(halted.guest.is_none(), "it is off and says {:?}", halted.guest);
     let domains = home.check("xenstore-ls -f /local/domain").await?;
     ensure!(!domains.contains(&uuid), "a halted machine has a domain");
     guest.change(json!({"powerState": "Running"})).await?;

@@ -1,9 +1,9 @@
 //! Volumes in a volume group on the LUN that both hosts see. Each call to the storage is a process of its own in a dom0, so
 //! it knows no more than an agent that was just started.
 
-use crate::bed::{PATIENCE, Turn, beside_others};
+use crate::bed::{Bed, PATIENCE, Turn, beside_others};
 use anyhow::{Result, ensure};
-use kubexen_testbed::lab::LabHost;
+use kubexen_testbed::{lab::LabHost, pool};
 use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard, RwLockReadGuard};
 use uuid::Uuid;
@@ -14,7 +14,7 @@ const MIB: u64 = 1 << 20;
 const SUITE_LIMIT: Duration = Duration::from_secs(900);
 
 /// There is one LUN, and each test makes a volume group of its own on it.
-static LUN: Mutex<()> = Mutex::const_new(());
+pub static LUN: Mutex<()> = Mutex::const_new(());
 
 /// A volume group for one test, on a LUN that both hosts see.
 struct Group {
@@ -25,7 +25,7 @@ struct Group {
     _lun: MutexGuard<'static, ()>,
 }
 
-const NAME: &str = "vg-san-1";
+const NAME: &str = pool::SHARED_GROUP;
 
 /// What device-mapper's names of the group's devices begin with.
 const DEVICES: &str = "/dev/mapper/vg--san--1-";
@@ -39,17 +39,7 @@ impl Group {
     async fn of_size(extents: u64) -> Result<Self> {
         let turn = beside_others().await;
         let lun = LUN.lock().await;
-        let (one, two) = (turn.bed.lab.host("xen-1")?, turn.bed.lab.host("xen-2")?);
-        for host in [&one, &two] {
-            // What a test that failed has left.
-            host.check(&format!("for d in {DEVICES}*; do [ -e $d ] && dmsetup remove $d; done; true"))
-                .await?;
-        }
-        one.check("dd if=/dev/zero of=/dev/lab/lun bs=1M count=2 oflag=direct conv=notrunc 2>&1").await?;
-        // The first MiB is LVM's own.
-        let size = extents + 1;
-        one.check(&format!("pvcreate --yes --setphysicalvolumesize {size}m /dev/lab/lun")).await?;
-        one.check(&format!("vgcreate --physicalextentsize 1m {NAME} /dev/lab/lun")).await?;
+        let (one, two) = make_group(turn.bed, extents).await?;
         let pool_store = turn.bed.control_plane.pool_etcd_endpoint().replace("127.0.0.1", "10.0.2.2");
         Ok(Self { one, two, pool_store, _turn: turn, _lun: lun })
     }
@@ -92,8 +82,23 @@ impl Group {
     }
 }
 
+/// Makes the volume group, with extents of 1 MiB, and tells the two hosts that see it. Whoever calls this holds [`LUN`].
+pub async fn make_group(bed: &Bed, extents: u64) -> Result<(LabHost, LabHost)> {
+    let (one, two) = (bed.lab.host("xen-1")?, bed.lab.host("xen-2")?);
+    for host in [&one, &two] {
+        // What a test that failed has left.
+        host.check(&format!("for d in {DEVICES}*; do [ -e $d ] && dmsetup remove $d; done; true")).await?;
+    }
+    one.check("dd if=/dev/zero of=/dev/lab/lun bs=1M count=2 oflag=direct conv=notrunc 2>&1").await?;
+    // The first MiB is LVM's own.
+    let size = extents + 1;
+    one.check(&format!("pvcreate --yes --setphysicalvolumesize {size}m /dev/lab/lun")).await?;
+    one.check(&format!("vgcreate --physicalextentsize 1m {NAME} /dev/lab/lun")).await?;
+    Ok((one, two))
+}
+
 /// The group's devices on a host, and the links to them.
-async fn devices(host: &LabHost) -> Result<String> {
+pub async fn devices(host: &LabHost) -> Result<String> {
     host.check(&format!("ls -d {DEVICES}* /dev/{NAME}/* 2>/dev/null; true")).await
 }
 

@@ -1,6 +1,9 @@
 //! Guests that move between two real hosts while they run, and moves that are broken off at either end.
 
-use crate::bed::{Bed, Guest, PATIENCE, alone, answers, beside_others, hosts, nothing_is_left, says};
+use crate::{
+    bed::{Bed, Guest, PATIENCE, alone, answers, beside_others, delete_disk, hosts, nothing_is_left, says},
+    lvm::{LUN, devices, make_group},
+};
 use anyhow::{Context, Result, ensure};
 use kube::{Api, ResourceExt, api::PostParams};
 use kubexen_crds::{
@@ -94,6 +97,57 @@ async fn a_running_guest_moves_to_the_other_host_and_goes_on_counting() -> Resul
         .await?;
     guest.delete().await?;
     nothing_is_left(&other, &uuid, None).await
+}
+
+#[tokio::test]
+async fn a_running_guest_moves_with_its_disk_and_no_write_is_lost() -> Result<()> {
+    let turn = beside_others().await;
+    let (bed, _lun) = (turn.bed, LUN.lock().await);
+    make_group(bed, 64).await?;
+    let disk = Guest::create_disk_in(bed, "san", "mover-data").await?.uid().context("no uid")?;
+    let spec = json!({
+        "memory": {"size": "96Mi"},
+        "boot": {"kernel": {"commandLine": "console=hvc0 quiet kubexen.log"}},
+        "disks": [{"name": "data", "disk": "mover-data"}],
+        "lifecycle": {"shutdownTimeout": "0s"},
+    });
+    let guest = Guest::create(bed, "disk-mover", spec).await?;
+    let uuid = guest.uuid().await?;
+    let (home, other) = hosts(bed, &guest.wait_ready("Running").await?)?;
+    says(&home, &uuid, "DISK xvda boots=1 log=0").await?;
+    says(&home, &uuid, "TICK 3").await?;
+    let status = Move::begin(bed, &guest, "disk-mover-away").await?.until(MigrationPhase::Succeeded).await?;
+    ensure!(status.destination == Some(other.name()), "it went to {:?}", status.destination);
+    wait_until("the source has nothing of it", PATIENCE, async || {
+        let left = devices(&home).await?;
+        ensure!(left.is_empty(), "devices are left on {}: {left}", home.name());
+        nothing_is_left(&home, &uuid, None).await
+    })
+    .await?;
+    says(&other, &uuid, "TICK").await?;
+    let logged = counted_to(&other, &uuid).await?;
+
+    // What the disk holds tells a guest that starts with it anew, wherever that is.
+    guest.restart().await?;
+    let again = guest.wait("runs in another domain", |status| status.phase == Some(Phase::Running)).await?;
+    let (now, _) = hosts(bed, &again)?;
+    says(&now, &uuid, "DISK xvda boots=2").await?;
+    let console = now.check(&format!("cat /srv/kubexen/state/console/{uuid}.log*")).await?;
+    let found =
+        console.lines().rev().find_map(|line| line.split("boots=2 log=").nth(1)?.trim().parse::<u64>().ok());
+    ensure!(found.is_some_and(|found| found > logged), "{found:?} of {logged} writes are on the disk");
+
+    guest.delete().await?;
+    delete_disk(bed, "mover-data").await?;
+    for host in [&home, &other] {
+        let left = devices(host).await?;
+        ensure!(left.is_empty(), "devices are left on {}: {left}", host.name());
+    }
+    let volumes = home.check("lvs --noheadings -o lv_name").await?;
+    ensure!(volumes.trim().is_empty(), "volumes are left: {volumes}");
+    let records = bed.control_plane.pool_keys("/kubexen/disks/").await?;
+    ensure!(!records.iter().any(|key| key.contains(&disk)), "a record of the disk is left: {records:?}");
+    Ok(())
 }
 
 #[tokio::test]

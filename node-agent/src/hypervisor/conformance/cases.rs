@@ -1,7 +1,9 @@
 //! What must hold of every hypervisor, one function each.
 
 use super::{Bench, Case, POLL, Stop, Verdict};
-use crate::hypervisor::{BootType, DomainState, HypervisorError, KernelImage, SuspendMode};
+use crate::hypervisor::{
+    BootType, DomainState, HypervisorError, KernelImage, SuspendMode, guest::LONGEST_TEXT,
+};
 use futures::{FutureExt, future::try_join_all};
 use kubexen_crds::domain::StopReason;
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -49,6 +51,9 @@ cases![
     a_guest_with_a_disk_and_an_interface_starts,
     a_guest_with_emulated_devices_starts_and_leaves_nothing,
     a_paravirtualised_guest_starts,
+    what_a_guest_says_of_itself_is_told_until_it_is_destroyed,
+    a_guest_that_says_nonsense_is_bounded,
+    the_cpu_time_of_a_running_guest_grows,
 ];
 
 async fn facts_name_the_host_and_stay(bench: &Bench) -> Verdict {
@@ -216,6 +221,7 @@ async fn other_calls_on_an_unknown_uuid_say_so(bench: &Bench) -> Verdict {
         ("unpause", bench.hypervisor.unpause(uuid).await),
         ("request_shutdown", bench.hypervisor.request_shutdown(uuid).await),
         ("console", bench.hypervisor.console(uuid).await.map(|_| ())),
+        ("guest", bench.hypervisor.guest(uuid).await.map(|_| ())),
         ("resume", bench.hypervisor.resume(uuid).await),
         ("claim", bench.hypervisor.claim(uuid, 7).await),
         ("suspend", suspend.map(|_| ())),
@@ -329,4 +335,73 @@ async fn a_paravirtualised_guest_starts(bench: &Bench) -> Verdict {
     config.boot = BootType::Pv;
     bench.start(&config).await?;
     bench.speaks(config.uuid).await.map(|_| ())
+}
+
+async fn what_a_guest_says_of_itself_is_told_until_it_is_destroyed(bench: &Bench) -> Verdict {
+    let (_, interfaces) = bench.guests.devices();
+    if interfaces.is_empty() {
+        return Err(Stop::Skip("no bridge to give to a guest"));
+    }
+    let mut config = bench.guest("kubexen.agent kubexen.address=10.88.0.201/24");
+    config.interfaces = interfaces;
+    bench.hypervisor.create(&config).await?;
+    let before = bench.hypervisor.guest(config.uuid).await?;
+    check!(before.is_empty(), "it said {before:?} before it ran");
+    bench.hypervisor.unpause(config.uuid).await?;
+    let deadline = Instant::now() + bench.patience;
+    let address = "10.88.0.201".parse().ok();
+    loop {
+        let said = bench.hypervisor.guest(config.uuid).await?;
+        let told = said.addresses.get(&0).and_then(|addresses| addresses.first()).copied();
+        let whole = said.os_name.is_some() && said.kernel_version.is_some() && said.agent_version.is_some();
+        if whole && said.memory.is_some() && told == address {
+            break;
+        }
+        check!(Instant::now() < deadline, "it says {said:?}");
+        tokio::time::sleep(POLL).await;
+    }
+    bench.hypervisor.destroy(config.uuid).await?;
+    let gone = bench.hypervisor.guest(config.uuid).await;
+    check!(matches!(gone, Err(HypervisorError::NoSuchDomain(_))), "after destroy: {gone:?}");
+    Ok(())
+}
+
+async fn a_guest_that_says_nonsense_is_bounded(bench: &Bench) -> Verdict {
+    let config = bench.guest("kubexen.babble");
+    bench.start(&config).await?;
+    let deadline = Instant::now() + bench.patience;
+    loop {
+        let said = bench.hypervisor.guest(config.uuid).await?;
+        let texts = [&said.os_name, &said.os_version, &said.kernel_version, &said.agent_version];
+        for text in texts.into_iter().flatten() {
+            check!(text.len() <= LONGEST_TEXT && !text.chars().any(char::is_control), "it says {text:?}");
+        }
+        check!(said.addresses.is_empty() && said.memory.is_none(), "it says {said:?}");
+        if said.kernel_version.is_some() {
+            return Ok(());
+        }
+        check!(Instant::now() < deadline, "it says {said:?}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+async fn the_cpu_time_of_a_running_guest_grows(bench: &Bench) -> Verdict {
+    let config = bench.guest("kubexen.count");
+    bench.hypervisor.create(&config).await?;
+    let used = async || {
+        let usage = bench.hypervisor.usage().await?;
+        check!(usage.is_sorted_by_key(|domain| domain.uuid), "not sorted: {usage:?}");
+        let ours = usage.into_iter().find(|domain| domain.uuid == config.uuid);
+        ours.ok_or_else(|| Stop::Fail("it is not among those that use the host".to_owned()))
+    };
+    let paused = used().await?;
+    check!(paused.cpu_time.is_zero(), "it used {:?} before it ran", paused.cpu_time);
+    check!(paused.vcpus == config.vcpus && paused.memory_kib > 0, "{paused:?}");
+    bench.hypervisor.unpause(config.uuid).await?;
+    let deadline = Instant::now() + bench.patience;
+    while used().await?.cpu_time.is_zero() {
+        check!(Instant::now() < deadline, "it was given no CPU time");
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
 }

@@ -1,6 +1,8 @@
 //! A model of one domain and the guest in it.
 
-use crate::hypervisor::{DomId, DomainConfig, DomainInfo, DomainState};
+use crate::hypervisor::{
+    DomId, DomainConfig, DomainInfo, DomainState, DomainUsage, GuestFacts, MemoryUse, guest::LONGEST_TEXT,
+};
 use jiff::{SignedDuration, Timestamp};
 use kubexen_crds::{BootType, domain::StopReason};
 use serde::{Deserialize, Serialize};
@@ -22,6 +24,9 @@ pub(super) struct Guest {
     pub(super) started: bool,
     /// Whether the guest in it ever ran, here or where it came from.
     booted: bool,
+    /// What the agent inside it tells; none if it has none.
+    #[serde(default)]
+    agent: Option<Agent>,
     /// The first second of its life that it tells on this console; none if it does not count.
     counts_from: Option<i64>,
     /// How long it ran before it was paused last.
@@ -40,7 +45,19 @@ pub(super) struct SavedGuest {
     vcpus: u32,
     ran: SignedDuration,
     counts: bool,
+    #[serde(default)]
+    agent: Option<Agent>,
     stop: Option<Stop>,
+}
+
+/// What the agent inside a guest tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Agent {
+    /// What there is to tell, with this address of the first interface.
+    Truth {
+        address: String,
+    },
+    Nonsense,
 }
 
 /// What a domain of the model does.
@@ -87,6 +104,7 @@ impl Guest {
                 .as_ref()
                 .and_then(|kernel| word(&kernel.command_line, COUNT))
                 .map(|_| 0),
+            agent: config.kernel.as_ref().and_then(|kernel| asked_agent(&kernel.command_line)),
             ran: SignedDuration::ZERO,
             stop: config.kernel.as_ref().and_then(|kernel| asked_stop(&kernel.command_line)),
             console: String::new(),
@@ -107,6 +125,7 @@ impl Guest {
             vcpus: self.vcpus,
             ran: self.ran,
             counts: self.counts_from.is_some(),
+            agent: self.agent.clone(),
             stop: self.stop,
         }
     }
@@ -120,6 +139,7 @@ impl Guest {
         self.state = GuestState::Restored;
         self.booted = true;
         self.counts_from = saved.counts.then(|| saved.ran.as_secs() + 1);
+        self.agent.clone_from(&saved.agent);
         self.ran = saved.ran;
         self.stop = saved.stop;
         Ok(())
@@ -137,6 +157,7 @@ impl Guest {
             state: GuestState::Running { since: now },
             started: true,
             booted: true,
+            agent: None,
             counts_from: None,
             ran: SignedDuration::ZERO,
             stop: None,
@@ -163,6 +184,42 @@ impl Guest {
             memory_kib: self.memory_kib,
             vcpus: self.vcpus,
         }
+    }
+
+    /// What it uses of the host. Its vCPUs are given all the time in which it runs here or ran before.
+    pub(super) fn usage(&self, now: Timestamp) -> DomainUsage {
+        DomainUsage {
+            uuid: self.uuid,
+            domid: self.domid,
+            memory_kib: self.memory_kib,
+            vcpus: self.vcpus,
+            cpu_time: Duration::try_from(self.ran_until(now)).unwrap_or_default() * self.vcpus,
+        }
+    }
+
+    /// What its agent tells, if it has one and ever ran.
+    pub(super) fn says(&self) -> GuestFacts {
+        let address = match self.agent.as_ref().filter(|_| self.booted) {
+            None => return GuestFacts::default(),
+            Some(Agent::Nonsense) => {
+                return GuestFacts {
+                    kernel_version: Some("x".repeat(LONGEST_TEXT)),
+                    ..GuestFacts::default()
+                };
+            }
+            Some(Agent::Truth { address }) => address,
+        };
+        let text = |text: &str| Some(text.to_owned());
+        let mut facts = GuestFacts {
+            os_name: text("KubeXen simulated guest"),
+            os_version: text("1.0"),
+            kernel_version: text("1.0-simulated"),
+            agent_version: text(env!("CARGO_PKG_VERSION")),
+            memory: Some(MemoryUse { total_kib: self.memory_kib, free_kib: self.memory_kib / 2 }),
+            ..GuestFacts::default()
+        };
+        facts.add_address(0, address);
+        facts
     }
 
     /// Ends the building.
@@ -288,6 +345,16 @@ pub(super) fn signed(span: Duration) -> SignedDuration {
 /// What follows `name` in the last word of a command line that begins so.
 fn word<'a>(command_line: &'a str, name: &str) -> Option<&'a str> {
     command_line.split_whitespace().rev().find_map(|word| word.strip_prefix(name))
+}
+
+/// What the agent inside a guest is to tell, if there is one.
+fn asked_agent(command_line: &str) -> Option<Agent> {
+    if word(command_line, "kubexen.babble").is_some() {
+        return Some(Agent::Nonsense);
+    }
+    word(command_line, "kubexen.agent")?;
+    let address = word(command_line, "kubexen.address=").unwrap_or_default();
+    Some(Agent::Truth { address: address.split('/').next().unwrap_or_default().to_owned() })
 }
 
 /// What the guest is told to do by its kernel's command line. The lab's guest understands the same words.

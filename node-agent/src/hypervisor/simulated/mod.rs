@@ -4,7 +4,8 @@
 //! memory or in a folder, and outlives the agent. A [`SimulatedHypervisor`] is what one run of the agent speaks to.
 //!
 //! Guests understand the words on the kernel command line that the lab's guest understands: `kubexen.exit=poweroff`,
-//! `reboot` or `crash`, `kubexen.exit-after=SECONDS`, and `kubexen.count`, without which they do not count.
+//! `reboot` or `crash`, `kubexen.exit-after=SECONDS`, `kubexen.count`, without which they do not count, and
+//! `kubexen.agent` with `kubexen.address=ADDRESS/LENGTH`, without which they say nothing of themselves.
 
 mod guest;
 mod host;
@@ -21,8 +22,8 @@ pub use ledger::{StartEvent, StartRecord};
 pub use profile::Profile;
 
 use super::{
-    DomId, DomainConfig, DomainInfo, HostFacts, Hypervisor, HypervisorError, Incoming, OnProgress, Outgoing,
-    Sent, SuspendMode,
+    DomId, DomainConfig, DomainInfo, DomainUsage, GuestFacts, HostFacts, Hypervisor, HypervisorError,
+    Incoming, OnProgress, Outgoing, Sent, SuspendMode,
 };
 use async_trait::async_trait;
 use guest::{Guest, GuestState};
@@ -157,6 +158,14 @@ impl Hypervisor for SimulatedHypervisor {
 
     async fn find(&self, uuid: Uuid) -> Result<Option<DomainInfo>, HypervisorError> {
         self.call(|model, _| Ok(model.get(uuid).ok().map(Guest::info))).await
+    }
+
+    async fn usage(&self) -> Result<Vec<DomainUsage>, HypervisorError> {
+        self.call(|model, now| Ok(model.guests().map(|guest| guest.usage(now)).collect())).await
+    }
+
+    async fn guest(&self, uuid: Uuid) -> Result<GuestFacts, HypervisorError> {
+        self.call(|model, _| model.get(uuid).map(Guest::says)).await
     }
 
     async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {

@@ -4,7 +4,7 @@
 //! also makes looking and acting one step: nobody else in this process pauses a domain between the two. A domain is
 //! always found by its UUID handle, never by its number alone.
 
-use super::super::HypervisorError;
+use super::super::{DomId, DomainUsage, HypervisorError};
 use std::{
     sync::mpsc::{Receiver, Sender, channel},
     time::Duration,
@@ -64,8 +64,8 @@ pub struct Account {
     pub paused: bool,
     /// Why the guest stopped, if it did.
     pub shutdown: Option<ShutdownReason>,
-    /// Whether a vCPU of it ever ran.
-    pub has_run: bool,
+    /// CPU time that its vCPUs were given.
+    pub cpu_time: Duration,
     /// Memory it holds, in KiB.
     pub memory_kib: u64,
     /// Virtual CPUs it has.
@@ -73,6 +73,24 @@ pub struct Account {
 }
 
 impl Account {
+    /// Whether a vCPU of it ever ran.
+    #[must_use]
+    pub fn has_run(&self) -> bool {
+        !self.cpu_time.is_zero()
+    }
+
+    /// What it uses of the host.
+    #[must_use]
+    pub fn usage(&self) -> DomainUsage {
+        DomainUsage {
+            uuid: self.uuid,
+            domid: DomId(self.domid),
+            memory_kib: self.memory_kib,
+            vcpus: self.vcpus,
+            cpu_time: self.cpu_time,
+        }
+    }
+
     /// Whether its state was saved and it was not resumed since.
     #[must_use]
     pub fn is_suspended(&self) -> bool {
@@ -250,7 +268,7 @@ fn account(info: &xc_domaininfo_t) -> Account {
         dying: set(flag::DYING),
         paused: set(flag::PAUSED),
         shutdown: set(flag::SHUTDOWN).then(|| shutdown_reason(info.flags)),
-        has_run: info.cpu_time > 0,
+        cpu_time: Duration::from_nanos(info.cpu_time),
         memory_kib: info.tot_pages * PAGE_KIB,
         // A domain without any vCPU yet says u32::MAX.
         vcpus: info.max_vcpu_id.wrapping_add(1),

@@ -266,7 +266,7 @@ fn state(account: &Account, marks: Marks) -> DomainState {
     if account.paused {
         match marks {
             Marks::Restored => return DomainState::Restored,
-            Marks::Home if !account.has_run => return DomainState::HalfBuilt,
+            Marks::Home if !account.has_run() => return DomainState::HalfBuilt,
             Marks::Nothing => return DomainState::HalfBuilt,
             Marks::Token(_) | Marks::Home => {}
         }
@@ -312,12 +312,12 @@ mod tests {
         dying: false,
         paused: false,
         shutdown: None,
-        has_run: true,
+        cpu_time: Duration::from_secs(1),
         memory_kib: 98304,
         vcpus: 1,
     };
     const PAUSED: Account = Account { paused: true, ..RUNNING };
-    const FRESH: Account = Account { has_run: false, ..PAUSED };
+    const FRESH: Account = Account { cpu_time: Duration::ZERO, ..PAUSED };
 
     #[test]
     fn a_domain_with_a_token_is_never_half_built() {

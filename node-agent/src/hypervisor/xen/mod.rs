@@ -5,7 +5,7 @@
 //! | build, take apart, HVM's unpause and power button | libxl, in [worker processes](worker) kept by a [`supervisor`] |
 //! | suspend, restore, resume | libxl, a worker for each [stream](transfer) |
 //! | list, pause, unpause, memory, CPUs | the crate `xenctrl`, on [a thread of its own](accounting) |
-//! | ownership token, shutdown request, events | [`xenstore`] |
+//! | ownership token, shutdown request, events, what guests say | [`xenstore`] |
 //! | output of guests | [`console`] ptys |
 //!
 //! A domain's ownership token stands in xenstore at `/local/domain/<domid>/kubexen/token`, which only dom0 may write.
@@ -25,6 +25,7 @@ pub mod conformance;
 pub mod console;
 mod device_model;
 mod ffi;
+mod guest;
 mod host;
 mod lifecycle;
 pub mod protocol;
@@ -34,10 +35,10 @@ pub mod worker;
 pub mod xenstore;
 
 use super::{
-    DomId, DomainConfig, DomainInfo, HostFacts, Hypervisor, HypervisorError, Incoming, OnProgress, Outgoing,
-    Sent, SuspendMode,
+    DomId, DomainConfig, DomainInfo, DomainUsage, GuestFacts, HostFacts, Hypervisor, HypervisorError,
+    Incoming, OnProgress, Outgoing, Sent, SuspendMode,
 };
-use accounting::Accounting;
+use accounting::{Account, Accounting};
 use async_trait::async_trait;
 use console::Consoles;
 use std::{
@@ -273,6 +274,21 @@ impl Hypervisor for XenHypervisor {
             Some(account) => self.inner.info(&account).await.map(Some),
             None => Ok(None),
         }
+    }
+
+    async fn usage(&self) -> Result<Vec<DomainUsage>, HypervisorError> {
+        Ok(self.inner.accounting.domains().await?.iter().map(Account::usage).collect())
+    }
+
+    async fn guest(&self, uuid: Uuid) -> Result<GuestFacts, HypervisorError> {
+        let domid = async || {
+            let account = self.inner.accounting.find(uuid).await?;
+            account.map(|account| account.domid).ok_or(HypervisorError::NoSuchDomain(uuid))
+        };
+        let before = domid().await?;
+        let facts = guest::read(&self.inner.store, &home(before)).await?;
+        // The number may have gone to another domain meanwhile.
+        if domid().await? == before { Ok(facts) } else { Err(HypervisorError::NoSuchDomain(uuid)) }
     }
 
     async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {

@@ -239,12 +239,20 @@ impl Connection {
     }
 }
 
-/// Text that is safe to log and to show: at most `limit` bytes, control characters and what is not UTF-8 left out.
+/// Characters by which text can look like other text: control characters, line separators, marks of direction and
+/// such as are not seen.
+fn is_trick(character: char) -> bool {
+    let unseen = matches!(character, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}');
+    character.is_control() || unseen || matches!(character, '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// Text that is safe to log and to show: at most `limit` bytes; control characters, those that turn the direction of
+/// writing or cannot be seen, and what is not UTF-8 are left out.
 #[must_use]
 pub fn sanitize(bytes: &[u8], limit: usize) -> String {
     let mut text = String::new();
     for chunk in bytes.utf8_chunks() {
-        for character in chunk.valid().chars().filter(|character| !character.is_control()) {
+        for character in chunk.valid().chars().filter(|character| !is_trick(*character)) {
             if text.len() + character.len_utf8() > limit {
                 return text;
             }
@@ -255,4 +263,4 @@ pub fn sanitize(bytes: &[u8], limit: usize) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -12,7 +12,10 @@ use uuid::Uuid;
 
 fn config(folder: &Path) -> BTreeMap<String, DirectoryConfig> {
     let capacity = Some(ByteQuantity::from_bytes(4 * SIZE));
-    BTreeMap::from([("local".to_owned(), DirectoryConfig { path: folder.to_owned(), capacity })])
+    BTreeMap::from([(
+        "local".to_owned(),
+        DirectoryConfig { path: folder.to_owned(), capacity, shared_as: None },
+    )])
 }
 
 /// A folder with storage on real loop devices, or nothing where they cannot be made.
@@ -195,7 +198,7 @@ async fn a_folder_that_is_not_there_is_no_location_and_is_not_made() {
 #[tokio::test]
 async fn without_a_capacity_it_is_that_of_the_file_system() {
     let folder = tempfile::tempdir().unwrap();
-    let config = DirectoryConfig { path: folder.path().to_owned(), capacity: None };
+    let config = DirectoryConfig { path: folder.path().to_owned(), capacity: None, shared_as: None };
     let storage = DirectoryStorage::new(BTreeMap::from([("local".to_owned(), config)])).unwrap();
     let facts = storage.locations().await;
     assert!(facts[0].capacity > 0);
@@ -207,7 +210,7 @@ async fn without_a_capacity_it_is_that_of_the_file_system() {
 fn a_configuration_that_nothing_can_follow_is_refused() {
     let refused = |name: &str, path: &str, capacity: Option<&str>| {
         let capacity = capacity.map(|text| ByteQuantity(text.to_owned()));
-        let config = DirectoryConfig { path: path.into(), capacity };
+        let config = DirectoryConfig { path: path.into(), capacity, shared_as: None };
         let result = DirectoryStorage::new(BTreeMap::from([(name.to_owned(), config)]));
         matches!(result, Err(StorageError::BadConfig { .. }))
     };

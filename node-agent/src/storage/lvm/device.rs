@@ -67,6 +67,40 @@ fn active_below(devices: &Path, group: &str) -> io::Result<BTreeMap<LvName, Devi
     Ok(active)
 }
 
+/// What a device has to do with at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Traffic {
+    /// Requests that were begun and have not ended.
+    pub(super) on_its_way: u64,
+    /// The kernel's counters of what was done.
+    done: String,
+}
+
+/// The traffic of a logical volume of ours; nothing if it is not active.
+pub(super) fn traffic(group: &str, lv: LvName) -> io::Result<Option<Traffic>> {
+    traffic_below(Path::new("/sys/block"), group, lv)
+}
+
+/// The attributes are those of Linux' `Documentation/ABI/stable/sysfs-block`: `inflight` holds two numbers, and the first
+/// eight of `stat` count requests, sectors and milliseconds.
+fn traffic_below(devices: &Path, group: &str, lv: LvName) -> io::Result<Option<Traffic>> {
+    for entry in fs::read_dir(devices)? {
+        let path = entry?.path();
+        let Some(name) = attribute(&path, "dm/name")? else { continue };
+        if names::of_device(group, &name) != Some(lv) {
+            continue;
+        }
+        let numbers = |name| -> io::Result<Vec<u64>> {
+            let text = attribute(&path, name)?.unwrap_or_default();
+            text.split_whitespace().map(|number| number.parse().map_err(io::Error::other)).collect()
+        };
+        let (inflight, done) = (numbers("inflight")?, numbers("stat")?);
+        let done = done.iter().take(8).map(u64::to_string).collect::<Vec<_>>().join(" ");
+        return Ok(Some(Traffic { on_its_way: inflight.iter().sum(), done }));
+    }
+    Ok(None)
+}
+
 /// An attribute of a device; nothing if it has none of this name, or is gone.
 fn attribute(device: &Path, name: &str) -> io::Result<Option<String>> {
     match fs::read_to_string(device.join(name)) {
@@ -91,6 +125,19 @@ mod tests {
         for (name, value) in attributes {
             fs::write(device.join(name), format!("{value}\n")).unwrap();
         }
+    }
+
+    #[test]
+    fn traffic_is_what_is_on_its_way_and_what_was_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let (lv, stat) = (LvName::Volume(UUID), "1 0 8 2 3 0 24 5 4 9 7 0 0");
+        let attributes =
+            [("dm/name", names::device_name("vg-1", lv)), ("inflight", "       1        2".to_owned())];
+        let attributes: Vec<_> = attributes.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        device(folder.path(), 0, &[attributes, vec![("stat", stat)]].concat());
+        let seen = traffic_below(folder.path(), "vg-1", lv).unwrap().unwrap();
+        assert_eq!(seen, Traffic { on_its_way: 3, done: "1 0 8 2 3 0 24 5".to_owned() });
+        assert_eq!(traffic_below(folder.path(), "vg-2", lv).unwrap(), None);
     }
 
     #[test]

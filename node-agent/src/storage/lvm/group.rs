@@ -25,8 +25,15 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
+
+/// How long a volume that nobody uses any more may take to come to rest.
+const QUIET_LIMIT: Duration = Duration::from_secs(10);
+/// Between two looks whether it has.
+const QUIET_LOOK: Duration = Duration::from_millis(20);
 
 /// A volume group on storage that several hosts may see.
 #[derive(Debug)]
@@ -211,6 +218,31 @@ impl VolumeGroup {
                 result => result,
             },
         }
+    }
+
+    /// Requests that the guest left in its ring reach the device within moments; so it is quiet when nothing was on its
+    /// way twice, and nothing was done in between.
+    pub(super) async fn wait_until_quiet(&self, uuid: Uuid) -> Result<(), StorageError> {
+        let name = LvName::Volume(uuid);
+        let traffic = || {
+            device::traffic(&self.name, name)
+                .map_err(|source| StorageError::Io { call: "look at the volume's traffic", source })
+        };
+        let quiet = async {
+            let mut before = None;
+            loop {
+                let Some(now) = traffic()? else { return Ok(()) };
+                let rests = now.on_its_way == 0;
+                if rests && before.as_ref() == Some(&now) {
+                    return Ok(());
+                }
+                before = Some(now);
+                sleep(QUIET_LOOK).await;
+            }
+        };
+        let timed_out =
+            |_| StorageError::TimedOut { call: "wait until the volume is quiet", limit: QUIET_LIMIT };
+        timeout(QUIET_LIMIT, quiet).await.map_err(timed_out)?
     }
 
     pub(super) fn attached(&self) -> Result<BTreeSet<Uuid>, StorageError> {

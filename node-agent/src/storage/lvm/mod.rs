@@ -159,6 +159,10 @@ impl Storage for LvmStorage {
         self.group(&volume.location)?.detach(volume.uuid).await
     }
 
+    async fn wait_until_quiet(&self, volume: &VolumeId) -> Result<(), StorageError> {
+        self.group(&volume.location)?.wait_until_quiet(volume.uuid).await
+    }
+
     async fn attached(&self) -> Result<BTreeSet<VolumeId>, StorageError> {
         let mut attached = BTreeSet::new();
         for (name, location) in &self.locations {

@@ -1,18 +1,25 @@
 #!/bin/sh
 # The test guest's only program. It says what it sees on its console and does what its kernel command line asks:
 #   kubexen.address=10.88.0.5/24            address of eth0
+#   kubexen.agent                           write into xenstore what agents in guests write there
+#   kubexen.babble                          write nonsense there instead
 #   kubexen.exit=poweroff|reboot|crash      how to end, kubexen.exit-after=SECONDS after the start (default 5)
-# Each writable disk carries a count of the starts that saw it in its second sector: "DISK xvda boots=3".
+#   kubexen.log                             write each tick to a sector of its own on the first disk
+# Each writable disk carries a count of the starts that saw it in its second sector: "DISK xvda boots=3 log=40", with the
+# number of ticks that earlier starts have logged on it without a gap.
 export PATH=/bin:/sbin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 while read -r module; do insmod "$module"; done </modules
 
-address= exit_how= exit_after=5
+address= agent= exit_how= exit_after=5 log=
 for word in $(cat /proc/cmdline); do
     case $word in
     kubexen.address=*) address=${word#*=} ;;
+    kubexen.agent) agent=tell ;;
+    kubexen.babble) agent=babble ;;
+    kubexen.log) log=xvda ;;
     kubexen.exit=*) exit_how=${word#*=} ;;
     kubexen.exit-after=*) exit_after=${word#*=} ;;
     esac
@@ -42,11 +49,62 @@ count_boots() {
     boots=$(dd if="/dev/$1" bs=512 skip=1 count=1 2>/dev/null | tr -d '\0' | sed -n 's/^boots=\([0-9]*\)$/\1/p')
     boots=$((${boots:-0} + 1))
     if echo "boots=$boots" | dd of="/dev/$1" bs=512 seek=1 count=1 conv=notrunc,sync,fsync 2>/dev/null; then
-        echo "DISK $1 boots=$boots"
+        echo "DISK $1 boots=$boots log=$(count_logged "$1")"
     else
         echo "DISK $1 failed"
     fi
 }
+
+# The log begins at sector 1000, with one tick in each.
+count_logged() {
+    dd if="/dev/$1" bs=512 skip=1000 count=1000 2>/dev/null | tr -s '\0' '\n' | {
+        ticks=0
+        while read -r line && [ "$line" = "tick=$ticks" ]; do ticks=$((ticks + 1)); done
+        echo $ticks
+    }
+}
+
+# Writes a node of this domain: a message of xenstore's wire protocol, at most 255 bytes long, whose answer is not looked at.
+write() {
+    length=$(printf '%03o' $((${#1} + 1 + ${#2})))
+    {
+        printf '\013\0\0\0\1\0\0\0\0\0\0\0'"\\$length"'\0\0\0'"$1"'\0'
+        printf '%s' "$2"
+    } >&3
+    dd bs=4096 count=1 <&3 >/dev/null 2>&1
+}
+
+memory() {
+    sed -n "s/^$1: *\([0-9]*\) kB/\1/p" /proc/meminfo
+}
+
+# What is written is lost when the guest moves to another host, so it is written again and again.
+tell() {
+    write data/os_name "KubeXen test guest"
+    write data/os_majorver 1
+    write data/os_minorver 0
+    write data/os_uname "$(uname -r)"
+    write data/meminfo_total "$(memory MemTotal)"
+    write data/meminfo_free "$(memory MemAvailable)"
+    write attr/PVAddons/MajorVersion 1
+    write attr/PVAddons/MinorVersion 0
+    write attr/PVAddons/MicroVersion 0
+    write attr/PVAddons/BuildVersion 1
+    [ -n "$address" ] && write attr/vif/0/ipv4/0 "${address%/*}"
+}
+
+babble() {
+    long=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+    write data/os_name "a$(printf '\033')[31mb$tick"
+    write data/meminfo_total lots
+    write data/meminfo_free 99999999999999999999
+    for slot in 0 1 2 3 4 5 6 7 8 9 a b c d e f g h i j k l m n o p q r s t u v w x y z; do
+        write "attr/vif/0/ipv4/$slot" "10.0.0.$slot.1"
+    done
+    write data/os_uname "$long$long$long"
+}
+
+[ -n "$agent" ] && exec 3<>/dev/xen/xenbus
 
 echo "GUEST up kernel=$(uname -r) type=$(cat /sys/hypervisor/guest_type) address=${address:-none}"
 seen=" "
@@ -59,7 +117,11 @@ while :; do
         seen="$seen$disk "
         count_boots "$disk"
     done
+    if [ -n "$log" ] && [ $tick -lt 1000 ]; then
+        echo "tick=$tick" | dd of="/dev/$log" bs=512 seek=$((1000 + tick)) conv=notrunc,sync,fsync 2>/dev/null
+    fi
     echo "TICK $tick"
+    [ -n "$agent" ] && [ $((tick % 10)) = 0 ] && $agent
     if [ -n "$exit_how" ] && [ $tick -ge "$exit_after" ]; then
         case $exit_how in
         crash) echo "GUEST crash" && echo c >/proc/sysrq-trigger ;;

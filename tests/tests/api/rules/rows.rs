@@ -241,6 +241,12 @@ pub fn bad_on_create() -> Vec<Row> {
         ),
         row(
             repository,
+            [("/spec/lvm", json!({"location": "san"}))],
+            "spec.lvm",
+            "`lvm` must be set when, and only when, `type` is \"LVM\"",
+        ),
+        row(
+            repository,
             [("/spec/directory/location", json!("/srv/disks"))],
             "spec.directory.location",
             MATCH,

@@ -3,7 +3,7 @@
 use super::*;
 use proptest::prelude::*;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{Arc, Mutex as StdMutex},
 };
@@ -18,14 +18,14 @@ const BABBLE: &str = "/babble";
 
 type Nodes = Arc<StdMutex<BTreeMap<String, Vec<u8>>>>;
 
-struct Daemon {
+pub(in super::super) struct Daemon {
     folder: tempfile::TempDir,
     nodes: Nodes,
     connections: JoinSet<()>,
 }
 
 impl Daemon {
-    fn start() -> Self {
+    pub(in super::super) fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut daemon = Self { folder, nodes: Nodes::default(), connections: JoinSet::new() };
         daemon.listen();
@@ -53,7 +53,7 @@ impl Daemon {
         self.folder.path().join("socket")
     }
 
-    fn client(&self, limit: Duration) -> XenStore {
+    pub(in super::super) fn client(&self, limit: Duration) -> XenStore {
         XenStore::new(self.socket(), limit)
     }
 }
@@ -73,8 +73,8 @@ async fn serve(mut connection: Connection, nodes: Nodes) {
         } else {
             answer(kind, path, value, &nodes)
         };
-        let (answered, payload) =
-            answer.map_or((kind::ERROR, b"ENOENT\0".to_vec()), |payload| (kind, payload));
+        let (answered, payload) = answer
+            .map_or_else(|name| (kind::ERROR, format!("{name}\0").into_bytes()), |payload| (kind, payload));
         reply(&mut connection, answered, id, &payload).await;
         if kind == kind::WATCH {
             reply(&mut connection, kind::WATCH_EVENT, 0, text.as_bytes()).await;
@@ -82,11 +82,12 @@ async fn serve(mut connection: Connection, nodes: Nodes) {
     }
 }
 
-fn answer(kind: u32, path: &str, value: &str, nodes: &Nodes) -> Result<Vec<u8>, ()> {
+fn answer(kind: u32, path: &str, value: &str, nodes: &Nodes) -> Result<Vec<u8>, &'static str> {
     let mut nodes = nodes.lock().unwrap();
     let below = format!("{path}/");
+    let not_there = Err("ENOENT");
     match kind {
-        kind::READ => nodes.get(path).cloned().ok_or(()),
+        kind::READ => nodes.get(path).cloned().ok_or("ENOENT"),
         kind::WRITE => {
             nodes.insert(path.into(), value.into());
             Ok(b"OK\0".to_vec())
@@ -94,12 +95,17 @@ fn answer(kind: u32, path: &str, value: &str, nodes: &Nodes) -> Result<Vec<u8>, 
         kind::REMOVE => {
             let before = nodes.len();
             nodes.retain(|node, _| node != path && !node.starts_with(&below));
-            if nodes.len() < before { Ok(b"OK\0".to_vec()) } else { Err(()) }
+            if nodes.len() < before { Ok(b"OK\0".to_vec()) } else { not_there }
         }
         kind::DIRECTORY => {
-            let names = nodes.keys().filter_map(|node| node.strip_prefix(&below));
-            let names: Vec<u8> = names.flat_map(|name| format!("{name}\0").into_bytes()).collect();
-            if names.is_empty() { Err(()) } else { Ok(names) }
+            let names = nodes.keys().filter_map(|node| node.strip_prefix(&below)?.split('/').next());
+            let names: BTreeSet<&str> = names.collect();
+            let names: Vec<u8> = names.iter().flat_map(|name| format!("{name}\0").into_bytes()).collect();
+            match names.len() {
+                0 => not_there,
+                length if length > PAYLOAD_LIMIT => Err("E2BIG"),
+                _ => Ok(names),
+            }
         }
         kind::WATCH => Ok(b"OK\0".to_vec()),
         other => panic!("request {other}"),
