@@ -211,6 +211,11 @@ pub struct Lifecycle {
     /// the most), `Halt`, or `Preserve` (its memory is kept for inspection; nothing runs).
     #[serde(default)]
     pub on_crash: OnCrash,
+    /// When the guest's host is put into maintenance and the guest cannot move to another host while it runs: `Wait`
+    /// (default) leaves it running, and the host is not evacuated until the guest can move; `Restart` shuts it down and
+    /// starts it on another host, if one fits; `Leave` leaves it running, and it goes down with its host.
+    #[serde(default)]
+    pub on_maintenance: OnMaintenance,
 }
 
 impl Default for Lifecycle {
@@ -220,6 +225,7 @@ impl Default for Lifecycle {
             on_shutdown: OnShutdown::default(),
             on_reboot: OnReboot::default(),
             on_crash: OnCrash::default(),
+            on_maintenance: OnMaintenance::default(),
         }
     }
 }
@@ -258,6 +264,18 @@ pub enum OnCrash {
     Halt,
     /// Its memory is kept for inspection.
     Preserve,
+}
+
+/// What a guest does that cannot move away from a host in maintenance.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum OnMaintenance {
+    /// It stays, and the host is not evacuated until it can move.
+    #[default]
+    Wait,
+    /// It is shut down and started on another host.
+    Restart,
+    /// It stays, and does not stand in the way.
+    Leave,
 }
 
 /// What was seen of a virtual machine.

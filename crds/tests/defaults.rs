@@ -52,6 +52,7 @@ fn the_types_have_the_defaults_of_the_schemas() {
         &json!({"type": "Directory", "directory": {"location": "disks"}}),
     );
     defaults_agree::<Host>("Host", &json!({}));
+    defaults_agree::<Host>("Host", &json!({"maintenance": {}}));
     defaults_agree::<Pool>("Pool", &json!({}));
     defaults_agree::<Pool>("Pool", &json!({"placement": {"strategy": "Pack"}}));
     defaults_agree::<Domain>(

@@ -22,7 +22,9 @@ mod tests;
 
 use crate::{
     context::Context,
-    placement::{DiskNeed, NetworkNeed, Rejections, Request, Verdict, group_key, growth_overhead, place},
+    placement::{
+        DiskNeed, NetworkNeed, Rejections, Request, Snapshot, Verdict, group_key, growth_overhead, place,
+    },
     view::uid,
     virtual_machine::references::{Resolved, Site, resolve},
 };
@@ -125,6 +127,11 @@ impl Scheduler {
         self.wake.notify_one();
     }
 
+    /// Whether a machine was assigned this host and its Domain is not in the mirror yet.
+    pub(crate) fn claims_host(&self, host: &str) -> bool {
+        self.lock().values().filter_map(|entry| entry.claim.as_ref()).any(|claim| claim.host == host)
+    }
+
     /// Whether a machine that was assigned a host is about to use this disk.
     pub(crate) fn claims_disk(&self, disk: &Key) -> bool {
         self.lock().values().filter_map(|entry| entry.claim.as_ref()).any(|claim| claim.disks.contains(disk))
@@ -220,9 +227,22 @@ pub(crate) fn find_destination(
     running: &Machine,
     may_be: impl Fn(&str) -> bool,
 ) -> Verdict {
-    let mut pool = snapshot::take(&context.view, &context.scheduler.claims());
+    let mut pool = pool(context);
     pool.hosts.retain(|host| may_be(&host.name));
-    let request = Request {
+    let request = request_to_move(machine, resolved, running);
+    let verdict = place(&pool, std::slice::from_ref(&request)).pop();
+    verdict.unwrap_or_else(|| Verdict::Unplaced(Rejections::default()))
+}
+
+/// The pool as the scheduler sees it now: what was assigned counts as used.
+pub(crate) fn pool(context: &Context) -> Snapshot {
+    snapshot::take(&context.view, &context.scheduler.claims())
+}
+
+/// What a guest needs that is to leave its host while it runs. It has what `running` says, whatever its machine asks for
+/// meanwhile.
+pub(crate) fn request_to_move(machine: &VirtualMachine, resolved: &Resolved, running: &Machine) -> Request {
+    Request {
         moves: true,
         memory: running.memory.bytes().unwrap_or(u64::MAX),
         vcpus: u32::try_from(running.cpus).unwrap_or(u32::MAX),
@@ -230,10 +250,13 @@ pub(crate) fn find_destination(
         boot: running.boot.type_,
         cpu_level: running.cpu_level.clone(),
         kernel: running.boot.kernel.as_ref().map(|kernel| kernel.name.clone()),
-        ..candidate(machine, resolved).request
-    };
-    let verdict = place(&pool, std::slice::from_ref(&request)).pop();
-    verdict.unwrap_or_else(|| Verdict::Unplaced(Rejections::default()))
+        ..request_to_start(machine, resolved)
+    }
+}
+
+/// What a machine needs that is to start.
+pub(crate) fn request_to_start(machine: &VirtualMachine, resolved: &Resolved) -> Request {
+    candidate(machine, resolved).request
 }
 
 fn growth(machine: &Machine) -> u64 {
@@ -332,6 +355,7 @@ fn candidate(machine: &VirtualMachine, resolved: &Resolved) -> Candidate {
             .collect(),
         disks: needs,
         moves: false,
+        avoid: None,
         key,
     };
     Candidate { request, disks, new_disks }

@@ -3,7 +3,7 @@
 use super::{Claim, domain_memory};
 use crate::{
     placement::{HostView, Room, Snapshot, group_key, memory_with_overhead},
-    view::{View, has_finalizer, host_of_namespace, is_deleting, is_ready, uid, user_key},
+    view::{View, has_finalizer, host_of_namespace, is_deleting, is_in_maintenance, is_ready, uid, user_key},
 };
 use kubexen_crds::{Domain, FeatureSets, Host};
 use kubexen_runtime::Key;
@@ -54,6 +54,7 @@ fn host_view(host: &Host) -> HostView {
     HostView {
         name: Key::of(host).name,
         labels: host.metadata.labels.clone().unwrap_or_default(),
+        maintenance: is_in_maintenance(host),
         ready: is_ready(host),
         schedulable: host.spec.schedulable && !is_deleting(host) && has_finalizer(host),
         memory_allocatable: status.memory.and_then(|memory| memory.allocatable.bytes().ok()).unwrap_or(0),

@@ -60,7 +60,7 @@ fn host(name: &str) -> Host {
     let ready = vec![Wanted::new("Ready", State::True, "AgentReporting", "so it is")];
     Host {
         metadata: named(None, name, "1"),
-        spec: HostSpec { schedulable: true },
+        spec: HostSpec { schedulable: true, ..HostSpec::default() },
         status: Some(HostStatus {
             cpu: Some(HostCpu { count: 8, ..HostCpu::default() }),
             memory: Some(HostMemory {
@@ -145,6 +145,7 @@ fn claim(machine: &str, host: &str, disk: &str) -> Claim {
             networks: Vec::new(),
             disks: Vec::new(),
             moves: false,
+            avoid: None,
         },
         disks: BTreeSet::from([disk.clone()]),
         new_disks: BTreeMap::from([(disk, ("local".to_owned(), 10 * GIB))]),

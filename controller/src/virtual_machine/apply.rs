@@ -98,6 +98,13 @@ fn domain_name(machine: &VirtualMachine) -> String {
 async fn start(context: &Context, observed: &Observed, host: &str) -> Result<bool, Error> {
     let machine = &*observed.machine;
     let Ok(resolved) = &observed.references else { return Ok(false) };
+    if context.view.is_in_maintenance(host) {
+        // It was chosen before. An earlier try whose answer was lost may have made the Domain.
+        if confirm_gone(context, machine).await? {
+            context.scheduler.forget(&Key::of(machine));
+        }
+        return Ok(false);
+    }
     let started = async {
         make_volumes(context, observed, host, |_| true).await?;
         context.create(&domain(machine, resolved, host)).await

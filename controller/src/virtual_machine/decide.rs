@@ -8,7 +8,7 @@ use super::{
     synchronized::Synchronized,
 };
 use crate::{
-    migration,
+    evacuation, migration,
     scheduler::Answer,
     view::{has_finalizer, is_deleting, uid},
 };
@@ -16,13 +16,15 @@ use kubexen_crds::{
     Domain,
     domain::{DomainPowerState, Machine},
     names::RESTART_REQUESTED_AT,
-    virtual_machine::{Lifecycle, PowerState},
+    virtual_machine::{Lifecycle, Phase, PowerState},
 };
 use kubexen_runtime::Key;
 use std::{sync::Arc, time::Duration};
 
 /// When to look again whether there is room for a change.
 const ROOM_LOOK: Duration = Duration::from_secs(30);
+/// How long a move may take before the machine says that it is on its way.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// What is to be done about a machine, and what is to be said of it then.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -213,11 +215,16 @@ fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
     let in_place = same_build
         && change.as_ref().is_some_and(|change| change.restart.is_empty() && change.held.is_empty());
     let restart = restart_requested(machine).filter(|at| domain.spec.restart_requested.as_ref() != Some(at));
+    // A guest that is off does not keep its host from being worked on, so it must not start there.
+    let starts_elsewhere = observed.host_in_maintenance && evacuation::is_off(domain);
     let restart_in_place = match (&restart, problem) {
         (None, _) => None,
-        (Some(at), None) if in_place => Some(at.clone()),
+        (Some(at), None) if in_place && !starts_elsewhere => Some(at.clone()),
         (Some(_), None) => {
-            let why = "the machine restarts with its changed spec";
+            let why = match in_place {
+                true => "its host is in maintenance: the machine restarts on another",
+                false => "the machine restarts with its changed spec",
+            };
             return Plan {
                 actions: vec![deletion(domain)],
                 ..Plan::say(status::stopping(domain, observed.host_ready, why))
@@ -253,7 +260,19 @@ fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
     };
     let again = matches!(synchronized, Synchronized::Held(_)).then_some(ROOM_LOOK);
     let report = status::of_domain(domain, around.host, observed.host_ready, &synchronized);
-    Plan { again, ..Plan::say(report) }
+    match quiet_for(observed, &report) {
+        Some(left) => Plan { again: Some(left), ..Plan::default() },
+        None => Plan { again, ..Plan::say(report) },
+    }
+}
+
+/// For how long it is not worth a write yet that a running guest is on its way to another host.
+fn quiet_for(observed: &Observed, report: &Report) -> Option<Duration> {
+    let status = observed.machine.status.as_ref()?;
+    let left = QUIET.saturating_sub(observed.leaving_for?);
+    let said_to_run = status.phase == Some(Phase::Running)
+        && status.observed_generation == observed.machine.metadata.generation;
+    (said_to_run && report.phase == Phase::Migrating && !left.is_zero()).then_some(left)
 }
 
 /// The value of the restart annotation.

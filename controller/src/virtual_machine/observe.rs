@@ -11,9 +11,9 @@ use crate::{
     view::{host_of_namespace, uid},
 };
 use kube::Resource;
-use kubexen_crds::{Domain, VirtualMachine};
+use kubexen_crds::{Domain, MigrationRole, VirtualMachine};
 use kubexen_runtime::Key;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// What is known of a machine at one moment.
 #[derive(Clone, Debug)]
@@ -37,6 +37,10 @@ pub(crate) struct Observed {
     pub(crate) answer: Option<Answer>,
     /// Whether the host of its first Domain is Ready.
     pub(crate) host_ready: bool,
+    /// Whether that host is to be emptied.
+    pub(crate) host_in_maintenance: bool,
+    /// How long the guest has been on its way to another host; none if it is not.
+    pub(crate) leaving_for: Option<Duration>,
 }
 
 /// Looks at a machine; none if there is no such machine.
@@ -48,10 +52,7 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         .into_iter()
         .partition(|domain| domain.spec.virtual_machine.uid == uid(&*machine));
     let (domains, empty_domains) = migration::whereabouts(domains);
-    let host_ready = domains
-        .first()
-        .and_then(|domain| host_of(domain))
-        .is_some_and(|host| context.view.is_host_ready(host));
+    let host = domains.first().and_then(|domain| host_of(domain));
     let references = references::resolve(&context.view, &machine);
     let references_in_part = match (&references, domains.first()) {
         (Err(_), Some(domain)) => {
@@ -61,9 +62,12 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
     };
     let room = match (references.as_ref().ok().or(references_in_part.as_ref()), domains.first()) {
         (Some(wanted), Some(domain)) if live::needs_room(&wanted.machine, &domain.spec.machine) => {
-            host_of(domain).and_then(|host| scheduler::room_on(context, host))
+            host.and_then(|host| scheduler::room_on(context, host))
         }
         (_, _) => None,
+    };
+    let arriving = |domain: &&Arc<Domain>| {
+        domain.spec.migration.as_ref().is_some_and(|part| part.role == MigrationRole::Destination)
     };
     Some(Observed {
         references,
@@ -71,9 +75,11 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         room,
         answer: context.scheduler.answer(key, &machine),
         predecessors: others.iter().map(|domain| Key::of(&**domain)).collect(),
+        host_ready: host.is_some_and(|host| context.view.is_host_ready(host)),
+        host_in_maintenance: host.is_some_and(|host| context.view.is_in_maintenance(host)),
+        leaving_for: empty_domains.iter().find(arriving).map(|domain| context.age(&**domain)),
         domains,
         empty_domains,
-        host_ready,
         machine,
     })
 }

@@ -18,7 +18,7 @@ use kubexen_crds::{
 };
 use kubexen_runtime::Key;
 use proptest::prelude::*;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 const UID: &str = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
 
@@ -123,6 +123,8 @@ fn observed(machine: VirtualMachine, domains: Vec<Domain>) -> Observed {
         room: None,
         answer: None,
         host_ready: true,
+        host_in_maintenance: false,
+        leaving_for: None,
     }
 }
 
@@ -330,6 +332,43 @@ impl InsertResolved for Result<Resolved, Problem> {
         *self = Ok(resolved());
         self.as_mut()
     }
+}
+
+#[test]
+fn a_guest_that_is_off_on_a_host_in_maintenance_restarts_on_another() {
+    let restarted = changed(|machine| {
+        let at = (RESTART_REQUESTED_AT.to_owned(), "2026-01-01T00:00:00Z".to_owned());
+        machine.metadata.annotations = Some(BTreeMap::from([at]));
+    });
+    let of = |phase| Observed {
+        host_in_maintenance: true,
+        ..observed(restarted.clone(), vec![in_phase(domain_on("a"), phase)])
+    };
+    assert_eq!(decide(&of(DomainPhase::Halted)).actions, [delete_on("a")]);
+    let running = decide(&of(DomainPhase::Running)).actions;
+    assert!(matches!(&running[..], [Action::Adjust { .. }]), "one that runs is not new there: {running:?}");
+}
+
+#[test]
+fn a_short_move_is_not_worth_a_write_while_it_goes_on() {
+    let part = DomainMigration {
+        uid: UID.to_owned(),
+        name: "move-1".to_owned(),
+        role: MigrationRole::Source,
+        peer: "b".to_owned(),
+        address: None,
+        bandwidth: None,
+        cancel: false,
+    };
+    let mut leaving = in_phase(domain_on("a"), DomainPhase::Running);
+    let before = observed(vm(), vec![leaving.clone()]);
+    let running = VirtualMachine { status: Some(status_after(&before)), ..vm() };
+    leaving.spec.migration = Some(part);
+    let after =
+        |time| Observed { leaving_for: Some(time), ..observed(running.clone(), vec![leaving.clone()]) };
+    let short = decide(&after(Duration::from_secs(4)));
+    assert_eq!((short.report, short.again), (None, Some(Duration::from_secs(6))));
+    is(&after(Duration::from_secs(10)), Phase::Migrating, "True", "Running");
 }
 
 #[test]

@@ -64,7 +64,7 @@ impl Users {
     pub(super) async fn act(&self, world: &World) {
         let dice = &world.dice;
         let name = format!("vm-{}", dice.below(MACHINES));
-        match dice.below(24) {
+        match dice.below(26) {
             0..5 => self.make_machine(world, &name).await,
             5 => self.delete_machine(world, &name).await,
             6 | 7 => {
@@ -77,7 +77,8 @@ impl Users {
                 change(world, &self.machines, &name, restart).await;
             }
             9 => {
-                let edit = match dice.below(3) {
+                let edit = match dice.below(4) {
+                    3 => json!({"lifecycle": {"onMaintenance": dice.pick(&["Wait", "Restart", "Leave"])}}),
                     0 => json!({"cpu": {"count": 1 + dice.below(4)}}),
                     1 => json!({"memory": {"size": format!("{}Mi", 128 * (1 + dice.below(4)))}}),
                     _ => json!({"lifecycle": {"onShutdown": dice.pick(&["Halt", "Restart"])}}),
@@ -90,6 +91,10 @@ impl Users {
             }
             11..15 => self.migrate(world).await,
             15..23 => self.change_running(world, &name).await,
+            23 | 24 => {
+                let (host, enabled) = (*dice.pick(&HOSTS), dice.chance(60));
+                self.maintain(world, host, enabled).await;
+            }
             _ => {
                 let schedulable = dice.chance(50);
                 let host = *dice.pick(&HOSTS);
@@ -217,13 +222,32 @@ impl Users {
         }
     }
 
+    async fn maintain(&self, world: &World, host: &str, enabled: bool) {
+        change(world, &self.hosts, host, json!({"spec": {"maintenance": {"enabled": enabled}}})).await;
+    }
+
+    /// Leaves one host in maintenance, or puts one there.
+    pub(super) async fn keep_one_in_maintenance(&self, world: &World) -> &'static str {
+        let in_maintenance = |name: &&&str| {
+            let host = world.api.object("hosts", "", name);
+            host.is_some_and(|host| host["spec"]["maintenance"]["enabled"] == true)
+        };
+        let kept = HOSTS.iter().find(in_maintenance).unwrap_or_else(|| world.dice.pick(&HOSTS));
+        for host in HOSTS {
+            self.maintain(world, host, host == *kept).await;
+        }
+        kept
+    }
+
     /// Lets every host take machines, and makes every disk that a machine names.
     pub(super) async fn want_what_can_be(&self, world: &World) {
         for host in world.api.objects("hosts") {
-            if host["spec"]["schedulable"] == false
+            let spec = &host["spec"];
+            if (spec["schedulable"] == false || spec["maintenance"]["enabled"] == true)
                 && let Some(name) = host["metadata"]["name"].as_str()
             {
-                change(world, &self.hosts, name, json!({"spec": {"schedulable": true}})).await;
+                let in_service = json!({"spec": {"schedulable": true, "maintenance": {"enabled": false}}});
+                change(world, &self.hosts, name, in_service).await;
             }
         }
         for machine in world.api.objects("virtualmachines") {

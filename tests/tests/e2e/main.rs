@@ -10,6 +10,7 @@ mod fixpoint;
 mod guest_facts;
 mod guests;
 mod life;
+mod maintenance;
 mod migrations;
 mod needs;
 mod outages;

@@ -48,6 +48,7 @@ fn machine() -> Machine {
         memory: ByteQuantity("2Gi".to_owned()),
         max_memory: ByteQuantity("4Gi".to_owned()),
         boot: spec(&json!({})).boot,
+        cpu_level: None,
         disks: vec![disk("root", "xvda"), disk("data", "xvdb")],
         interfaces: vec![interface("eth0", 0), interface("eth1", 1)],
     }

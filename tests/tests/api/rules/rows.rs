@@ -187,6 +187,12 @@ pub fn bad_on_create() -> Vec<Row> {
         ),
         row(
             machine,
+            [("/spec/lifecycle", json!({"onMaintenance": "Migrate"}))],
+            "spec.lifecycle.onMaintenance",
+            "supported values: \"Wait\", \"Restart\", \"Leave\"",
+        ),
+        row(
+            machine,
             [("/spec/lifecycle", json!({"onCrash": "Ignore"}))],
             "spec.lifecycle.onCrash",
             "supported values: \"Restart\", \"Halt\", \"Preserve\"",
@@ -253,6 +259,12 @@ pub fn bad_on_create() -> Vec<Row> {
             "`metadata.name` must be a host name without dots",
         ),
         row(host, [("/metadata/name", text(51))], "", "at most 50 characters long"),
+        row(
+            host,
+            [("/spec/maintenance", json!({"enabled": "yes"}))],
+            "spec.maintenance.enabled",
+            "must be of type boolean",
+        ),
         row(pool, [("/metadata/name", json!("second"))], "", "`metadata.name` must be \"default\""),
         row(
             pool,
