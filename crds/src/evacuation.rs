@@ -48,7 +48,9 @@ pub struct EvacuationStep {
     /// Name of the VirtualMachine.
     #[schemars(length(max = 63))]
     pub name: String,
-    /// What happens to it.
+    /// What happens to it. `Migrate`: it moves to another host while it runs. `Restart`: it is shut down and started on
+    /// another host. `Wait`: it stays until it can do either, and stands in the way. `Leave`: it stays, and does not stand
+    /// in the way.
     pub action: EvacuationAction,
     /// The Host that it goes to; for one whose turn has not come this is the plan, and may change.
     #[serde(default, skip_serializing_if = "Option::is_none")]

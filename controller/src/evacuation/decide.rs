@@ -7,7 +7,7 @@ use super::{
     status::{EVACUATED, Report, Step, report, says},
 };
 use crate::{
-    migration::{Cause, movable, observe::host_of, turns::limit},
+    migration::{Cause, movable, turns::limit},
     placement::{Request, Verdict, place},
     view::{is_deleting, is_in_maintenance, uid},
 };
@@ -305,6 +305,5 @@ fn begin(observed: &Observed, steps: &mut [Step<'_>]) -> Vec<Action> {
         });
         step.reason = Step::MOVING.to_owned();
     }
-    debug_assert!(observed.guests.iter().all(|guest| host_of(&guest.domain) == name));
     actions
 }

@@ -381,7 +381,7 @@ async fn the_loop_of_the_how_to_reboots_a_whole_pool_with_one_hosts_worth_of_res
         ensure!(is_true(&status.conditions, "Ready") && status.evacuation.is_none());
     }
     let runs = nothing_ran_twice(&world.pool)?;
-    // Every guest was built once, and went on from host to host.
+    // Every guest has been on more than one host.
     for name in &names {
         let uid = scene.api::<VirtualMachine>().get(name).await?.uid().context("no uid")?;
         let of_guest = runs.get(&uuid::Uuid::parse_str(&uid)?).map_or(0, Vec::len);
