@@ -12,7 +12,7 @@ use kubexen_testbed::process::wait_until;
 use serde_json::{Value, json};
 
 impl Scene {
-    async fn until_synchronized(&self, name: &str) -> Result<VirtualMachine> {
+    pub async fn until_synchronized(&self, name: &str) -> Result<VirtualMachine> {
         self.until(name, "has its spec as it is", |machine| {
             condition_is(machine, "Synchronized", "True", "Synchronized")
                 && ready_is(machine, "True", "Running")
@@ -21,7 +21,7 @@ impl Scene {
     }
 
     /// Waits until the machine says why it does not have its spec as it is; returns it with what it says.
-    async fn until_not_synchronized(&self, name: &str, reason: &str) -> Result<(VirtualMachine, String)> {
+    pub async fn until_not_synchronized(&self, name: &str, reason: &str) -> Result<(VirtualMachine, String)> {
         let machine = self
             .until(name, &format!("Synchronized=False/{reason}"), |machine| {
                 condition_is(machine, "Synchronized", "False", reason)
@@ -33,11 +33,11 @@ impl Scene {
     }
 
     /// Merges `spec` into the machine's.
-    async fn change_spec(&self, name: &str, spec: &Value) -> Result<()> {
+    pub async fn change_spec(&self, name: &str, spec: &Value) -> Result<()> {
         self.change(name, json!({ "spec": spec })).await
     }
 
-    async fn domain_of(&self, machine: &VirtualMachine) -> Result<Domain> {
+    pub async fn domain_of(&self, machine: &VirtualMachine) -> Result<Domain> {
         let namespace = host_namespace(host(machine)?);
         let name = format!("{}.{}", self.name, machine.name_any());
         Ok(Api::namespaced(self.client.clone(), &namespace).get(&name).await?)
