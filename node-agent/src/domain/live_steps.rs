@@ -1,9 +1,9 @@
 //! Carrying out one change of a domain whose guest runs.
 
-use super::{Domains, ReconcileError, apply::claim_disk, live::LiveStep, observe::Observed, resolve};
+use super::{Domains, ReconcileError, apply::claim_disk, live::LiveStep, resolve};
 use crate::hypervisor::{Change, DiskConfig};
 use kubexen_crds::Domain;
-use kubexen_ownership::{Token, VmUid};
+use kubexen_ownership::VmUid;
 use uuid::Uuid;
 
 /// Carries out `step`.
@@ -14,14 +14,13 @@ pub(super) async fn apply(
     domains: &Domains,
     domain: &Domain,
     uuid: Uuid,
-    seen: &Observed,
     step: &LiveStep,
 ) -> Result<(), ReconcileError> {
     let change = match step {
         LiveStep::SetVcpus(vcpus) => Change::Vcpus(*vcpus),
         LiveStep::SetScheduling(scheduling) => Change::Scheduling(*scheduling),
         LiveStep::SetMemory(kib) => Change::Memory(*kib),
-        LiveStep::AttachDisk(name) => Change::AttachDisk(claimed(domains, domain, uuid, seen, name).await?),
+        LiveStep::AttachDisk(name) => Change::AttachDisk(claimed(domains, domain, uuid, name).await?),
         LiveStep::DetachDisk(target) => Change::DetachDisk(target.clone()),
         LiveStep::KeepDisk(target) => Change::KeepDisk(target.clone()),
         LiveStep::ReleaseVolume(name) => return release(domains, domain, uuid, name).await,
@@ -44,13 +43,16 @@ async fn claimed(
     domains: &Domains,
     domain: &Domain,
     uuid: Uuid,
-    seen: &Observed,
     name: &str,
 ) -> Result<DiskConfig, ReconcileError> {
     if let Some((volume, disk)) = resolve::shared_disk_named(domain, name) {
-        let token = seen.present.as_ref().and_then(|present| present.token);
-        let token = token.ok_or(ReconcileError::Outdated)?;
-        claim_disk(domains, volume, disk, VmUid(uuid), Token(token)).await?;
+        // The other end of a move that was broken off may have given this host a newer token than the domain was made with.
+        match domains.ownership.owner(VmUid(uuid)).await? {
+            Some(owner) if owner.host == domains.me.host => {
+                claim_disk(domains, volume, disk, VmUid(uuid), owner.token).await?;
+            }
+            Some(_) | None => return Err(ReconcileError::Outdated),
+        }
     }
     resolve::disk(domains, domain, name).await
 }

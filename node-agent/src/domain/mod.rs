@@ -203,7 +203,7 @@ impl Domains {
                 // One change that fails keeps no other from being made.
                 Plan::Change(step) => {
                     info!(domain = %domain.name_any(), ?step, "change");
-                    match live_steps::apply(self, &domain, uuid, &seen, step).await {
+                    match live_steps::apply(self, &domain, uuid, step).await {
                         Ok(()) => tried.done.push(step.clone()),
                         Err(error) => {
                             warn!(domain = %domain.name_any(), ?step, %error, "change failed");

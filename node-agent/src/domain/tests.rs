@@ -2,7 +2,7 @@
 
 use super::{
     decide::{AfterStop, DestroyReason, Plan, Waiting, backoff, decide},
-    live::Live,
+    live::{AskedDisk, Live, LiveStep},
     observe::{Observed, Unmet},
     status,
 };
@@ -144,6 +144,24 @@ fn a_guest_that_stopped_by_itself_stays_off_until_a_restart_is_asked_for() {
     assert_eq!(decide(&seen, now()), Plan::DetachDisks);
     seen.restart_requested = Some("2026-01-01T00:00:00Z".to_owned());
     assert_eq!(decide(&seen, now()), Plan::RecordRestart);
+}
+
+#[test]
+fn a_guest_that_is_off_gives_back_the_disks_that_are_to_be_detached() {
+    let mut seen = with_phase(observed(None), DomainPhase::Halted);
+    let disk = AskedDisk {
+        name: "data".to_owned(),
+        target: "xvdb".to_owned(),
+        detach: true,
+        need: None,
+        stored: true,
+    };
+    seen.live.wanted.disks.push(disk);
+    let release = LiveStep::ReleaseVolume("data".to_owned());
+    assert_eq!(decide(&seen, now()), Plan::Change(release));
+    seen.live.wanted.disks[0].stored = false;
+    assert_eq!(decide(&seen, now()), Plan::Settled);
+    assert_eq!(status::settled(&seen, &Plan::Settled, None, now()).detached, ["data"]);
 }
 
 #[test]

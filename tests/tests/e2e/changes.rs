@@ -12,7 +12,7 @@ use kubexen_testbed::process::wait_until;
 use serde_json::{Value, json};
 
 impl Scene {
-    async fn until_synchronized(&self, name: &str) -> Result<VirtualMachine> {
+    pub async fn until_synchronized(&self, name: &str) -> Result<VirtualMachine> {
         self.until(name, "has its spec as it is", |machine| {
             condition_is(machine, "Synchronized", "True", "Synchronized")
                 && ready_is(machine, "True", "Running")
@@ -21,7 +21,7 @@ impl Scene {
     }
 
     /// Waits until the machine says why it does not have its spec as it is; returns it with what it says.
-    async fn until_not_synchronized(&self, name: &str, reason: &str) -> Result<(VirtualMachine, String)> {
+    pub async fn until_not_synchronized(&self, name: &str, reason: &str) -> Result<(VirtualMachine, String)> {
         let machine = self
             .until(name, &format!("Synchronized=False/{reason}"), |machine| {
                 condition_is(machine, "Synchronized", "False", reason)
@@ -33,11 +33,11 @@ impl Scene {
     }
 
     /// Merges `spec` into the machine's.
-    async fn change_spec(&self, name: &str, spec: &Value) -> Result<()> {
+    pub async fn change_spec(&self, name: &str, spec: &Value) -> Result<()> {
         self.change(name, json!({ "spec": spec })).await
     }
 
-    async fn domain_of(&self, machine: &VirtualMachine) -> Result<Domain> {
+    pub async fn domain_of(&self, machine: &VirtualMachine) -> Result<Domain> {
         let namespace = host_namespace(host(machine)?);
         let name = format!("{}.{}", self.name, machine.name_any());
         Ok(Api::namespaced(self.client.clone(), &namespace).get(&name).await?)
@@ -180,9 +180,13 @@ async fn a_host_without_room_and_a_network_that_goes_hold_nothing_else_up() -> R
     scene.create_machine("web", machine).await?;
     scene.until_synchronized("web").await?;
     scene.change_spec("web", &json!({"memory": {"size": "512Gi"}, "cpu": {"count": 2}})).await?;
-    let (held_up, message) = scene.until_not_synchronized("web", "NoRoom").await?;
+    let (_, message) = scene.until_not_synchronized("web", "NoRoom").await?;
     ensure!(message.contains("`spec.memory.size`"), "{message}");
-    ensure!(held(&held_up) == (Some(2), Some("64Mi")), "{:?}", held(&held_up));
+    scene
+        .until("web", "has a second processor and its memory", |machine| {
+            held(machine) == (Some(2), Some("64Mi"))
+        })
+        .await?;
     scene.change_spec("web", &json!({"memory": {"size": "64Mi"}})).await?;
     scene.until_synchronized("web").await?;
 
@@ -190,9 +194,13 @@ async fn a_host_without_room_and_a_network_that_goes_hold_nothing_else_up() -> R
     networks.delete("held-old", &DeleteParams::default()).await?;
     scene.until_not_synchronized("web", "NetworkDeleting").await?;
     scene.change_spec("web", &json!({"cpu": {"count": 3}})).await?;
-    scene.until("web", "has a third processor", |machine| held(machine).0 == Some(3)).await?;
-    let (cut_off, _) = scene.until_not_synchronized("web", "NetworkDeleting").await?;
-    ensure!(ready_is(&cut_off, "True", "Running"), "the guest was disturbed");
+    let cut_off = scene
+        .until("web", "has a third processor, and runs on", |machine| {
+            held(machine).0 == Some(3)
+                && condition_is(machine, "Synchronized", "False", "NetworkDeleting")
+                && ready_is(machine, "True", "Running")
+        })
+        .await?;
     ensure!(scene.domain_of(&cut_off).await?.spec.machine.interfaces.len() == 1, "it lost its interface");
     let moved = json!({"interfaces": [{"name": "eth0", "network": "held"}]});
     scene.change_spec("web", &moved).await?;

@@ -129,3 +129,29 @@ async fn a_repository_says_when_its_hosts_do_not_share_its_storage() -> Result<(
     scene.create_cluster_wide::<StorageRepository>(repository).await?;
     until("shared-facts-local", "False", "NotAttached").await
 }
+
+#[tokio::test]
+async fn a_shared_disk_goes_from_one_running_guest_to_another() -> Result<()> {
+    let world = World::shared().await?;
+    let scene = scene(world, "shared-hands").await?;
+    let disk = scene.create_disk_in("shared-hands-san", "data", "16Mi").await?;
+    let data = json!({"disks": [{"name": "data", "disk": "data"}]});
+    for name in ["one", "two"] {
+        scene.create_machine(name, json!({})).await?;
+        scene.until_synchronized(name).await?;
+    }
+    scene.change_spec("one", &data).await?;
+    scene.until_synchronized("one").await?;
+    ensure!(disk_records(world, &disk).await? == 1, "nothing says whose the disk is");
+    scene.change_spec("two", &data).await?;
+    scene.until_not_synchronized("two", "DiskInUse").await?;
+    scene.change_spec("one", &json!({"disks": []})).await?;
+    let second = scene.until_synchronized("two").await?;
+    let first = scene.until_synchronized("one").await?;
+    ensure!(scene.domain_of(&first).await?.spec.machine.disks.is_empty(), "the first machine still has it");
+    ensure!(scene.domain_of(&second).await?.spec.machine.disks.len() == 1, "the second machine has it not");
+    for name in ["one", "two"] {
+        scene.delete::<VirtualMachine>(name).await?;
+    }
+    scene.delete::<VirtualDisk>("data").await
+}

@@ -81,8 +81,11 @@ fn room() -> HostRoom {
             memory_used: 7 * GIB,
             cpus: 1,
             vcpus_used: 3,
-            locations: [("local".to_owned(), Room { capacity: 10 * GIB, used: 9 * GIB, storage: None })]
-                .into(),
+            locations: [
+                ("local".to_owned(), Room { capacity: 10 * GIB, used: 9 * GIB, storage: None }),
+                ("san".to_owned(), Room { capacity: GIB, used: GIB, storage: Some("vg-1".to_owned()) }),
+            ]
+            .into(),
             uplinks: ["lan".to_owned(), "dmz".to_owned()].into(),
             ..Default::default()
         },
@@ -280,4 +283,16 @@ fn a_disk_that_is_not_made_yet_is_made_on_the_host_of_the_guest_if_it_has_room()
         assert_eq!((held.held[0].reason, held.new_disks.len(), held.next), (reason, 0, machine()));
     }
     assert_eq!(with_new_disk(Site::On("a".to_owned()), "1Gi").next.disks.len(), 3);
+}
+
+#[test]
+fn a_disk_on_shared_storage_is_attached_where_that_storage_is_reached() {
+    let on = |storage: &str| Site::Shared {
+        location: "san".to_owned(),
+        storage: storage.to_owned(),
+        selector: HostSelector::default(),
+    };
+    assert_eq!(with_new_disk(on("vg-1"), "1Gi").next.disks.len(), 3);
+    let elsewhere = with_new_disk(on("vg-2"), "1Gi");
+    assert_eq!((elsewhere.held[0].reason, elsewhere.next), ("RepositoryNotAttached", machine()));
 }
