@@ -46,6 +46,7 @@ pub(crate) struct Context {
     pub(crate) scheduler: Scheduler,
     pub(crate) heartbeats: Heartbeats,
     pub(crate) access: crate::host::access::Looks,
+    pub(crate) evacuations: crate::evacuation::Told,
     /// Held while a migration begins.
     pub(crate) migration_start: migration::Starting,
 }

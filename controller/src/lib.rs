@@ -32,6 +32,7 @@
 mod attachment;
 mod context;
 mod error;
+mod evacuation;
 pub mod host;
 pub mod lease;
 mod metrics;

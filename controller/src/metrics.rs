@@ -35,12 +35,18 @@ struct OfKind {
     kind: Cow<'static, str>,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Evacuated {
+    how: &'static str,
+}
+
 /// The controller's metrics. Clones count together.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     reconciles: Family<Reconcile, Counter>,
     errors: Family<Failure, Counter>,
     writes: Family<ApiWrite, Counter>,
+    evacuated: Family<Evacuated, Counter>,
     queue_depth: Family<OfKind, Gauge>,
     undecodable: Family<OfKind, Gauge>,
     pending: Gauge,
@@ -57,6 +63,7 @@ impl Metrics {
             reconciles: Family::default(),
             errors: Family::default(),
             writes: Family::default(),
+            evacuated: Family::default(),
             queue_depth: Family::default(),
             undecodable: Family::default(),
             pending: Gauge::default(),
@@ -81,6 +88,11 @@ impl Metrics {
             "undecodable_objects",
             "Objects that cannot be decoded and are left alone, by kind",
             metrics.undecodable.clone(),
+        );
+        registry.register(
+            "evacuated_guests",
+            "Guests that began to leave a host in maintenance, by how",
+            metrics.evacuated.clone(),
         );
         registry.register("pending_machines", "Machines that wait for a host", metrics.pending.clone());
         registry.register(
@@ -107,6 +119,10 @@ impl Metrics {
 
     pub(crate) fn wrote(&self, kind: Cow<'static, str>, verb: &'static str) {
         self.writes.get_or_create(&ApiWrite { kind, verb }).inc();
+    }
+
+    pub(crate) fn evacuated(&self, how: &'static str) {
+        self.evacuated.get_or_create(&Evacuated { how }).inc();
     }
 
     pub(crate) fn queue_depth(&self, kind: Cow<'static, str>, depth: usize) {

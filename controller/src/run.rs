@@ -3,6 +3,7 @@
 use crate::{
     context::{Context, Queues},
     error::Error,
+    evacuation::Told,
     host::{access::Looks, heartbeat::Heartbeats},
     lease::{Elector, Leadership},
     metrics::Metrics,
@@ -79,6 +80,7 @@ pub async fn run(dependencies: Dependencies, options: Options, shutdown: Cancell
         scheduler: Scheduler::default(),
         heartbeats: Heartbeats::default(),
         access: Looks::default(),
+        evacuations: Told::default(),
         migration_start: migration::Starting::default(),
     };
     let lead = async {

@@ -39,6 +39,8 @@ pub(crate) struct View {
     pub(crate) machines_of_disk: Relation,
     /// VirtualMachineMigration → VirtualMachine.
     pub(crate) migrations_of_machine: Relation,
+    /// VirtualMachineMigration → the Host that it empties.
+    pub(crate) migrations_of_evacuation: Relation,
     /// VirtualMachine → Network.
     pub(crate) machines_of_network: Relation,
     /// VirtualDisk → StorageRepository.
@@ -81,6 +83,17 @@ impl View {
         self.domains_of_host.to(&namespace).iter().filter_map(|key| self.domains.get(key)).collect()
     }
 
+    /// The migrations that empty this host, or have done so.
+    pub(crate) fn migrations_of_evacuation(&self, host: &str) -> Vec<Arc<VirtualMachineMigration>> {
+        let keys = self.migrations_of_evacuation.to(&Key::cluster(host));
+        keys.iter().filter_map(|key| self.migrations.get(key)).collect()
+    }
+
+    /// Whether this host is known to be in maintenance.
+    pub(crate) fn is_in_maintenance(&self, host: &str) -> bool {
+        self.hosts.get(&Key::cluster(host)).is_some_and(|host| is_in_maintenance(&host))
+    }
+
     /// Whether a Domain of another machine has this hardware address.
     pub(crate) fn is_address_taken(&self, address: &str, machine_uid: &str) -> bool {
         self.domains_of_address
@@ -99,6 +112,11 @@ impl View {
 /// Whether the host's agent is known to be alive.
 pub(crate) fn is_ready(host: &Host) -> bool {
     host.status.as_ref().is_some_and(|status| is_true(&status.conditions, "Ready"))
+}
+
+/// Whether the host is to be emptied.
+pub(crate) fn is_in_maintenance(host: &Host) -> bool {
+    host.spec.maintenance.enabled
 }
 
 /// Whether the object is being deleted.

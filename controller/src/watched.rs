@@ -6,14 +6,15 @@
 
 use crate::{
     context::{Context, Queues},
-    migration,
+    evacuation, migration,
     view::{View, disks_of, has_finalizer, host_of_namespace, is_deleting, is_ready, uid, user_key},
 };
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::{Api, Client, Resource, core::DeserializeGuard, runtime::watcher};
+use kube::{Api, Client, Resource, ResourceExt, core::DeserializeGuard, runtime::watcher};
 use kubexen_crds::{
     Domain, Host, MigrationPhase, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine,
-    VirtualMachineMigration, Volume, names::HEARTBEAT_LEASE,
+    VirtualMachineMigration, Volume,
+    names::{EVACUATES, HEARTBEAT_LEASE},
 };
 use kubexen_runtime::{Key, Mirror, WorkQueue, mirror::Change};
 use serde::{Serialize, de::DeserializeOwned};
@@ -232,6 +233,7 @@ impl Watched for Host {
             (is_ready(host), is_deleting(host), host.spec.clone(), labels, room, software)
         };
         if differs(change, offers) {
+            evacuation::wake_all(context);
             queues.add_all(&queues.networks, view.networks.keys());
             queues.add_all(&queues.repositories, view.repositories.keys());
             queues.add_all(&queues.pools, view.pools.keys());
@@ -301,7 +303,7 @@ impl Watched for Domain {
         if change.after.is_none() && change.before.is_some_and(|domain| domain.spec.migration.is_some()) {
             migration::wake_next(context);
         }
-        if change.before.is_none() || change.after.is_none() {
+        if differs(change, disks_of) {
             for disk in either(change, disks_of) {
                 // Machines that want the disk too.
                 queues.add_all(&queues.machines, view.machines_of_disk.to(&disk));
@@ -310,6 +312,7 @@ impl Watched for Domain {
                 }
             }
         }
+        wake_emptied_host(context, &change.key.namespace);
         if change.after.is_none() {
             wake_deleted_host(context, &change.key.namespace);
             scheduler.wake();
@@ -334,7 +337,10 @@ impl Watched for VirtualMachineMigration {
         let machine = |migration: &Self| {
             BTreeSet::from([Key::new(&change.key.namespace, &migration.spec.virtual_machine)])
         };
+        let host =
+            |migration: &Self| migration.labels().get(EVACUATES).map(Key::cluster).into_iter().collect();
         view.migrations_of_machine.set(change.key, now(change, machine));
+        view.migrations_of_evacuation.set(change.key, now(change, host));
     }
 
     fn wake(context: &Context, change: &Change<'_, Self>) {
@@ -344,6 +350,9 @@ impl Watched for VirtualMachineMigration {
         if change.after.is_none_or(|migration| is_final(migration)) {
             migration::wake_next(context);
         }
+        let host =
+            |migration: &Self| migration.labels().get(EVACUATES).map(Key::cluster).into_iter().collect();
+        context.queues.add_all(&context.queues.hosts, either(change, host));
     }
 }
 
@@ -380,6 +389,13 @@ impl Watched for Volume {
             wake_deleted_host(context, &change.key.namespace);
             scheduler.wake();
         }
+    }
+}
+
+/// A host in maintenance looks at every change of what is there.
+fn wake_emptied_host(context: &Context, namespace: &str) {
+    if let Some(host) = host_of_namespace(namespace).filter(|host| context.view.is_in_maintenance(host)) {
+        context.queues.add(&context.queues.hosts, Key::cluster(host));
     }
 }
 

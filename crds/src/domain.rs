@@ -6,6 +6,7 @@ use crate::{
     cpu::FeatureSet,
     domain_migration::{DomainMigration, DomainMigrationStatus},
     guest::GuestStatus,
+    guest_size::default_weight,
     quantity::ByteQuantity,
     virtual_machine::Lifecycle,
 };
@@ -59,8 +60,11 @@ pub struct DomainSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub restart_requested: Option<String>,
-    /// What the domain is made of. Cannot be changed: another machine is another domain.
-    #[x_kube(validation = Rule::new("self == oldSelf").message("`machine` must not change: delete this Domain and make another"))]
+    /// What the domain is made of. What can be changed while the guest runs may change; the rest is another domain.
+    #[x_kube(validation = Rule::new("self.boot == oldSelf.boot").message("`boot` must not change: delete this Domain and make another"))]
+    #[x_kube(validation = Rule::new("self.maxCpus == oldSelf.maxCpus").message("`maxCpus` must not change: delete this Domain and make another"))]
+    #[x_kube(validation = Rule::new("self.maxMemory == oldSelf.maxMemory").message("`maxMemory` must not change: delete this Domain and make another"))]
+    #[x_kube(validation = Rule::new("self.cpus <= self.maxCpus").message("`cpus` must not exceed `maxCpus`"))]
     pub machine: Machine,
     /// What happens when the guest stops. Default: the defaults of its fields.
     #[serde(default)]
@@ -102,9 +106,22 @@ pub struct Machine {
     /// Number of virtual CPUs, 1 to 128.
     #[schemars(range(min = 1, max = 128))]
     pub cpus: i32,
+    /// Number of virtual CPUs that the domain is built for, 1 to 128. Cannot be changed.
+    #[schemars(range(min = 1, max = 128))]
+    pub max_cpus: i32,
+    /// Weight at the scheduler, 1 to 65535. Default: 256.
+    #[serde(default = "default_weight")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub cpu_weight: i32,
+    /// Most CPU time, in percent of one physical CPU, 0 to 12800. Default: 0, which is no limit.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 12800))]
+    pub cpu_cap_percent: i32,
     /// Memory of the guest, in bytes.
     pub memory: ByteQuantity,
-    /// How it boots.
+    /// Memory that the domain is built for, in bytes. Cannot be changed.
+    pub max_memory: ByteQuantity,
+    /// How it boots. Cannot be changed.
     pub boot: Boot,
     /// CPU features that the guest may use, as words in hexadecimal: the pool's level when it was started. Default: all
     /// that its host gives.
@@ -115,6 +132,8 @@ pub struct Machine {
     #[schemars(length(max = 16))]
     #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.volume == one.volume))")
         .message("`disks` must not name one Volume twice: its content would be damaged"))]
+    #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.target == one.target))")
+        .message("`disks` must not have one `target` twice"))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub disks: Vec<DomainDisk>,
     /// Interfaces in the guest's order, at most 8. Default: none.
@@ -122,6 +141,8 @@ pub struct Machine {
     #[schemars(length(max = 8))]
     #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.mac == one.mac))")
         .message("`interfaces` must not have one `mac` twice"))]
+    #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.index == one.index))")
+        .message("`interfaces` must not have one `index` twice"))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub interfaces: Vec<DomainInterface>,
 }
@@ -142,6 +163,13 @@ pub struct DomainDisk {
     /// Whether the guest may only read the disk. Default: false.
     #[serde(default)]
     pub read_only: bool,
+    /// Name under which the guest sees it: `xvda` to `xvdp`.
+    #[schemars(length(equal = 4), regex(pattern = r"^xvd[a-p]$"))]
+    pub target: String,
+    /// Whether the guest is to let go of the disk. It stays listed, and its Volume in use, until `status.detached` says
+    /// that the guest did. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detach: bool,
 }
 
 /// A disk on storage that several hosts reach.
@@ -169,6 +197,12 @@ pub struct DomainInterface {
     /// Hardware address in lower case.
     #[schemars(length(equal = 17), regex(pattern = r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$"))]
     pub mac: String,
+    /// Which of the guest's interfaces it is, 0 to 7: 0 is its `eth0`.
+    #[schemars(range(min = 0, max = 7))]
+    pub index: i32,
+    /// Most that the guest may send, in bytes per second. Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<ByteQuantity>,
 }
 
 /// What the agent saw of a domain.
@@ -211,7 +245,20 @@ pub struct DomainStatus {
     /// What came of the domain's part in a migration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<DomainMigrationStatus>,
-    /// `Ready`: the domain is as the spec wants it.
+    /// Virtual CPUs that the guest runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub cpus: Option<i32>,
+    /// Memory that the guest holds: the spec's where it is that but for what Xen rounds, otherwise in whole MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ByteQuantity>,
+    /// Disks that are to be detached and that the guest has no more, by name, at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 32)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub detached: Vec<String>,
+    /// `Ready`: the domain runs, stands still or is off as the spec wants it. `Synchronized`: the guest has what `machine`
+    /// says; False while it is given to it, and when the guest does not take it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,

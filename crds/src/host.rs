@@ -1,6 +1,12 @@
 //! `Host`: a machine that runs Xen, with the agent in its dom0.
 
-use crate::{boot::BootType, condition::conditions_schema, cpu::FeatureSets, quantity::ByteQuantity};
+use crate::{
+    boot::BootType,
+    condition::conditions_schema,
+    cpu::FeatureSets,
+    evacuation::{HostEvacuation, Maintenance},
+    quantity::ByteQuantity,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -19,12 +25,15 @@ use serde::{Deserialize, Serialize};
     cel,
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "Schedulable", type_ = "boolean", json_path = ".spec.schedulable"),
+    printcolumn(name = "Maintenance", type_ = "boolean", json_path = ".spec.maintenance.enabled"),
+    printcolumn(name = "Evacuated", type_ = "string", json_path = ".status.conditions[?(@.type=='Evacuated')].status"),
     printcolumn(name = "CPUs", type_ = "integer", json_path = ".status.cpu.count"),
     printcolumn(name = "Memory", type_ = "string", json_path = ".status.memory.allocatable"),
     printcolumn(name = "Xen", type_ = "string", json_path = ".status.xen.version"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Simulated", type_ = "boolean", json_path = ".status.xen.simulated", priority = "1"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message", priority = "1"),
+    printcolumn(name = "Evacuation", type_ = "string", json_path = ".status.conditions[?(@.type=='Evacuated')].message", priority = "1"),
     validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$') && self.metadata.name.size() <= 50")
         .message("`metadata.name` must be a host name without dots, at most 50 characters long")
 )]
@@ -33,6 +42,9 @@ pub struct HostSpec {
     /// Whether new guests may be placed here. Default: true. Guests that are here stay.
     #[serde(default = "yes")]
     pub schedulable: bool,
+    /// Whether the host is to be emptied. Default: it is not.
+    #[serde(default)]
+    pub maintenance: Maintenance,
 }
 
 fn yes() -> bool {
@@ -87,7 +99,11 @@ pub struct HostStatus {
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["uuid".into()]))]
     pub unknown_domains: Vec<UnknownDomain>,
-    /// `Ready`: the agent is alive and reports. Written by the controller.
+    /// What happens to the guests that are still here, while the host is in maintenance. Written by the controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evacuation: Option<HostEvacuation>,
+    /// `Ready`: the agent is alive and reports. `Evacuated`, while the host is in maintenance: True when no guest is here
+    /// but those whose owners leave them here. Written by the controller.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,

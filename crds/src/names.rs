@@ -6,6 +6,13 @@ pub const GROUP: &str = "kubexen.io";
 /// Annotation on a VirtualMachine: a time (RFC 3339). A value that was not handled yet restarts the guest once.
 pub const RESTART_REQUESTED_AT: &str = "kubexen.io/restart-requested-at";
 
+/// Label on a VirtualMachineMigration that empties a host in maintenance: the host. The controller deletes those that
+/// carry it when the maintenance ends.
+pub const EVACUATES: &str = "kubexen.io/evacuates";
+
+/// Annotation on such a VirtualMachineMigration: which try it is, from 1 on.
+pub const EVACUATION_ATTEMPT: &str = "kubexen.io/evacuation-attempt";
+
 /// Finalizer of the controller on user kinds: what the object stands for is gone from every host before the
 /// object is.
 pub const CONTROLLER_FINALIZER: &str = "kubexen.io/controller";

@@ -1,5 +1,6 @@
 //! `VirtualMachine`: a guest that its owner wants.
 
+pub use crate::guest_size::{Cpu, Memory};
 use crate::{
     boot::Boot,
     condition::conditions_schema,
@@ -53,21 +54,34 @@ pub struct VirtualMachineSpec {
     pub power_state: PowerState,
     /// Virtual CPUs. Default: one of them.
     #[serde(default)]
+    #[x_kube(validation = Rule::new("!has(self.max) || self.count <= self.max")
+        .message("`count` must not exceed `max`")
+        .field_path(".count"))]
+    #[x_kube(validation = Rule::new("!has(self.capPercent) || self.capPercent <= 100 * (has(self.max) ? self.max : self.count)")
+        .message("`capPercent` must not exceed 100 for each virtual CPU")
+        .field_path(".capPercent"))]
     pub cpu: Cpu,
     /// Memory of the guest.
+    #[x_kube(validation = Rule::new("!has(self.min) || !isQuantity(self.min) || !isQuantity(self.size) || quantity(self.min).compareTo(quantity(self.size)) <= 0")
+        .message("`size` must not be below `min`")
+        .field_path(".size"))]
+    #[x_kube(validation = Rule::new("!has(self.max) || !isQuantity(self.max) || !isQuantity(self.size) || quantity(self.size).compareTo(quantity(self.max)) <= 0")
+        .message("`size` must not exceed `max`")
+        .field_path(".size"))]
     pub memory: Memory,
     /// How the guest boots.
     pub boot: Boot,
-    /// Disks in the order in which the guest sees them (`xvda`, `xvdb` …), at most 16. Default: none. A change takes
-    /// effect at the next restart.
+    /// Disks, at most 16. Default: none. At the start the guest sees them in this order (`xvda`, `xvdb` …). While it
+    /// runs disks are attached, under the first free name, and detached; other changes take effect at the next restart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.disk == one.disk))")
         .message("`disks` must not name one VirtualDisk twice: its content would be damaged"))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub disks: Vec<Disk>,
-    /// Network interfaces in the order in which the guest sees them (`eth0`, `eth1` …), at most 8. Default: none. A
-    /// change takes effect at the next restart.
+    /// Network interfaces, at most 8. Default: none. At the start the guest sees them in this order (`eth0`, `eth1` …).
+    /// While it runs interfaces are added, removed, moved to another network and limited; a change of `mac` takes
+    /// effect at the next restart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(validation = Rule::new("self.all(one, !has(one.mac) || self.exists_one(other, has(other.mac) && other.mac == one.mac))")
@@ -92,37 +106,6 @@ pub enum PowerState {
     Halted,
     /// In memory; its vCPUs stand still.
     Paused,
-}
-
-/// Virtual CPUs of a guest.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Cpu {
-    /// Number of virtual CPUs, 1 to 128. Default: 1. A change takes effect at the next restart.
-    #[serde(default = "one")]
-    #[schemars(range(min = 1, max = 128))]
-    pub count: i32,
-}
-
-impl Default for Cpu {
-    fn default() -> Self {
-        Self { count: one() }
-    }
-}
-
-fn one() -> i32 {
-    1
-}
-
-/// Memory of a guest.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Memory {
-    /// Memory the guest has, at least 16Mi and at most 8Ti. Its host reserves this and a small overhead. A change
-    /// takes effect at the next restart.
-    #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('16Mi')) >= 0 && quantity(self).compareTo(quantity('8Ti')) <= 0")
-        .message("`size` must be a quantity between \"16Mi\" and \"8Ti\""))]
-    pub size: ByteQuantity,
 }
 
 /// A disk of a guest.
@@ -163,6 +146,12 @@ pub struct Interface {
     #[x_kube(validation = Rule::new("self.matches('^[0-9a-f][02468ace](:[0-9a-f]{2}){5}$') && self != '00:00:00:00:00:00'")
         .message("`mac` must be a unicast address: six pairs of hexadecimal digits in lower case, the second digit even, as in \"00:16:3e:12:34:56\""))]
     pub mac: Option<String>,
+    /// Most that the guest may send through the interface, in bytes per second: `100Mi` is 100 MiB/s. At least 1Ki and at
+    /// most 100Gi. Default: no limit. Changes while the guest runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('1Ki')) >= 0 && quantity(self).compareTo(quantity('100Gi')) <= 0")
+        .message("`rateLimit` must be a quantity between \"1Ki\" and \"100Gi\""))]
+    pub rate_limit: Option<ByteQuantity>,
 }
 
 /// Where a guest may run.
@@ -222,6 +211,11 @@ pub struct Lifecycle {
     /// the most), `Halt`, or `Preserve` (its memory is kept for inspection; nothing runs).
     #[serde(default)]
     pub on_crash: OnCrash,
+    /// When the guest's host is put into maintenance and the guest cannot move to another host while it runs: `Wait`
+    /// (default) leaves it running, and the host is not evacuated until the guest can move; `Restart` shuts it down and
+    /// starts it on another host, if one fits; `Leave` leaves it running, and it goes down with its host.
+    #[serde(default)]
+    pub on_maintenance: OnMaintenance,
 }
 
 impl Default for Lifecycle {
@@ -231,6 +225,7 @@ impl Default for Lifecycle {
             on_shutdown: OnShutdown::default(),
             on_reboot: OnReboot::default(),
             on_crash: OnCrash::default(),
+            on_maintenance: OnMaintenance::default(),
         }
     }
 }
@@ -271,6 +266,18 @@ pub enum OnCrash {
     Preserve,
 }
 
+/// What a guest does that cannot move away from a host in maintenance.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum OnMaintenance {
+    /// It stays, and the host is not evacuated until it can move.
+    #[default]
+    Wait,
+    /// It is shut down and started on another host.
+    Restart,
+    /// It stays, and does not stand in the way.
+    Leave,
+}
+
 /// What was seen of a virtual machine.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -294,6 +301,13 @@ pub struct VirtualMachineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub owner_token: Option<i64>,
+    /// Virtual CPUs that the guest runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub cpus: Option<i32>,
+    /// Memory that the guest holds, which is not `spec.memory.size` as long as its balloon driver has not followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<ByteQuantity>,
     /// The interfaces with the hardware addresses they have, at most 8.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
@@ -303,7 +317,8 @@ pub struct VirtualMachineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestStatus>,
     /// `Ready`: what the spec asks for is so. `Scheduled`: a host was found. `Synchronized`: the guest runs with
-    /// the spec as it stands; False with reason RestartRequired when a change waits for a restart. `Stalled`:
+    /// the spec as it stands; False with reason RestartRequired when a change waits for a restart, Applying while it is
+    /// made, GuestNotResponding or DiskInUse when the guest does not do its part. `Stalled`:
     /// nothing goes on until somebody changes something.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]

@@ -52,6 +52,7 @@ fn the_types_have_the_defaults_of_the_schemas() {
         &json!({"type": "Directory", "directory": {"location": "disks"}}),
     );
     defaults_agree::<Host>("Host", &json!({}));
+    defaults_agree::<Host>("Host", &json!({"maintenance": {}}));
     defaults_agree::<Pool>("Pool", &json!({}));
     defaults_agree::<Pool>("Pool", &json!({"placement": {"strategy": "Pack"}}));
     defaults_agree::<Domain>(
@@ -60,9 +61,11 @@ fn the_types_have_the_defaults_of_the_schemas() {
             "virtualMachine": {"namespace": "shop", "name": "web", "uid": UID},
             "machine": {
                 "cpus": 1,
+                "maxCpus": 1,
                 "memory": "1Gi",
+                "maxMemory": "1Gi",
                 "boot": {"kernel": {"name": "debian-12"}},
-                "disks": [{"name": "root", "volume": "shop.web-root"}],
+                "disks": [{"name": "root", "volume": "shop.web-root", "target": "xvda"}],
             },
         }),
     );

@@ -147,6 +147,11 @@ fn a_virtual_machine_is_held_to_its_rules() {
             &[("/spec/memory/size", json!("16Mi"))],
             &[("/spec/memory/size", json!("8Ti"))],
             &[("/spec/memory/size", json!("1073741824"))],
+            &[("/spec/memory", json!({"size": "1Gi", "min": "1Gi", "max": "1Gi"}))],
+            &[("/spec/cpu", json!({"count": 2, "max": 2, "weight": 65535, "capPercent": 200}))],
+            &[("/spec/cpu", json!({"count": 2, "capPercent": 200}))],
+            &[("/spec/interfaces/0/rateLimit", json!("1Ki"))],
+            &[("/spec/interfaces/0/rateLimit", json!("100Gi"))],
             &[("/spec/boot", json!({"type": "HVM"}))],
             &[
                 ("/spec/boot", json!({"type": "HVM", "kernel": {"name": "debian-12"}})),
@@ -169,6 +174,29 @@ fn a_virtual_machine_is_held_to_its_rules() {
             (&[("/spec/memory/size", json!("15Mi"))], memory),
             (&[("/spec/memory/size", json!("9Ti"))], memory),
             (&[("/spec/memory/size", json!("lots"))], memory),
+            (&[("/spec/memory", json!({"size": "1Gi", "min": "1025Mi"}))], "`size` must not be below `min`"),
+            (&[("/spec/memory", json!({"size": "1Gi", "max": "1023Mi"}))], "`size` must not exceed `max`"),
+            (
+                &[("/spec/memory", json!({"size": "1Gi", "max": "9Ti"}))],
+                "`max` must be a quantity between \"16Mi\" and \"8Ti\"",
+            ),
+            (
+                &[("/spec/memory", json!({"size": "1Gi", "min": "1Mi"}))],
+                "`min` must be a quantity between \"16Mi\" and \"8Ti\"",
+            ),
+            (&[("/spec/cpu", json!({"count": 3, "max": 2}))], "`count` must not exceed `max`"),
+            (
+                &[("/spec/cpu", json!({"count": 2, "max": 4, "capPercent": 401}))],
+                "`capPercent` must not exceed 100 for each virtual CPU",
+            ),
+            (
+                &[("/spec/cpu", json!({"count": 2, "capPercent": 201}))],
+                "`capPercent` must not exceed 100 for each virtual CPU",
+            ),
+            (
+                &[("/spec/interfaces/0/rateLimit", json!("1023"))],
+                "`rateLimit` must be a quantity between \"1Ki\" and \"100Gi\"",
+            ),
             (&[("/spec/boot", json!({"type": "PVH"}))], kernel),
             (&[("/spec/boot", json!({"type": "PV"}))], kernel),
             (&[("/spec/boot", json!({}))], kernel),
@@ -392,10 +420,12 @@ fn domain() -> Value {
             "virtualMachine": {"namespace": "shop", "name": "web-1", "uid": UID},
             "machine": {
                 "cpus": 2,
+                "maxCpus": 4,
                 "memory": "1Gi",
+                "maxMemory": "2Gi",
                 "boot": {"type": "PVH", "kernel": {"name": "debian-12"}},
-                "disks": [{"name": "root", "volume": "shop.web-1-root"}],
-                "interfaces": [{"name": "eth0", "uplink": "lan", "mac": "00:16:3e:00:00:01"}],
+                "disks": [{"name": "root", "volume": "shop.web-1-root", "target": "xvda"}],
+                "interfaces": [{"name": "eth0", "uplink": "lan", "mac": "00:16:3e:00:00:01", "index": 0}],
             },
         },
         "status": {"ownerToken": 7},
@@ -414,16 +444,34 @@ fn a_domain_is_held_to_its_rules() {
                 "`metadata.name` must be \"<namespace>.<name>\" of the virtual machine",
             ),
             (
-                &[("/spec/machine/disks/1", json!({"name": "data", "volume": "shop.web-1-root"}))],
+                &[(
+                    "/spec/machine/disks/1",
+                    json!({"name": "data", "volume": "shop.web-1-root", "target": "xvdb"}),
+                )],
                 "`disks` must not name one Volume twice: its content would be damaged",
             ),
             (
                 &[(
+                    "/spec/machine/disks/1",
+                    json!({"name": "data", "volume": "shop.web-1-data", "target": "xvda"}),
+                )],
+                "`disks` must not have one `target` twice",
+            ),
+            (
+                &[(
                     "/spec/machine/interfaces/1",
-                    json!({"name": "eth1", "uplink": "lan", "mac": "00:16:3e:00:00:01"}),
+                    json!({"name": "eth1", "uplink": "lan", "mac": "00:16:3e:00:00:01", "index": 1}),
                 )],
                 "`interfaces` must not have one `mac` twice",
             ),
+            (
+                &[(
+                    "/spec/machine/interfaces/1",
+                    json!({"name": "eth1", "uplink": "lan", "mac": "00:16:3e:00:00:02", "index": 0}),
+                )],
+                "`interfaces` must not have one `index` twice",
+            ),
+            (&[("/spec/machine/cpus", json!(5))], "`cpus` must not exceed `maxCpus`"),
         ],
     );
     accepts_update::<Domain>(
@@ -432,14 +480,28 @@ fn a_domain_is_held_to_its_rules() {
             &[("/spec/powerState", json!("Paused"))],
             &[("/spec/restartRequested", json!("2026-01-01T00:00:00Z"))],
             &[("/spec/lifecycle", json!({"onCrash": "Halt"}))],
+            &[("/spec/machine/cpus", json!(3)), ("/spec/machine/memory", json!("2Gi"))],
+            &[("/spec/machine/cpuWeight", json!(512)), ("/spec/machine/cpuCapPercent", json!(150))],
+            &[("/spec/machine/disks/0/detach", json!(true))],
+            &[("/spec/machine/disks", json!([])), ("/spec/machine/interfaces", json!([]))],
+            &[("/spec/machine/interfaces/0/rateLimit", json!("10Mi"))],
         ],
     );
-    let machine = "`machine` must not change: delete this Domain and make another";
     refuses_update::<Domain>(
         &sample,
         &[
-            (&[("/spec/machine/cpus", json!(3))], machine),
-            (&[("/spec/machine/disks", json!([]))], machine),
+            (
+                &[("/spec/machine/maxCpus", json!(3))],
+                "`maxCpus` must not change: delete this Domain and make another",
+            ),
+            (
+                &[("/spec/machine/maxMemory", json!("4Gi"))],
+                "`maxMemory` must not change: delete this Domain and make another",
+            ),
+            (
+                &[("/spec/machine/boot/type", json!("PV"))],
+                "`boot` must not change: delete this Domain and make another",
+            ),
             (
                 &[("/spec/virtualMachine/uid", json!("00000000-9d42-4a76-8d6c-0f8f0f1d2e3a"))],
                 "`virtualMachine` must not change",

@@ -1,7 +1,11 @@
 //! The whole policy of a host, pure.
 
 use super::heartbeat::Heartbeat;
-use crate::view::{has_finalizer, is_deleting};
+use crate::{
+    evacuation,
+    view::{has_finalizer, is_deleting},
+};
+use jiff::Timestamp;
 use kubexen_crds::{
     Host,
     condition::{State, Wanted, is_true},
@@ -28,6 +32,8 @@ pub(crate) struct Observed {
     pub(crate) domains: Vec<Key>,
     /// Its Volumes, if it is being deleted.
     pub(crate) volumes: Vec<Key>,
+    /// What there is to know for emptying it, or for ending that.
+    pub(crate) evacuation: Option<evacuation::Observed>,
 }
 
 /// What is to be done about a host, and what is to be said of it then.
@@ -37,6 +43,8 @@ pub(crate) struct Plan {
     pub(crate) actions: Vec<Action>,
     /// The conditions; none leaves them as they are.
     pub(crate) report: Option<Vec<Wanted>>,
+    /// What empties the host.
+    pub(crate) evacuation: Option<evacuation::Plan>,
     /// When to look again even if nothing changes.
     pub(crate) again: Option<Duration>,
 }
@@ -53,18 +61,18 @@ pub(crate) enum Action {
 }
 
 /// What to do about a host.
-pub(crate) fn decide(observed: &Observed) -> Plan {
+pub(crate) fn decide(observed: &Observed, now: Timestamp) -> Plan {
     let host = &*observed.host;
     match (is_deleting(host), has_finalizer(host)) {
         (true, false) => Plan::default(),
         (false, false) => Plan { actions: vec![Action::AddFinalizer], ..Plan::default() },
-        (true, true) => delete(observed),
-        (false, true) => keep(observed),
+        (true, true) => delete(observed, now),
+        (false, true) => keep(observed, now),
     }
 }
 
 /// The host is wanted no more. Until it is empty its agent has to work: guests and disks are its to remove.
-fn delete(observed: &Observed) -> Plan {
+fn delete(observed: &Observed, now: Timestamp) -> Plan {
     let left = match (observed.domains.first(), observed.volumes.first()) {
         (Some(domain), _) => (domain, "Domain", "DomainsLeft", observed.domains.len()),
         (None, Some(volume)) => (volume, "Volume", "VolumesLeft", observed.volumes.len()),
@@ -75,19 +83,26 @@ fn delete(observed: &Observed) -> Plan {
         "the host is being deleted and waits for its last {kind}: {count} left, {first} among them; halt or delete \
          what they belong to"
     );
-    let mut plan = keep(observed);
+    let mut plan = keep(observed, now);
     if let Some(report) = &mut plan.report {
         report.push(Wanted::new("Released", State::False, reason, message));
     }
     plan
 }
 
-fn keep(observed: &Observed) -> Plan {
+fn keep(observed: &Observed, now: Timestamp) -> Plan {
     let access = observed.access_age.map_or(Duration::ZERO, |age| ACCESS_LOOK.saturating_sub(age));
     let actions = if access.is_zero() { vec![Action::GrantAccess] } else { Vec::new() };
     let (ready, fresh_for) = readiness(observed);
-    let again = if access.is_zero() { fresh_for } else { fresh_for.min(access) };
-    Plan { actions, report: ready.map(|ready| vec![ready]), again: (again < Duration::MAX).then_some(again) }
+    let evacuation = observed.evacuation.as_ref().map(|evacuation| evacuation::decide(evacuation, now));
+    let next_look = evacuation.as_ref().and_then(|plan| plan.again).unwrap_or(Duration::MAX);
+    let again = if access.is_zero() { fresh_for } else { fresh_for.min(access) }.min(next_look);
+    Plan {
+        actions,
+        report: ready.map(|ready| vec![ready]),
+        evacuation,
+        again: (again < Duration::MAX).then_some(again),
+    }
 }
 
 /// The condition Ready, and for how long it holds if nothing is heard.

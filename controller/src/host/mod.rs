@@ -3,18 +3,20 @@
 //! ```text
 //!   Host ──────────────────────▶ access: namespace, service account, roles and their bindings
 //!   Lease `heartbeat` ─ beat ──▶ decide ──▶ condition Ready ──▶ placement, machines
+//!   maintenance ───────────────▶ evacuation: what empties it, and the condition Evacuated
 //! ```
 //!
 //! # What it watches
-//! The Host, the heartbeat Lease in its namespace, and, while the Host is being deleted, what is left there.
+//! The Host, the heartbeat Lease in its namespace, and, while the Host is being deleted or in maintenance, what is left
+//! there.
 //!
 //! # What it decides
 //! A host is Ready while its heartbeat changes, by the controller's own monotonic clock: the times that the agent writes
 //! into the Lease are for people. A host that is being deleted waits until it has neither a Domain nor a Volume.
 //!
 //! # What it writes
-//! The finalizer, what [`access`] makes, and of the status only `conditions` and `observedGeneration`; the rest is the
-//! agent's.
+//! The finalizer, what [`access`] makes, and of the status only `conditions`, `evacuation` and `observedGeneration`;
+//! the rest is the agent's.
 
 pub mod access;
 pub(crate) mod decide;
@@ -23,9 +25,13 @@ pub(crate) mod heartbeat;
 #[cfg(test)]
 mod tests;
 
-use crate::{context::Context, error::Error};
+use crate::{
+    context::Context,
+    error::Error,
+    evacuation::{self, Words},
+};
 use decide::{Action, Observed, decide};
-use kubexen_crds::{Domain, Host, Volume, condition, names::host_namespace};
+use kubexen_crds::{Domain, Host, HostStatus, Volume, condition, names::host_namespace};
 use kubexen_runtime::{Key, Outcome, events::Severity};
 use std::time::Duration;
 
@@ -37,10 +43,11 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
     for _ in 0..ROUNDS {
         let Some(observed) = observe(context, key) else {
             context.access.forget(&key.name);
+            context.evacuations.forget(&key.name);
             return Ok(Outcome::Settled);
         };
         let host = &*observed.host;
-        let plan = decide(&observed);
+        let mut plan = decide(&observed, context.clock.now());
         let mut acted = false;
         for action in plan.actions {
             acted = true;
@@ -56,8 +63,22 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
                 }
             }
         }
+        let evacuation = plan.evacuation.take();
+        if let Some(seen) = evacuation.as_ref().and_then(|plan| plan.confirm.as_ref())
+            && !evacuation::confirm(context, host, seen).await?
+        {
+            return Ok(Outcome::Again(LATER));
+        }
+        let (words, steps) = evacuation.map(|plan| (plan.words, plan.actions)).unwrap_or_default();
         if let Some(report) = plan.report {
-            acted |= say(context, host, report).await?;
+            acted |= say(context, host, report, &words).await?;
+        }
+        if !steps.is_empty() {
+            for step in steps {
+                evacuation::carry_out(context, host, step).await?;
+            }
+            // The watch shows what came of it.
+            return Ok(Outcome::Again(LATER));
         }
         if !acted {
             return Ok(plan.again.map_or(Outcome::Settled, Outcome::Again));
@@ -77,27 +98,48 @@ fn observe(context: &Context, key: &Key) -> Option<Observed> {
         // Looked for only where it matters: it is a scan.
         domains: if deleting { left(context.view.domains.keys()) } else { Vec::new() },
         volumes: if deleting { left(context.view.volumes.keys()) } else { Vec::new() },
+        evacuation: evacuation::observe(context, &host),
         host,
     })
 }
 
-async fn say(context: &Context, host: &Host, report: Vec<condition::Wanted>) -> Result<bool, Error> {
+async fn say(
+    context: &Context,
+    host: &Host,
+    mut report: Vec<condition::Wanted>,
+    words: &Words,
+) -> Result<bool, Error> {
     let before = host.status.clone().unwrap_or_default();
     let generation = host.metadata.generation;
     let was_ready = crate::view::is_ready(host);
     let ready = report.iter().find(|condition| condition.type_ == "Ready").cloned();
-    let after = kubexen_crds::HostStatus {
-        observed_generation: generation,
-        conditions: condition::set(&before.conditions, report, generation, context.clock.now()),
-        ..before.clone()
+    let (evacuation, kept) = match words {
+        Words::Keep => {
+            (before.evacuation.clone(), condition::find(&before.conditions, evacuation::EVACUATED).cloned())
+        }
+        Words::Say(words) => {
+            report.extend(words.condition.clone());
+            (words.evacuation.clone(), None)
+        }
     };
-    let written = context.write_status(host, Some(&before), &after).await?;
-    if written && let Some(ready) = ready.filter(|ready| was_ready != (ready.state == condition::State::True))
-    {
+    let mut conditions = condition::set(&before.conditions, report, generation, context.clock.now());
+    conditions.extend(kept);
+    conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
+    let after = HostStatus { observed_generation: generation, conditions, evacuation, ..before.clone() };
+    if !context.write_status(host, Some(&before), &after).await? {
+        return Ok(false);
+    }
+    if let Some(ready) = ready.filter(|ready| was_ready != (ready.state == condition::State::True)) {
         let severity = if was_ready { Severity::Warning } else { Severity::Normal };
         context.events.record(host, severity, ready.reason, "Reconcile", ready.message);
     }
-    Ok(written)
+    if let Words::Say(words) = words {
+        context.evacuations.note(&Key::of(host).name);
+        if let Some((severity, reason, note)) = evacuation::news(host, words) {
+            context.events.record(host, severity, reason, "Evacuate", note);
+        }
+    }
+    Ok(true)
 }
 
 /// Whether the server has neither a Domain nor a Volume in the host's namespace.

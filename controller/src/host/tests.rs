@@ -23,7 +23,7 @@ fn host() -> Host {
             finalizers: Some(vec![CONTROLLER_FINALIZER.to_owned()]),
             ..ObjectMeta::default()
         },
-        spec: HostSpec { schedulable: true },
+        spec: HostSpec { schedulable: true, ..HostSpec::default() },
         status: None,
     }
 }
@@ -44,11 +44,12 @@ fn observed(host: Host, heartbeat: Heartbeat) -> Observed {
         access_age: Some(Duration::ZERO),
         domains: Vec::new(),
         volumes: Vec::new(),
+        evacuation: None,
     }
 }
 
 fn reason(observed: &Observed) -> Option<&'static str> {
-    decide(observed).report.map(|report| report[0].reason)
+    decide(observed, Timestamp::UNIX_EPOCH).report.map(|report| report[0].reason)
 }
 
 #[test]
@@ -72,15 +73,18 @@ fn readiness_follows_the_heartbeat() {
 
 #[test]
 fn a_host_is_looked_at_again_when_its_heartbeat_is_due() {
-    let plan = decide(&observed(host(), Heartbeat::Beaten(Duration::from_secs(10))));
+    let plan = decide(&observed(host(), Heartbeat::Beaten(Duration::from_secs(10))), Timestamp::UNIX_EPOCH);
     assert_eq!(plan.again, Some(TIMEOUT - Duration::from_secs(10)));
-    let never = decide(&observed(host(), Heartbeat::Never));
+    let never = decide(&observed(host(), Heartbeat::Never), Timestamp::UNIX_EPOCH);
     assert_eq!(never.again, Some(ACCESS_LOOK));
 }
 
 #[test]
 fn access_is_looked_after_at_first_and_every_five_minutes() {
-    let actions = |age| decide(&Observed { access_age: age, ..observed(host(), Heartbeat::Never) }).actions;
+    let actions = |age| {
+        decide(&Observed { access_age: age, ..observed(host(), Heartbeat::Never) }, Timestamp::UNIX_EPOCH)
+            .actions
+    };
     assert_eq!(actions(None), [Action::GrantAccess]);
     assert_eq!(actions(Some(ACCESS_LOOK - Duration::from_secs(1))), []);
     assert_eq!(actions(Some(ACCESS_LOOK)), [Action::GrantAccess]);
@@ -91,18 +95,18 @@ fn a_deleted_host_waits_until_it_is_empty() {
     let mut leaving = host();
     leaving.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
     let empty = observed(leaving.clone(), Heartbeat::Never);
-    assert_eq!(decide(&empty).actions, [Action::LetGo]);
+    assert_eq!(decide(&empty, Timestamp::UNIX_EPOCH).actions, [Action::LetGo]);
     let used = Observed { domains: vec![Key::new("kubexen-host-a", "shop.web-1")], ..empty.clone() };
-    assert_eq!(decide(&used).actions, []);
-    let report = decide(&used).report.expect("a report");
+    assert_eq!(decide(&used, Timestamp::UNIX_EPOCH).actions, []);
+    let report = decide(&used, Timestamp::UNIX_EPOCH).report.expect("a report");
     assert_eq!(report[1].reason, "DomainsLeft");
     assert!(report[1].message.contains("kubexen-host-a/shop.web-1"), "{}", report[1].message);
     let alive = Observed { heartbeat: Heartbeat::Beaten(Duration::ZERO), ..used };
     assert_eq!(reason(&alive), Some("AgentReporting"), "its guests run: the agent is not silent");
     let stored = Observed { volumes: vec![Key::new("kubexen-host-a", "shop.root")], ..empty };
-    assert_eq!(decide(&stored).actions, []);
+    assert_eq!(decide(&stored, Timestamp::UNIX_EPOCH).actions, []);
     leaving.metadata.finalizers = None;
-    assert_eq!(decide(&observed(leaving, Heartbeat::Never)), Plan::default());
+    assert_eq!(decide(&observed(leaving, Heartbeat::Never), Timestamp::UNIX_EPOCH), Plan::default());
 }
 
 #[test]

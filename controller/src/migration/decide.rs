@@ -2,6 +2,7 @@
 
 use super::{
     is_empty,
+    movable::{self, runs},
     observe::{Beginning, Choice, Observed, host_of},
     stage,
     status::{Cause, Report, Route},
@@ -10,10 +11,7 @@ use super::{
 };
 use crate::view::{is_deleting, uid};
 use jiff::Timestamp;
-use kubexen_crds::{
-    Domain, MigrationPhase, MigrationStage, VirtualMachine, VirtualMachineMigration, domain::DomainPhase,
-    virtual_machine::PowerState,
-};
+use kubexen_crds::{Domain, MigrationPhase, MigrationStage, VirtualMachine, VirtualMachineMigration};
 use kubexen_runtime::Key;
 use std::{sync::Arc, time::Duration};
 
@@ -141,47 +139,18 @@ fn refusal(
     migration: &VirtualMachineMigration,
     beginning: &Beginning,
 ) -> Result<(), Cause> {
-    match machine.spec.power_state {
-        PowerState::Running => {}
-        PowerState::Halted => return Err(Cause::NotRunning("Halted")),
-        PowerState::Paused => return Err(Cause::NotRunning("Paused")),
+    if let Some(cause) = movable::obstacle(machine, source, beginning.source_sends) {
+        return Err(cause);
     }
     if let Some(name) = migration.spec.host.as_ref().filter(|_| !beginning.named_host_exists) {
         return Err(Cause::HostNotFound(name.clone()));
     }
-    let Some(source) = source else { return Ok(()) };
-    if migration.spec.host.as_deref() == Some(host_of(source)) {
-        return Err(Cause::AlreadyThere(host_of(source).to_owned()));
-    }
-    match source.status.as_ref().and_then(|status| status.phase) {
-        Some(DomainPhase::Halted | DomainPhase::Preserved) => {
-            return Err(Cause::NotRunning("stopped by the guest"));
+    match source {
+        Some(source) if migration.spec.host.as_deref() == Some(host_of(source)) => {
+            Err(Cause::AlreadyThere(host_of(source).to_owned()))
         }
-        Some(
-            DomainPhase::Pending
-            | DomainPhase::Running
-            | DomainPhase::Paused
-            | DomainPhase::Receiving
-            | DomainPhase::Departed
-            | DomainPhase::Stopping
-            | DomainPhase::Failed,
-        )
-        | None => {}
+        Some(_) | None => Ok(()),
     }
-    if !beginning.source_sends {
-        return Err(Cause::SourceCannotSend(host_of(source).to_owned(), source.spec.machine.boot.type_));
-    }
-    Ok(())
-}
-
-/// Whether the guest of a Domain runs, and nothing of it waits to be carried out.
-fn runs(domain: &Domain) -> bool {
-    let Some(status) = domain.status.as_ref() else { return false };
-    status.phase == Some(DomainPhase::Running)
-        && status.observed_generation == domain.metadata.generation
-        && domain.metadata.deletion_timestamp.is_none()
-        && (domain.spec.restart_requested.is_none()
-            || domain.spec.restart_requested == status.restart_handled)
 }
 
 /// It has begun: the destination was chosen.

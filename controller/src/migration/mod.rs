@@ -21,9 +21,10 @@
 
 mod apply;
 mod decide;
-mod observe;
+pub(crate) mod movable;
+pub(crate) mod observe;
 mod status;
-mod turns;
+pub(crate) mod turns;
 
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ use kubexen_crds::{Domain, DomainMigration, MigrationRole, MigrationStage};
 use kubexen_runtime::{Key, Outcome};
 use std::{sync::Arc, time::Duration};
 
+pub(crate) use status::Cause;
 pub(crate) use turns::{Starting, wake_next};
 
 /// Rounds of observing and acting within one look.

@@ -1,7 +1,7 @@
 //! What is known of a migration at one moment.
 
 use super::{
-    key_of,
+    key_of, movable,
     turns::{self, Turn},
 };
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     view::{host_of_namespace, uid},
     virtual_machine::references::{self, Problem},
 };
-use kubexen_crds::{Domain, Host, MigrationRole, VirtualMachine, VirtualMachineMigration};
+use kubexen_crds::{Domain, MigrationRole, VirtualMachine, VirtualMachineMigration};
 use kubexen_runtime::Key;
 use std::sync::Arc;
 
@@ -131,11 +131,6 @@ fn beginning(
     source: Option<&Domain>,
 ) -> Beginning {
     let view = &context.view;
-    let host = |name: &str| view.hosts.get(&Key::cluster(name));
-    let sends = |host: &Host, domain: &Domain| {
-        let status = host.status.as_ref().and_then(|status| status.migration.as_ref());
-        status.is_some_and(|migration| migration.boot_types.contains(&domain.spec.machine.boot.type_))
-    };
     let turn = turns::turn(view, migration);
     let choice = match (&turn, machine, source) {
         (Turn::Now(load), Some(machine), Some(source)) => Some(match references::resolve(view, machine) {
@@ -159,9 +154,12 @@ fn beginning(
     };
     Beginning {
         turn,
-        named_host_exists: migration.spec.host.as_deref().is_none_or(|name| host(name).is_some()),
-        source_sends: source
-            .is_some_and(|domain| host(host_of(domain)).is_some_and(|host| sends(&host, domain))),
+        named_host_exists: migration
+            .spec
+            .host
+            .as_deref()
+            .is_none_or(|name| view.hosts.get(&Key::cluster(name)).is_some()),
+        source_sends: source.is_some_and(|domain| movable::sends(view, domain)),
         choice,
     }
 }

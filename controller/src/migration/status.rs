@@ -61,7 +61,8 @@ impl Cause {
         }
     }
 
-    fn reason(&self) -> &'static str {
+    /// One word from a fixed set.
+    pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::Cancelled => "Cancelled",
             Self::MachineNotFound(_) => "MachineNotFound",
@@ -79,7 +80,8 @@ impl Cause {
         }
     }
 
-    fn message(&self) -> String {
+    /// What is so, and what to change.
+    pub(crate) fn message(&self) -> String {
         match self {
             Self::Cancelled => "the move was called off; the guest runs where it was".to_owned(),
             Self::MachineNotFound(name) => format!("VirtualMachine {name} does not exist in this namespace"),

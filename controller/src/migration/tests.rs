@@ -39,8 +39,8 @@ fn machine() -> VirtualMachine {
         },
         spec: VirtualMachineSpec {
             power_state: PowerState::Running,
-            cpu: Cpu { count: 1 },
-            memory: Memory { size: ByteQuantity("1Gi".to_owned()) },
+            cpu: Cpu::default(),
+            memory: Memory { size: ByteQuantity("1Gi".to_owned()), min: None, max: None },
             boot: boot(),
             disks: Vec::new(),
             interfaces: Vec::new(),
@@ -102,7 +102,11 @@ fn domain(host: &str) -> Domain {
             restart_requested: None,
             machine: Machine {
                 cpus: 1,
+                max_cpus: 1,
+                cpu_weight: 256,
+                cpu_cap_percent: 0,
                 memory: ByteQuantity("1Gi".to_owned()),
+                max_memory: ByteQuantity("1Gi".to_owned()),
                 boot: boot(),
                 cpu_level: None,
                 disks: Vec::new(),

@@ -3,6 +3,7 @@
 use super::{is_empty, key_of};
 use crate::{
     context::Context,
+    evacuation,
     view::{View, host_of_namespace},
 };
 use kubexen_crds::{MigrationPhase, MigrationRole, VirtualMachineMigration, pool::MigrationPolicy};
@@ -36,7 +37,7 @@ impl Load {
         load
     }
 
-    fn add(&mut self, host: &str) {
+    pub(crate) fn add(&mut self, host: &str) {
         *self.hosts.entry(host.to_owned()).or_default() += 1;
     }
 }
@@ -130,7 +131,7 @@ fn tell(view: &View, mut told: impl FnMut(&VirtualMachineMigration, Turn) -> boo
     for migration in waiting(view, &begun) {
         let key = Key::of(&*migration);
         let machine = Key::new(&key.namespace, &migration.spec.virtual_machine);
-        let source = view.machines.get(&machine).and_then(|machine| machine.status.as_ref()?.host.clone());
+        let source = source(view, &migration);
         let turn = match (machines.get(&machine), &source) {
             (Some(before), _) if *before != key => Turn::MachineBusy(before.clone()),
             (_, _) if load.pool >= of_pool => Turn::PoolBusy(of_pool),
@@ -151,6 +152,29 @@ fn tell(view: &View, mut told: impl FnMut(&VirtualMachineMigration, Turn) -> boo
     }
 }
 
+/// The moves that go on, and those that wait for their turn as far as it is known where from and where to.
+pub(crate) fn expected(view: &View) -> Load {
+    let begun = begun(view);
+    let mut load = Load::of(&begun);
+    for migration in waiting(view, &begun) {
+        load.pool += 1;
+        if let Some(source) = source(view, &migration) {
+            load.add(&source);
+        }
+        if let Some(destination) = &migration.spec.host {
+            load.add(destination);
+        }
+    }
+    load
+}
+
+/// The host that the machine of a migration is on.
+fn source(view: &View, migration: &VirtualMachineMigration) -> Option<String> {
+    let namespace = migration.metadata.namespace.as_deref().unwrap_or_default();
+    let machine = view.machines.get(&Key::new(namespace, &migration.spec.virtual_machine))?;
+    machine.status.as_ref()?.host.clone()
+}
+
 /// The turn of one migration.
 pub(crate) fn turn(view: &View, migration: &VirtualMachineMigration) -> Turn {
     let mut turn = None;
@@ -163,8 +187,9 @@ pub(crate) fn turn(view: &View, migration: &VirtualMachineMigration) -> Turn {
     turn.unwrap_or_else(|| Turn::Now(Load::of(&begun(view))))
 }
 
-/// Queues the migrations whose turn it is: something ended, or the limits changed.
+/// Queues the migrations whose turn it is, and the hosts that wait to begin more: something ended, or the limits changed.
 pub(crate) fn wake_next(context: &Context) {
+    evacuation::wake_all(context);
     let most = limit(policy(&context.view).max_per_pool);
     let mut next = BTreeSet::new();
     tell(&context.view, |migration, turn| {

@@ -53,7 +53,8 @@ impl<'a> Batch<'a> {
 
     /// Places one guest and takes what it needs.
     pub(super) fn place(&mut self, request: &'a Request) -> Verdict {
-        let memory = memory_with_overhead(request.memory, request.vcpus, request.boot);
+        let memory =
+            memory_with_overhead(request.memory, request.vcpus, request.boot).saturating_add(request.growth);
         let rejections = self.filter(request, memory);
         match self.best(request, memory) {
             Some(host) => {
@@ -86,7 +87,7 @@ impl<'a> Batch<'a> {
         rejections
     }
 
-    /// Filters 1 to 7: those that do not depend on use.
+    /// Filters 1 to 8: those that do not depend on use.
     fn filter_conditions(&mut self, request: &'a Request, rejections: &mut Rejections) {
         self.filter_host(request, rejections);
         if let Some(level) = &request.cpu_level {
@@ -123,12 +124,13 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Filters 1 to 4, but for CPU features.
+    /// Filters 1 to 5, but for CPU features.
     fn filter_host(&mut self, request: &'a Request, rejections: &mut Rejections) {
         let (left, conditions) = (&mut self.left, &mut self.conditions);
         let mut require = |condition, reason: &dyn Fn() -> Reason| {
             rejections.add(left.intersect(conditions.met(condition)), reason);
         };
+        require(Condition::InService, &|| Reason::InMaintenance);
         require(Condition::Ready, &|| Reason::NotReady);
         require(Condition::Schedulable, &|| Reason::NotSchedulable);
         require(Condition::Matches(Selector(&request.selector)), &|| Reason::SelectorMismatch);
@@ -138,7 +140,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Filter 4, CPU features. Hosts may lack different ones, so each is asked for its own.
+    /// Filter 5, CPU features. Hosts may lack different ones, so each is asked for its own.
     fn filter_features(&mut self, request: &'a Request, level: &'a FeatureSet, rejections: &mut Rejections) {
         let met = self.conditions.met(Condition::Features(request.boot, level)).clone();
         for host in self.left.iter().filter(|host| !met.contains(*host)) {
@@ -149,7 +151,7 @@ impl<'a> Batch<'a> {
         self.left.intersect(&met);
     }
 
-    /// Filter 9. Disks of one request may share a location: each is judged with the earlier ones in place.
+    /// Filter 10. Disks of one request may share a location: each is judged with the earlier ones in place.
     fn filter_room(&mut self, request: &'a Request, rejections: &mut Rejections) {
         let mut asked: BTreeMap<&str, u64> = BTreeMap::new();
         for disk in &request.disks {
@@ -164,16 +166,17 @@ impl<'a> Batch<'a> {
 
     /// The best of the hosts that are left.
     fn best(&self, request: &Request, memory: u64) -> Option<usize> {
-        let avoided = match &request.anti_affinity {
+        let shared = match &request.anti_affinity {
             Some((group, AntiAffinityMode::Preferred)) => self.groups.get(group.as_str()),
             // Required: the hosts with members are out already.
             Some((_, AntiAffinityMode::Required)) | None => None,
         };
         self.left.iter().min_by_key(|host| {
             let resources = &self.resources[*host];
-            let sharing = avoided.and_then(|members| members.get(host)).copied().unwrap_or(0);
+            let sharing = shared.and_then(|members| members.get(host)).copied().unwrap_or(0);
             let after = resources.load_with(memory, request.vcpus);
-            (sharing, score::cost(self.strategy, resources.load(), after), resources.placed())
+            let avoided = request.avoid.as_ref() == Some(&self.conditions.hosts()[*host].name);
+            (avoided, sharing, score::cost(self.strategy, resources.load(), after), resources.placed())
         })
     }
 

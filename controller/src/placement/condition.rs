@@ -7,6 +7,8 @@ use std::{cmp::Ordering, collections::BTreeMap};
 /// A condition on a host that no placement changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Condition<'a> {
+    /// It is not in maintenance.
+    InService,
     /// The agent reports.
     Ready,
     /// New guests may come.
@@ -34,6 +36,7 @@ pub(super) enum Condition<'a> {
 impl Condition<'_> {
     fn holds(self, host: &HostView) -> bool {
         match self {
+            Self::InService => !host.maintenance,
             Self::Ready => host.ready,
             Self::Schedulable => host.schedulable,
             Self::Matches(selector) => selector.0.matches(&host.labels),

@@ -35,3 +35,11 @@ pub fn memory_with_overhead(memory: u64, vcpus: u32, boot: BootType) -> u64 {
     };
     memory.saturating_add(tables + structures).checked_next_multiple_of(2 * MIB).unwrap_or(u64::MAX)
 }
+
+/// What a host gives up in addition, in bytes, for a guest of `memory` bytes and `vcpus` that can grow: the tables of
+/// [`memory_with_overhead`] are those of what it can grow to. Saturates.
+#[must_use]
+pub fn growth_overhead(memory: u64, max_memory: u64, vcpus: u32, max_vcpus: u32) -> u64 {
+    let memory = max_memory.saturating_sub(memory).div_ceil(MIB);
+    MIB * u64::from(max_vcpus.saturating_sub(vcpus)) + 8 * KIB * memory
+}

@@ -12,21 +12,22 @@
 //! # Filters
 //! In this order, and a host counts under the first one that excludes it:
 //!
-//! 1. the host is ready
-//! 2. it is schedulable
-//! 3. it carries the labels that the guest's host selector asks for
-//! 4. its Xen offers the virtualisation mode: `pv` for PV; for PVH and HVM `hvm` together with a way to translate
+//! 1. the host is not in maintenance
+//! 2. it is ready
+//! 3. it is schedulable
+//! 4. it carries the labels that the guest's host selector asks for
+//! 5. its Xen offers the virtualisation mode: `pv` for PV; for PVH and HVM `hvm` together with a way to translate
 //!    guest addresses, `hap` or `shadow`, because Xen refuses such a domain when it has neither; a guest that is to come
 //!    while it runs needs a host that receives such guests; and its CPUs have every feature that the guest may use
-//! 5. its catalogue has the kernel
-//! 6. disk by disk: the host is where the disk is, or reaches the shared storage that it is on, or has the repository
+//! 6. its catalogue has the kernel
+//! 7. disk by disk: the host is where the disk is, or reaches the shared storage that it is on, or has the repository
 //!    attached that the disk will be made in
-//! 7. network by network: it is attached
-//! 8. required anti-affinity: no guest of the group is here
-//! 9. disk by disk: the location has room, the request's earlier disks there included
-//! 10. the host has as many CPUs as the guest has vCPUs: more would make the guest's vCPUs wait for one another
-//! 11. CPUs × overcommit ratio, less the vCPUs in use, suffices
-//! 12. memory suffices, [overhead](memory_with_overhead) included
+//! 8. network by network: it is attached
+//! 9. required anti-affinity: no guest of the group is here
+//! 10. disk by disk: the location has room, the request's earlier disks there included
+//! 11. the host has as many CPUs as the guest has vCPUs: more would make the guest's vCPUs wait for one another
+//! 12. CPUs × overcommit ratio, less the vCPUs in use, suffices
+//! 13. memory suffices, [overhead](memory_with_overhead) included
 //!
 //! Anti-affinity is judged when a guest is placed, by the mode of that guest: one that only prefers to be alone may
 //! join a guest that required it, where nothing else fits.
@@ -34,13 +35,14 @@
 //! # Scores
 //! Of the hosts that are left, the first by this order is taken:
 //!
-//! 1. fewest guests of the group, if the guest prefers anti-affinity
-//! 2. lowest cost. With *load* the more scarce of memory and CPU, and *skew* the distance between the two, both
+//! 1. another than the one that the guest is to avoid, if there is one
+//! 2. fewest guests of the group, if the guest prefers anti-affinity
+//! 3. lowest cost. With *load* the more scarce of memory and CPU, and *skew* the distance between the two, both
 //!    as a share of the host's capacity:
 //!    - `Spread`: cost = load after + (skew after − skew before) / 4
 //!    - `Pack`: cost = − load after + (skew after − skew before) / 4
-//! 3. fewest guests placed by this batch
-//! 4. name
+//! 4. fewest guests placed by this batch
+//! 5. name
 //!
 //! The load decides. The skew lets a guest with much memory go to a host whose CPUs are busier than its memory, so
 //! that one resource is not left over where the other has run out.
@@ -54,7 +56,7 @@
 //! | b | 20 % → 30 % | 37.5 % → 43.75 % | 43.75 | 17.5 → 13.75 | **42.81** | −44.69 |
 //!
 //! # Cost
-//! Filters 1 to 7 do not depend on use. Their outcome is kept for the batch as a set of hosts, once for each
+//! Filters 1 to 8 do not depend on use. Their outcome is kept for the batch as a set of hosts, once for each
 //! distinct condition, so that for one guest they are a few intersections of bit sets. What remains is a pass over
 //! arrays of numbers. Nothing is allocated per host.
 
@@ -71,7 +73,7 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
-pub use memory::memory_with_overhead;
+pub use memory::{growth_overhead, memory_with_overhead};
 pub use rejection::{Reason, Rejections};
 
 use batch::Batch;
@@ -98,6 +100,8 @@ pub struct HostView {
     pub name: String,
     /// Labels of the Host object.
     pub labels: BTreeMap<String, String>,
+    /// Whether it is to be emptied.
+    pub maintenance: bool,
     /// Whether its agent is alive and reports.
     pub ready: bool,
     /// Whether its owner lets new guests in.
@@ -137,6 +141,14 @@ pub struct Room {
     pub storage: Option<String>,
 }
 
+impl Room {
+    /// What is left.
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.capacity.saturating_sub(self.used)
+    }
+}
+
 /// A guest to place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
@@ -146,6 +158,8 @@ pub struct Request {
     pub memory: u64,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// [`growth_overhead`], if it can have more while it runs.
+    pub growth: u64,
     /// Virtualisation mode.
     pub boot: BootType,
     /// CPU features that the guest may use, and that the host must have.
@@ -162,6 +176,8 @@ pub struct Request {
     pub disks: Vec<DiskNeed>,
     /// Whether the guest runs already, and is to come from another host.
     pub moves: bool,
+    /// Host that is taken only if no other fits.
+    pub avoid: Option<String>,
 }
 
 /// A network that a guest needs.

@@ -6,6 +6,8 @@ use std::{collections::BTreeMap, fmt};
 /// Why a host does not fit. In the order in which the filters look.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
+    /// It is to be emptied.
+    InMaintenance,
     /// Its agent does not report.
     NotReady,
     /// Its owner lets no new guests in.
@@ -41,6 +43,7 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::InMaintenance => f.write_str("in maintenance"),
             Self::NotReady => f.write_str("not ready"),
             Self::NotSchedulable => f.write_str("not schedulable"),
             Self::SelectorMismatch => f.write_str("host selector does not match"),

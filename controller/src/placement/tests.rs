@@ -15,6 +15,7 @@ pub(super) fn host(name: &str) -> HostView {
     HostView {
         name: name.to_owned(),
         labels: labels(&[("zone", "a")]),
+        maintenance: false,
         ready: true,
         schedulable: true,
         memory_allocatable: 64 * GIB,
@@ -37,6 +38,7 @@ pub(super) fn guest(name: &str) -> Request {
         key: Key::new("shop", name),
         memory: 4 * GIB,
         vcpus: 2,
+        growth: 0,
         boot: BootType::Pvh,
         cpu_level: None,
         kernel: Some("debian-12".to_owned()),
@@ -45,6 +47,7 @@ pub(super) fn guest(name: &str) -> Request {
         networks: vec![network("prod", "lan", &[])],
         disks: vec![new_disk("fast", "ssd", false, 10 * GIB)],
         moves: false,
+        avoid: None,
     }
 }
 
@@ -127,6 +130,8 @@ fn each_host_is_told_with_the_feature_that_it_lacks() {
 fn each_filter_excludes_and_says_why() {
     type Change = fn(&mut HostView, &mut Request);
     let cases: &[(&str, Change)] = &[
+        ("in maintenance", |host, _| host.maintenance = true),
+        ("in maintenance", |host, _| (host.maintenance, host.ready, host.schedulable) = (true, false, false)),
         ("not ready", |host, _| host.ready = false),
         ("not schedulable", |host, _| host.schedulable = false),
         ("host selector does not match", |_, guest| guest.selector = selector(&[("zone", "b")])),
@@ -309,6 +314,16 @@ fn the_score_sees_what_earlier_requests_took() {
     };
     let second = Request { memory: MIB, vcpus: 10, selector: HostSelector::default(), ..guest("b") };
     assert_eq!(hosts_of(&place(&snapshot(vec![one, two]), &[first, second])), ["xen-1", "xen-1"]);
+}
+
+#[test]
+fn a_host_that_is_to_be_avoided_is_taken_only_if_no_other_fits() {
+    let mut used = host("xen-2");
+    used.memory_used = 32 * GIB;
+    let pool = snapshot(vec![host("xen-1"), used]);
+    let wary = Request { avoid: Some("xen-1".to_owned()), ..guest("web") };
+    assert_eq!(message(&pool, wary.clone()), "placed on xen-2");
+    assert_eq!(message(&snapshot(vec![host("xen-1")]), wary), "placed on xen-1");
 }
 
 #[test]

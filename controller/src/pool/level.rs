@@ -45,7 +45,7 @@ mod tests {
     }
 
     fn host(sets: Option<FeatureSets>) -> Host {
-        let mut host = Host::new("host", HostSpec { schedulable: true });
+        let mut host = Host::new("host", HostSpec { schedulable: true, ..HostSpec::default() });
         let cpu = HostCpu { feature_sets: sets, ..HostCpu::default() };
         host.status = Some(HostStatus { cpu: Some(cpu), ..HostStatus::default() });
         host

@@ -14,6 +14,7 @@
 //! # Caveats
 //! It writes nothing. A machine's own look carries the answer out, so that a machine has one writer.
 
+mod room;
 mod snapshot;
 
 #[cfg(test)]
@@ -21,11 +22,13 @@ mod tests;
 
 use crate::{
     context::Context,
-    placement::{DiskNeed, NetworkNeed, Rejections, Request, Verdict, group_key, place},
+    placement::{
+        DiskNeed, NetworkNeed, Rejections, Request, Snapshot, Verdict, group_key, growth_overhead, place,
+    },
     view::uid,
     virtual_machine::references::{Resolved, Site, resolve},
 };
-use kubexen_crds::{VirtualMachine, domain::Machine};
+use kubexen_crds::{ByteQuantity, VirtualMachine, domain::Machine};
 use kubexen_runtime::Key;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,6 +36,8 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::Notify, time::Instant};
+
+pub(crate) use room::{HostRoom, domain_memory, room_on};
 
 /// How long changes are collected before a pass: a storm of machines becomes a few batches.
 const WINDOW: Duration = Duration::from_millis(25);
@@ -120,6 +125,11 @@ impl Scheduler {
     /// Something changed that may make room.
     pub(crate) fn wake(&self) {
         self.wake.notify_one();
+    }
+
+    /// Whether a machine was assigned this host and its Domain is not in the mirror yet.
+    pub(crate) fn claims_host(&self, host: &str) -> bool {
+        self.lock().values().filter_map(|entry| entry.claim.as_ref()).any(|claim| claim.host == host)
     }
 
     /// Whether a machine that was assigned a host is about to use this disk.
@@ -217,19 +227,43 @@ pub(crate) fn find_destination(
     running: &Machine,
     may_be: impl Fn(&str) -> bool,
 ) -> Verdict {
-    let mut pool = snapshot::take(&context.view, &context.scheduler.claims());
+    let mut pool = pool(context);
     pool.hosts.retain(|host| may_be(&host.name));
-    let request = Request {
+    let request = request_to_move(machine, resolved, running);
+    let verdict = place(&pool, std::slice::from_ref(&request)).pop();
+    verdict.unwrap_or_else(|| Verdict::Unplaced(Rejections::default()))
+}
+
+/// The pool as the scheduler sees it now: what was assigned counts as used.
+pub(crate) fn pool(context: &Context) -> Snapshot {
+    snapshot::take(&context.view, &context.scheduler.claims())
+}
+
+/// What a guest needs that is to leave its host while it runs. It has what `running` says, whatever its machine asks for
+/// meanwhile.
+pub(crate) fn request_to_move(machine: &VirtualMachine, resolved: &Resolved, running: &Machine) -> Request {
+    Request {
         moves: true,
         memory: running.memory.bytes().unwrap_or(u64::MAX),
         vcpus: u32::try_from(running.cpus).unwrap_or(u32::MAX),
+        growth: growth(running),
         boot: running.boot.type_,
         cpu_level: running.cpu_level.clone(),
         kernel: running.boot.kernel.as_ref().map(|kernel| kernel.name.clone()),
-        ..candidate(machine, resolved).request
-    };
-    let verdict = place(&pool, std::slice::from_ref(&request)).pop();
-    verdict.unwrap_or_else(|| Verdict::Unplaced(Rejections::default()))
+        ..request_to_start(machine, resolved)
+    }
+}
+
+/// What a machine needs that is to start.
+pub(crate) fn request_to_start(machine: &VirtualMachine, resolved: &Resolved) -> Request {
+    candidate(machine, resolved).request
+}
+
+fn growth(machine: &Machine) -> u64 {
+    let vcpus = |count: i32| u32::try_from(count).unwrap_or(u32::MAX);
+    let bytes = |memory: &ByteQuantity| memory.bytes().unwrap_or(u64::MAX);
+    let (memory, max_memory) = (bytes(&machine.memory), bytes(&machine.max_memory));
+    growth_overhead(memory, max_memory, vcpus(machine.cpus), vcpus(machine.max_cpus))
 }
 
 /// A machine in a pass.
@@ -304,6 +338,7 @@ fn candidate(machine: &VirtualMachine, resolved: &Resolved) -> Candidate {
     let request = Request {
         memory: resolved.machine.memory.bytes().unwrap_or(u64::MAX),
         vcpus: u32::try_from(resolved.machine.cpus).unwrap_or(u32::MAX),
+        growth: growth(&resolved.machine),
         boot: resolved.machine.boot.type_,
         cpu_level: resolved.machine.cpu_level.clone(),
         kernel: resolved.machine.boot.kernel.as_ref().map(|kernel| kernel.name.clone()),
@@ -320,6 +355,7 @@ fn candidate(machine: &VirtualMachine, resolved: &Resolved) -> Candidate {
             .collect(),
         disks: needs,
         moves: false,
+        avoid: None,
         key,
     };
     Candidate { request, disks, new_disks }

@@ -1,9 +1,9 @@
 //! The pool as placement sees it.
 
-use super::Claim;
+use super::{Claim, domain_memory};
 use crate::{
     placement::{HostView, Room, Snapshot, group_key, memory_with_overhead},
-    view::{View, has_finalizer, host_of_namespace, is_deleting, is_ready, uid, user_key},
+    view::{View, has_finalizer, host_of_namespace, is_deleting, is_in_maintenance, is_ready, uid, user_key},
 };
 use kubexen_crds::{Domain, FeatureSets, Host};
 use kubexen_runtime::Key;
@@ -54,6 +54,7 @@ fn host_view(host: &Host) -> HostView {
     HostView {
         name: Key::of(host).name,
         labels: host.metadata.labels.clone().unwrap_or_default(),
+        maintenance: is_in_maintenance(host),
         ready: is_ready(host),
         schedulable: host.spec.schedulable && !is_deleting(host) && has_finalizer(host),
         memory_allocatable: status.memory.and_then(|memory| memory.allocatable.bytes().ok()).unwrap_or(0),
@@ -86,10 +87,8 @@ fn host_view(host: &Host) -> HostView {
 fn add_domain(view: &View, host: &mut HostView, domain: &Domain) {
     let machine = &domain.spec.machine;
     let vcpus = u32::try_from(machine.cpus).unwrap_or(u32::MAX);
-    let memory = machine.memory.bytes().unwrap_or(u64::MAX);
     host.vcpus_used = host.vcpus_used.saturating_add(vcpus);
-    host.memory_used =
-        host.memory_used.saturating_add(memory_with_overhead(memory, vcpus, machine.boot.type_));
+    host.memory_used = host.memory_used.saturating_add(domain_memory(machine, domain.status.as_ref()));
     let owner = &domain.spec.virtual_machine;
     let group = user_key(domain.metadata.name.as_deref().unwrap_or_default())
         .and_then(|key| view.machines.get(&key))
@@ -127,6 +126,7 @@ fn add_claim(view: &View, host: &mut HostView, claim: &Claim) {
     host.vcpus_used = host.vcpus_used.saturating_add(request.vcpus);
     host.memory_used =
         host.memory_used.saturating_add(memory_with_overhead(request.memory, request.vcpus, request.boot));
+    host.memory_used = host.memory_used.saturating_add(request.growth);
     if let Some((group, _)) = &request.anti_affinity {
         *host.groups.entry(group.clone()).or_insert(0) += 1;
     }

@@ -38,8 +38,8 @@ fn machine(name: &str) -> VirtualMachine {
         metadata: named(Some("shop"), name, "1"),
         spec: VirtualMachineSpec {
             power_state: PowerState::Running,
-            cpu: Cpu { count: 2 },
-            memory: Memory { size: ByteQuantity("1Gi".to_owned()) },
+            cpu: Cpu { count: 2, ..Cpu::default() },
+            memory: Memory { size: ByteQuantity("1Gi".to_owned()), min: None, max: None },
             boot: boot(),
             disks: Vec::new(),
             interfaces: Vec::new(),
@@ -60,7 +60,7 @@ fn host(name: &str) -> Host {
     let ready = vec![Wanted::new("Ready", State::True, "AgentReporting", "so it is")];
     Host {
         metadata: named(None, name, "1"),
-        spec: HostSpec { schedulable: true },
+        spec: HostSpec { schedulable: true, ..HostSpec::default() },
         status: Some(HostStatus {
             cpu: Some(HostCpu { count: 8, ..HostCpu::default() }),
             memory: Some(HostMemory {
@@ -92,7 +92,11 @@ fn domain(machine: &str, host: &str) -> Domain {
             restart_requested: None,
             machine: Machine {
                 cpus: 2,
+                max_cpus: 2,
+                cpu_weight: 256,
+                cpu_cap_percent: 0,
                 memory: ByteQuantity("1Gi".to_owned()),
+                max_memory: ByteQuantity("1Gi".to_owned()),
                 boot: boot(),
                 cpu_level: None,
                 disks: Vec::new(),
@@ -133,6 +137,7 @@ fn claim(machine: &str, host: &str, disk: &str) -> Claim {
             memory: GIB,
             vcpus: 3,
             cpu_level: None,
+            growth: 0,
             boot: BootType::Hvm,
             kernel: None,
             selector: HostSelector::default(),
@@ -140,6 +145,7 @@ fn claim(machine: &str, host: &str, disk: &str) -> Claim {
             networks: Vec::new(),
             disks: Vec::new(),
             moves: false,
+            avoid: None,
         },
         disks: BTreeSet::from([disk.clone()]),
         new_disks: BTreeMap::from([(disk, ("local".to_owned(), 10 * GIB))]),

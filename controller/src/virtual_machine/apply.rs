@@ -41,6 +41,10 @@ pub(crate) async fn apply(context: &Context, observed: &Observed, plan: Plan) ->
                 true
             }
             Action::Start { host } => start(context, observed, &host).await?,
+            Action::MakeVolumes { host, disks } => {
+                make_volumes(context, observed, &host, |disk| disks.contains(disk)).await?;
+                true
+            }
             Action::Adjust { domain, change } => {
                 context.merge::<Domain>(&domain, &adjustment(change)?).await?;
                 true
@@ -94,15 +98,15 @@ fn domain_name(machine: &VirtualMachine) -> String {
 async fn start(context: &Context, observed: &Observed, host: &str) -> Result<bool, Error> {
     let machine = &*observed.machine;
     let Ok(resolved) = &observed.references else { return Ok(false) };
-    let started = async {
-        for disk in &resolved.disks {
-            match &disk.site {
-                Site::New { location, shared, .. } => {
-                    context.create(&volume(&disk.disk, location, *shared, host)).await?;
-                }
-                Site::On(_) | Site::Shared { .. } => {}
-            }
+    if context.view.is_in_maintenance(host) {
+        // It was chosen before. An earlier try whose answer was lost may have made the Domain.
+        if confirm_gone(context, machine).await? {
+            context.scheduler.forget(&Key::of(machine));
         }
+        return Ok(false);
+    }
+    let started = async {
+        make_volumes(context, observed, host, |_| true).await?;
         context.create(&domain(machine, resolved, host)).await
     }
     .await;
@@ -119,6 +123,25 @@ async fn start(context: &Context, observed: &Observed, host: &str) -> Result<boo
             Err(error)
         }
     }
+}
+
+/// Makes the Volumes of the `chosen` disks that are not made yet.
+async fn make_volumes(
+    context: &Context,
+    observed: &Observed,
+    host: &str,
+    chosen: impl Fn(&Key) -> bool,
+) -> Result<(), Error> {
+    let resolved = observed.references.as_ref().ok().or(observed.references_in_part.as_ref());
+    for disk in resolved.iter().flat_map(|resolved| &resolved.disks) {
+        match &disk.site {
+            Site::New { location, shared, .. } if chosen(&Key::of(&*disk.disk)) => {
+                context.create(&volume(&disk.disk, location, *shared, host)).await?;
+            }
+            Site::New { .. } | Site::On(_) | Site::Shared { .. } => {}
+        }
+    }
+    Ok(())
 }
 
 /// The Volume of a disk that is to be made on this host.
@@ -176,7 +199,7 @@ fn labels(kind: &str, namespace: &str, name: &str) -> BTreeMap<String, String> {
 }
 
 fn adjustment(change: Adjustment) -> Result<Value, Error> {
-    let Adjustment { power_state, lifecycle, restart_requested } = change;
+    let Adjustment { power_state, lifecycle, restart_requested, machine } = change;
     let mut spec = Map::new();
     if let Some(power_state) = power_state {
         spec.insert("powerState".to_owned(), serde_json::to_value(power_state)?);
@@ -187,7 +210,20 @@ fn adjustment(change: Adjustment) -> Result<Value, Error> {
     if let Some(at) = restart_requested {
         spec.insert("restartRequested".to_owned(), Value::String(at));
     }
+    if let Some(machine) = machine {
+        spec.insert("machine".to_owned(), replacing(serde_json::to_value(machine)?));
+    }
     Ok(json!({ "spec": spec }))
+}
+
+/// JSON leaves an empty list out, but a merge patch has to say that the list goes.
+fn replacing(mut machine: Value) -> Value {
+    for list in ["disks", "interfaces"] {
+        if machine.get(list).is_none() {
+            machine[list] = Value::Null;
+        }
+    }
+    machine
 }
 
 /// Leaves one of several Domains, judged by linearizable reads.

@@ -1,11 +1,14 @@
 //! The whole policy of a virtual machine, pure.
 
 use super::{
+    live::{self, Surroundings},
     observe::{Observed, host_of},
-    references::{Problem, Resolved},
-    status::{self, Report, Synchronized},
+    references::Problem,
+    status::{self, Report},
+    synchronized::Synchronized,
 };
 use crate::{
+    evacuation, migration,
     scheduler::Answer,
     view::{has_finalizer, is_deleting, uid},
 };
@@ -13,10 +16,15 @@ use kubexen_crds::{
     Domain,
     domain::{DomainPowerState, Machine},
     names::RESTART_REQUESTED_AT,
-    virtual_machine::{Lifecycle, PowerState},
+    virtual_machine::{Lifecycle, Phase, PowerState},
 };
 use kubexen_runtime::Key;
-use std::{collections::BTreeSet, sync::Arc};
+use std::{sync::Arc, time::Duration};
+
+/// When to look again whether there is room for a change.
+const ROOM_LOOK: Duration = Duration::from_secs(30);
+/// How long a move may take before the machine says that it is on its way.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// What is to be done about a machine, and what is to be said of it then.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,6 +35,8 @@ pub(crate) struct Plan {
     pub(crate) report: Option<Report>,
     /// Whether the machine keeps its place at the scheduler.
     pub(crate) waits_for_host: bool,
+    /// When to look again even if nothing changes.
+    pub(crate) again: Option<Duration>,
 }
 
 /// One thing to do.
@@ -44,6 +54,13 @@ pub(crate) enum Action {
     Start {
         /// The host.
         host: String,
+    },
+    /// Make the Volumes of disks on the host of the Domain that is to have them.
+    MakeVolumes {
+        /// The host.
+        host: String,
+        /// The VirtualDisks.
+        disks: Vec<Key>,
     },
     /// Change a Domain's spec.
     Adjust {
@@ -75,6 +92,8 @@ pub(crate) struct Adjustment {
     pub(crate) lifecycle: Option<Lifecycle>,
     /// The new request for a restart.
     pub(crate) restart_requested: Option<String>,
+    /// What it is made of now.
+    pub(crate) machine: Option<Box<Machine>>,
 }
 
 impl Plan {
@@ -126,7 +145,7 @@ fn stop(observed: &Observed, why: &str) -> Plan {
     let all = observed.domains.iter().chain(&observed.empty_domains);
     let actions = all.clone().filter(|domain| !is_deleting(&***domain)).map(deletion).collect();
     let report = all.clone().next().map(|domain| status::stopping(domain, observed.host_ready, why));
-    Plan { actions, report, waits_for_host: false }
+    Plan { actions, report, ..Plan::default() }
 }
 
 fn deletion(domain: &Arc<Domain>) -> Action {
@@ -182,48 +201,78 @@ fn start(observed: &Observed) -> Plan {
 /// One Domain: it follows the machine as far as a running guest can.
 fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
     let machine = &*observed.machine;
-    let changes = match &observed.references {
-        Ok(Resolved { machine: wanted, .. }) => Ok(changed_fields(wanted, &domain.spec.machine)),
-        Err(problem) => Err(problem),
-    };
+    let problem = observed.references.as_ref().err();
+    let around = Surroundings { host: host_of(domain).unwrap_or_default(), room: observed.room.as_ref() };
+    let wanted = observed.references.as_ref().ok().or(observed.references_in_part.as_ref());
+    let change = wanted.map(|wanted| live::change(&machine.spec, wanted, domain, &around));
+    let same_build = wanted.is_some_and(|wanted| {
+        let (wanted, present) = (&wanted.machine, &domain.spec.machine);
+        let build = |machine: &Machine| {
+            (machine.max_cpus, machine.max_memory.bytes().ok(), machine.cpu_level.clone())
+        };
+        build(wanted) == build(present)
+    });
+    let in_place = same_build
+        && change.as_ref().is_some_and(|change| change.restart.is_empty() && change.held.is_empty());
     let restart = restart_requested(machine).filter(|at| domain.spec.restart_requested.as_ref() != Some(at));
-    let level_differs = observed
-        .references
-        .as_ref()
-        .is_ok_and(|resolved| resolved.machine.cpu_level != domain.spec.machine.cpu_level);
-    let restart_in_place = match (&restart, &changes) {
+    // A guest that is off does not keep its host from being worked on, so it must not start there.
+    let starts_elsewhere = observed.host_in_maintenance && evacuation::is_off(domain);
+    let restart_in_place = match (&restart, problem) {
         (None, _) => None,
-        (Some(at), Ok(changes)) if changes.is_empty() && !level_differs => Some(at.clone()),
-        (Some(_), Ok(_)) => {
-            let why = "the machine restarts with its changed spec";
+        (Some(at), None) if in_place && !starts_elsewhere => Some(at.clone()),
+        (Some(_), None) => {
+            let why = match in_place {
+                true => "its host is in maintenance: the machine restarts on another",
+                false => "the machine restarts with its changed spec",
+            };
             return Plan {
                 actions: vec![deletion(domain)],
                 ..Plan::say(status::stopping(domain, observed.host_ready, why))
             };
         }
         // What the machine would be made of is not known: it restarts when that is mended.
-        (Some(_), Err(_)) => None,
+        (Some(_), Some(_)) => None,
     };
     let power_state = domain_power_state(machine.spec.power_state);
-    let change = Adjustment {
+    // A guest that is being copied to another host stays as it is until it is there.
+    let moves =
+        observed.empty_domains.iter().chain([domain]).any(|part| migration::under_way(part).is_some());
+    let next = change.as_ref().map(|change| &change.next).filter(|next| **next != domain.spec.machine);
+    let adjustment = Adjustment {
         power_state: (power_state != domain.spec.power_state).then_some(power_state),
         lifecycle: (machine.spec.lifecycle != domain.spec.lifecycle).then(|| machine.spec.lifecycle.clone()),
         restart_requested: restart_in_place,
+        machine: next.filter(|_| !moves).map(|next| Box::new(next.clone())),
     };
-    if change != Adjustment::default() {
-        return Plan::act(Action::Adjust { domain: Key::of(&**domain), change });
+    if adjustment != Adjustment::default() {
+        let disks = change.filter(|_| !moves).map(|change| change.new_disks).unwrap_or_default();
+        let volumes =
+            (!disks.is_empty()).then(|| Action::MakeVolumes { host: around.host.to_owned(), disks });
+        let adjust = Action::Adjust { domain: Key::of(&**domain), change: adjustment };
+        return Plan { actions: volumes.into_iter().chain([adjust]).collect(), ..Plan::default() };
     }
-    let synchronized = match changes {
-        Ok(changes) if changes.is_empty() => Synchronized::Yes,
-        Ok(changes) => Synchronized::RestartRequired(changes),
-        Err(problem) => Synchronized::Unresolved(problem.clone()),
+    let synchronized = match (problem, change) {
+        (Some(problem), _) => Synchronized::Unresolved(problem.clone()),
+        (None, Some(change)) if !change.restart.is_empty() => Synchronized::RestartRequired(change.restart),
+        (None, Some(change)) if change.next != domain.spec.machine => Synchronized::Moving,
+        (None, Some(change)) if !change.held.is_empty() => Synchronized::Held(change.held),
+        (None, _) => Synchronized::AsTheHostSays,
     };
-    Plan::say(status::of_domain(
-        domain,
-        host_of(domain).unwrap_or_default(),
-        observed.host_ready,
-        &synchronized,
-    ))
+    let again = matches!(synchronized, Synchronized::Held(_)).then_some(ROOM_LOOK);
+    let report = status::of_domain(domain, around.host, observed.host_ready, &synchronized);
+    match quiet_for(observed, &report) {
+        Some(left) => Plan { again: Some(left), ..Plan::default() },
+        None => Plan { again, ..Plan::say(report) },
+    }
+}
+
+/// For how long it is not worth a write yet that a running guest is on its way to another host.
+fn quiet_for(observed: &Observed, report: &Report) -> Option<Duration> {
+    let status = observed.machine.status.as_ref()?;
+    let left = QUIET.saturating_sub(observed.leaving_for?);
+    let said_to_run = status.phase == Some(Phase::Running)
+        && status.observed_generation == observed.machine.metadata.generation;
+    (said_to_run && report.phase == Phase::Migrating && !left.is_zero()).then_some(left)
 }
 
 /// The value of the restart annotation.
@@ -237,57 +286,5 @@ pub(crate) fn domain_power_state(wanted: PowerState) -> DomainPowerState {
         PowerState::Paused => DomainPowerState::Paused,
         // A halted machine has no Domain, so this is never asked for one.
         PowerState::Running | PowerState::Halted => DomainPowerState::Running,
-    }
-}
-
-/// The fields of the machine's spec in which what is wanted differs from what the Domain is made of.
-fn changed_fields(wanted: &Machine, present: &Machine) -> Vec<String> {
-    // A machine keeps its CPU level until a restart that is asked for, and needs none for the level's sake.
-    let Machine { cpus, memory, boot, cpu_level: _, disks, interfaces } = wanted;
-    let mut fields = Vec::new();
-    if *cpus != present.cpus {
-        fields.push("spec.cpu.count".to_owned());
-    }
-    if memory.bytes() != present.memory.bytes() {
-        fields.push("spec.memory.size".to_owned());
-    }
-    if boot.type_ != present.boot.type_ {
-        fields.push("spec.boot.type".to_owned());
-    }
-    if boot.kernel != present.boot.kernel {
-        fields.push("spec.boot.kernel".to_owned());
-    }
-    changed_entries(&mut fields, "spec.disks", disks, &present.disks, |disk| &disk.name);
-    changed_entries(&mut fields, "spec.interfaces", interfaces, &present.interfaces, |interface| {
-        &interface.name
-    });
-    fields
-}
-
-fn changed_entries<T: PartialEq>(
-    fields: &mut Vec<String>,
-    list: &str,
-    wanted: &[T],
-    present: &[T],
-    name: impl Fn(&T) -> &String,
-) {
-    if wanted == present {
-        return;
-    }
-    let named = |entries: &'_ [T], wanted: &str| entries.iter().position(|entry| name(entry) == wanted);
-    let names: BTreeSet<&String> = wanted.iter().chain(present).map(&name).collect();
-    let before = fields.len();
-    for entry in names {
-        let same = match (named(wanted, entry), named(present, entry)) {
-            (Some(new), Some(old)) => wanted[new] == present[old],
-            (Some(_), None) | (None, Some(_)) | (None, None) => false,
-        };
-        if !same {
-            fields.push(format!("{list}[{entry}]"));
-        }
-    }
-    if fields.len() == before {
-        // The same entries in another order, which the guest sees.
-        fields.push(list.to_owned());
     }
 }

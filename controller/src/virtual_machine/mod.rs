@@ -21,6 +21,8 @@
 //!   let go, a linearizable read shows that the Domain is gone.
 //! - A machine on a silent host is never started elsewhere: silence proves nothing about a guest.
 //!
+//! What of a running machine changes without a restart is decided in [`live`].
+//!
 //! # What it writes
 //! A plain start costs the finalizer, the Domain, and the status twice: when the Domain is there and when the guest
 //! runs. A look goes on until it finds nothing to do, so its own writes need not wake it, and a look that finds
@@ -29,9 +31,11 @@
 mod address;
 mod apply;
 mod decide;
+mod live;
 mod observe;
 pub(crate) mod references;
 mod status;
+mod synchronized;
 
 #[cfg(test)]
 mod tests;
@@ -59,8 +63,9 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
         if !plan.waits_for_host {
             context.scheduler.forget(key);
         }
+        let again = plan.again;
         match apply::apply(context, &observed, plan).await? {
-            Applied::Nothing => return Ok(Outcome::Settled),
+            Applied::Nothing => return Ok(again.map_or(Outcome::Settled, Outcome::Again)),
             Applied::Something => {}
             Applied::Behind => return Ok(Outcome::Again(LATER)),
         }

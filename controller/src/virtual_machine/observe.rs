@@ -1,16 +1,19 @@
 //! What is known of a machine at one moment.
 
-use super::references::{self, Problem, Resolved};
+use super::{
+    live,
+    references::{self, Problem, Resolved},
+};
 use crate::{
     context::Context,
     migration,
-    scheduler::Answer,
+    scheduler::{self, Answer, HostRoom},
     view::{host_of_namespace, uid},
 };
 use kube::Resource;
-use kubexen_crds::{Domain, VirtualMachine};
+use kubexen_crds::{Domain, MigrationRole, VirtualMachine};
 use kubexen_runtime::Key;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// What is known of a machine at one moment.
 #[derive(Clone, Debug)]
@@ -26,10 +29,18 @@ pub(crate) struct Observed {
     pub(crate) predecessors: Vec<Key>,
     /// What it refers to.
     pub(crate) references: Result<Resolved, Problem>,
+    /// What it refers to as far as that is there, if it has a Domain and not all of it is.
+    pub(crate) references_in_part: Option<Resolved>,
+    /// What the host of its first Domain has; looked up only if the guest is to have more than it has.
+    pub(crate) room: Option<HostRoom>,
     /// What the scheduler says of it; none if it was not asked for the machine as it is now.
     pub(crate) answer: Option<Answer>,
     /// Whether the host of its first Domain is Ready.
     pub(crate) host_ready: bool,
+    /// Whether that host is to be emptied.
+    pub(crate) host_in_maintenance: bool,
+    /// How long the guest has been on its way to another host; none if it is not.
+    pub(crate) leaving_for: Option<Duration>,
 }
 
 /// Looks at a machine; none if there is no such machine.
@@ -41,17 +52,34 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         .into_iter()
         .partition(|domain| domain.spec.virtual_machine.uid == uid(&*machine));
     let (domains, empty_domains) = migration::whereabouts(domains);
-    let host_ready = domains
-        .first()
-        .and_then(|domain| host_of(domain))
-        .is_some_and(|host| context.view.is_host_ready(host));
+    let host = domains.first().and_then(|domain| host_of(domain));
+    let references = references::resolve(&context.view, &machine);
+    let references_in_part = match (&references, domains.first()) {
+        (Err(_), Some(domain)) => {
+            Some(references::resolve_in_part(&context.view, &machine, &domain.spec.machine))
+        }
+        (Ok(_) | Err(_), _) => None,
+    };
+    let room = match (references.as_ref().ok().or(references_in_part.as_ref()), domains.first()) {
+        (Some(wanted), Some(domain)) if live::needs_room(&wanted.machine, &domain.spec.machine) => {
+            host.and_then(|host| scheduler::room_on(context, host))
+        }
+        (_, _) => None,
+    };
+    let arriving = |domain: &&Arc<Domain>| {
+        domain.spec.migration.as_ref().is_some_and(|part| part.role == MigrationRole::Destination)
+    };
     Some(Observed {
-        references: references::resolve(&context.view, &machine),
+        references,
+        references_in_part,
+        room,
         answer: context.scheduler.answer(key, &machine),
         predecessors: others.iter().map(|domain| Key::of(&**domain)).collect(),
+        host_ready: host.is_some_and(|host| context.view.is_host_ready(host)),
+        host_in_maintenance: host.is_some_and(|host| context.view.is_in_maintenance(host)),
+        leaving_for: empty_domains.iter().find(arriving).map(|domain| context.age(&**domain)),
         domains,
         empty_domains,
-        host_ready,
         machine,
     })
 }

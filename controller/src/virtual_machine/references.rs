@@ -1,18 +1,19 @@
 //! What a machine refers to, resolved: the disks, networks and repositories that it names, and what a Domain for it
 //! is therefore made of.
 
-use super::address;
+use super::{address, live::targets};
 use crate::{
     pool::level::level,
     view::{View, has_finalizer, host_of_namespace, is_deleting, uid},
 };
 use kubexen_crds::{
-    ByteQuantity, StorageRepository, VirtualDisk, VirtualMachine, Volume,
+    ByteQuantity, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineSpec, Volume,
     domain::{DomainDisk, DomainInterface, Machine, SharedDisk},
     names::host_object_name,
     network::NetworkType,
     quantity::HostSelector,
     storage_repository::RepositoryType,
+    virtual_machine::{Disk as MachineDisk, Interface},
 };
 use kubexen_runtime::Key;
 use std::{collections::BTreeSet, sync::Arc};
@@ -175,84 +176,148 @@ impl Problem {
 
 /// Resolves what a machine refers to. A machine that has a Domain keeps what it has: disks in its use are no problem.
 pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved, Problem> {
-    let spec = &machine.spec;
-    let memory = spec
-        .memory
-        .size
-        .bytes()
-        .map_err(|_| Problem::Malformed { field: "spec.memory.size", value: spec.memory.size.to_string() })?;
-    let disks = disks(view, machine)?;
-    let networks = spec
-        .interfaces
-        .iter()
-        .map(|interface| network(view, &interface.network))
-        .collect::<Result<Vec<_>, _>>()?;
-    let namespace = machine.metadata.namespace.as_deref().unwrap_or_default();
-    let machine = Machine {
-        cpus: spec.cpu.count,
-        memory: ByteQuantity::from_bytes(memory),
-        boot: spec.boot.clone(),
-        cpu_level: level(view).and_then(|level| level.of(spec.boot.type_).cloned()),
-        disks: spec
-            .disks
-            .iter()
-            .zip(&disks)
-            .map(|(entry, disk)| DomainDisk {
-                name: entry.name.clone(),
-                volume: host_object_name(namespace, &entry.disk),
-                shared: disk.shared.clone(),
-                read_only: entry.read_only,
-            })
-            .collect(),
-        interfaces: spec
-            .interfaces
-            .iter()
-            .zip(&networks)
-            .map(|(interface, network)| DomainInterface {
-                name: interface.name.clone(),
-                uplink: network.uplink.clone(),
-                mac: address_of(view, machine, interface),
-            })
-            .collect(),
+    let mut resolved = Resolved {
+        machine: without_devices(view, &machine.spec)?,
+        disks: Vec::with_capacity(machine.spec.disks.len()),
+        networks: Vec::with_capacity(machine.spec.interfaces.len()),
     };
-    Ok(Resolved { machine, disks, networks })
+    let mut seen = BTreeSet::new();
+    for (entry, target) in machine.spec.disks.iter().zip(targets()) {
+        if !seen.insert(&entry.disk) {
+            return Err(Problem::DiskListedTwice { disk: entry.disk.clone() });
+        }
+        let found = disk(view, machine, entry)?;
+        resolved.machine.disks.push(domain_disk(machine, entry, &found, target));
+        resolved.disks.push(found);
+    }
+    for (interface, index) in machine.spec.interfaces.iter().zip(0..) {
+        let network = network(view, &interface.network)?;
+        resolved.machine.interfaces.push(domain_interface(view, machine, interface, &network.uplink, index));
+        resolved.networks.push(network);
+    }
+    Ok(resolved)
 }
 
-fn disks(view: &View, machine: &VirtualMachine) -> Result<Vec<Disk>, Problem> {
-    let namespace = machine.metadata.namespace.as_deref().unwrap_or_default();
-    let mut seen = BTreeSet::new();
-    let mut disks = Vec::with_capacity(machine.spec.disks.len());
-    for entry in &machine.spec.disks {
-        let name = entry.disk.clone();
-        let key = Key::new(namespace, &name);
-        if !seen.insert(&entry.disk) {
-            return Err(Problem::DiskListedTwice { disk: name });
+/// As [`resolve`], for a machine that has a Domain made of `present`: what cannot be resolved is as the guest has it, so
+/// that one reference that leads nowhere keeps nothing else from being changed.
+pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, present: &Machine) -> Resolved {
+    let mut resolved = Resolved {
+        machine: without_devices(view, &machine.spec).unwrap_or_else(|_| Machine {
+            disks: Vec::new(),
+            interfaces: Vec::new(),
+            ..present.clone()
+        }),
+        disks: Vec::new(),
+        networks: Vec::new(),
+    };
+    for (entry, target) in machine.spec.disks.iter().zip(targets()) {
+        match disk(view, machine, entry) {
+            Ok(found) => {
+                resolved.machine.disks.push(domain_disk(machine, entry, &found, target));
+                resolved.disks.push(found);
+            }
+            Err(_) => {
+                let old = present.disks.iter().find(|disk| disk.name == entry.name);
+                resolved.machine.disks.extend(old.cloned());
+            }
         }
-        let Some(disk) = view.disks.get(&key) else {
-            return Err(Problem::DiskNotFound { disk: name, namespace: namespace.to_owned() });
-        };
-        if is_deleting(&*disk) {
-            return Err(Problem::DiskDeleting { disk: name });
-        }
-        if !has_finalizer(&*disk) {
-            return Err(Problem::DiskNew);
-        }
-        let user = view.domains_of_disk(&key).into_iter().map(|domain| domain.spec.virtual_machine.clone());
-        if let Some(other) = user.into_iter().find(|user| user.uid != uid(machine)) {
-            return Err(Problem::DiskInUse { disk: name, machine: Key::new(other.namespace, other.name) });
-        }
-        let volumes = view.volumes_of_disk(&key);
-        let site = site(view, &key, &disk, &volumes)?;
-        let location = match (volumes.first(), &site) {
-            (Some(volume), _) => volume.spec.shared.then(|| &volume.spec.location),
-            (None, Site::New { location, shared, .. }) => shared.then_some(location),
-            (None, Site::On(_) | Site::Shared { .. }) => None,
-        };
-        let shared =
-            location.map(|location| SharedDisk { location: location.clone(), uid: uid(&*disk).to_owned() });
-        disks.push(Disk { site, shared, disk });
     }
-    Ok(disks)
+    for (interface, index) in machine.spec.interfaces.iter().zip(0..) {
+        match network(view, &interface.network) {
+            Ok(network) => {
+                let entry = domain_interface(view, machine, interface, &network.uplink, index);
+                resolved.machine.interfaces.push(entry);
+                resolved.networks.push(network);
+            }
+            Err(_) => {
+                let old = present.interfaces.iter().find(|old| old.name == interface.name);
+                resolved.machine.interfaces.extend(old.cloned());
+            }
+        }
+    }
+    resolved
+}
+
+/// What a machine is made of besides its disks and interfaces.
+fn without_devices(view: &View, spec: &VirtualMachineSpec) -> Result<Machine, Problem> {
+    let bytes = |field, quantity: &ByteQuantity| match quantity.bytes() {
+        Ok(bytes) => Ok(ByteQuantity::from_bytes(bytes)),
+        Err(_) => Err(Problem::Malformed { field, value: quantity.to_string() }),
+    };
+    let memory = bytes("spec.memory.size", &spec.memory.size)?;
+    let max_memory = match &spec.memory.max {
+        Some(max) => bytes("spec.memory.max", max)?,
+        None => memory.clone(),
+    };
+    Ok(Machine {
+        cpus: spec.cpu.count,
+        max_cpus: spec.cpu.max.unwrap_or(spec.cpu.count),
+        cpu_weight: spec.cpu.weight,
+        cpu_cap_percent: spec.cpu.cap_percent,
+        memory,
+        max_memory,
+        boot: spec.boot.clone(),
+        cpu_level: level(view).and_then(|level| level.of(spec.boot.type_).cloned()),
+        disks: Vec::new(),
+        interfaces: Vec::new(),
+    })
+}
+
+fn domain_disk(machine: &VirtualMachine, entry: &MachineDisk, found: &Disk, target: String) -> DomainDisk {
+    let namespace = machine.metadata.namespace.as_deref().unwrap_or_default();
+    DomainDisk {
+        name: entry.name.clone(),
+        volume: host_object_name(namespace, &entry.disk),
+        shared: found.shared.clone(),
+        read_only: entry.read_only,
+        target,
+        detach: false,
+    }
+}
+
+fn domain_interface(
+    view: &View,
+    machine: &VirtualMachine,
+    interface: &Interface,
+    uplink: &str,
+    index: i32,
+) -> DomainInterface {
+    DomainInterface {
+        name: interface.name.clone(),
+        uplink: uplink.to_owned(),
+        mac: address_of(view, machine, interface),
+        index,
+        rate_limit: interface.rate_limit.clone(),
+    }
+}
+
+fn disk(view: &View, machine: &VirtualMachine, entry: &MachineDisk) -> Result<Disk, Problem> {
+    let namespace = machine.metadata.namespace.as_deref().unwrap_or_default();
+    let name = entry.disk.clone();
+    let key = Key::new(namespace, &name);
+    let Some(disk) = view.disks.get(&key) else {
+        return Err(Problem::DiskNotFound { disk: name, namespace: namespace.to_owned() });
+    };
+    if is_deleting(&*disk) {
+        return Err(Problem::DiskDeleting { disk: name });
+    }
+    if !has_finalizer(&*disk) {
+        return Err(Problem::DiskNew);
+    }
+    let user = view.domains_of_disk(&key).into_iter().map(|domain| domain.spec.virtual_machine.clone());
+    if let Some(other) = user.into_iter().find(|user| user.uid != uid(machine)) {
+        return Err(Problem::DiskInUse { disk: name, machine: Key::new(other.namespace, other.name) });
+    }
+    let volumes = view.volumes_of_disk(&key);
+    let site = site(view, &key, &disk, &volumes)?;
+    let location = match (volumes.first(), &site) {
+        (Some(volume), _) => volume.spec.shared.then(|| &volume.spec.location),
+        (None, Site::New { location, shared, .. }) => shared.then_some(location),
+        (None, Site::On(_) | Site::Shared { .. }) => None,
+    };
+    let shared =
+        location.map(|location| SharedDisk { location: location.clone(), uid: uid(&*disk).to_owned() });
+    Ok(Disk { site, shared, disk })
 }
 
 fn site(view: &View, key: &Key, disk: &VirtualDisk, volumes: &[Arc<Volume>]) -> Result<Site, Problem> {
@@ -350,11 +415,7 @@ fn network(view: &View, name: &str) -> Result<Network, Problem> {
 }
 
 /// The address of an interface: the given one, the one it had, or a derived one.
-fn address_of(
-    view: &View,
-    machine: &VirtualMachine,
-    interface: &kubexen_crds::virtual_machine::Interface,
-) -> String {
+fn address_of(view: &View, machine: &VirtualMachine, interface: &Interface) -> String {
     if let Some(given) = &interface.mac {
         return given.clone();
     }

@@ -1,11 +1,14 @@
 //! What is said of a machine.
 
-use super::references::Problem;
+use super::{
+    references::Problem,
+    synchronized::{self, Synchronized},
+};
 use crate::{migration, view::is_deleting};
 use jiff::Timestamp;
 use kube::Resource;
 use kubexen_crds::{
-    Domain, GuestStatus, MigrationRole, VirtualMachine, VirtualMachineStatus,
+    ByteQuantity, Domain, GuestStatus, MigrationRole, VirtualMachine, VirtualMachineStatus,
     condition::{self, State, Wanted, find},
     domain::{DomainPhase, DomainPowerState, DomainStatus},
     virtual_machine::{DomainReference, InterfaceStatus, Phase},
@@ -27,39 +30,11 @@ pub(crate) struct Placed {
     domain: DomainReference,
     owner_token: Option<i64>,
     interfaces: Vec<InterfaceStatus>,
+    cpus: Option<i32>,
+    memory: Option<ByteQuantity>,
     guest: Option<GuestStatus>,
     /// Whether the guest came from another host, where it said what it has not said here yet.
     moved_here: bool,
-}
-
-/// Whether the Domain is made of what the machine asks for.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Synchronized {
-    /// It is.
-    Yes,
-    /// These fields take effect at the next restart.
-    RestartRequired(Vec<String>),
-    /// What the machine refers to now is not there.
-    Unresolved(Problem),
-}
-
-impl Synchronized {
-    fn condition(&self) -> Wanted {
-        match self {
-            Self::Yes => {
-                Wanted::new("Synchronized", State::True, "Synchronized", "the guest has the spec as it is")
-            }
-            Self::RestartRequired(fields) => Wanted::new(
-                "Synchronized",
-                State::False,
-                "RestartRequired",
-                format!("{} will take effect at the next restart", fields.join(", ")),
-            ),
-            Self::Unresolved(problem) => {
-                Wanted::new("Synchronized", State::False, problem.reason(), problem.message())
-            }
-        }
-    }
 }
 
 fn ready(state: State, reason: &'static str, message: impl Into<String>) -> Wanted {
@@ -164,11 +139,11 @@ pub(crate) fn of_domain(
     let placed = placed(domain);
     if !host_ready {
         let mut report = silent(placed);
-        report.conditions.push(synchronized.condition());
+        report.conditions.push(synchronized.condition(domain));
         return report;
     }
     let (phase, ready) = condition_of_domain(domain, host);
-    let mut conditions = vec![placed_condition(&placed), synchronized.condition()];
+    let mut conditions = vec![placed_condition(&placed), synchronized.condition(domain)];
     conditions.extend(stalled_by_agent(domain));
     if phase == Phase::Failed && ready.reason == "Preserved" {
         conditions.push(stalled("Preserved", ready.message.clone()));
@@ -292,6 +267,8 @@ fn placed(domain: &Domain) -> Placed {
             .iter()
             .map(|interface| InterfaceStatus { name: interface.name.clone(), mac: interface.mac.clone() })
             .collect(),
+        cpus: status.and_then(|status| status.cpus),
+        memory: status.and_then(|status| status.memory.clone()),
     }
 }
 
@@ -313,17 +290,23 @@ pub(crate) fn render(machine: &VirtualMachine, report: &Report, now: Timestamp) 
         guest: None,
         host: None,
         domain: None,
+        cpus: None,
+        memory: None,
     };
     match placed {
         None => status,
-        Some(Placed { host, domain, owner_token, interfaces, guest, moved_here }) => VirtualMachineStatus {
-            guest: guest.or(before.guest.filter(|_| moved_here && is_on(phase))),
-            host: Some(host),
-            domain: Some(domain),
-            owner_token: owner_token.max(status.owner_token),
-            interfaces,
-            ..status
-        },
+        Some(Placed { host, domain, owner_token, interfaces, cpus, memory, guest, moved_here }) => {
+            VirtualMachineStatus {
+                cpus,
+                memory,
+                guest: guest.or(before.guest.filter(|_| moved_here && is_on(phase))),
+                host: Some(host),
+                domain: Some(domain),
+                owner_token: owner_token.max(status.owner_token),
+                interfaces,
+                ..status
+            }
+        }
     }
 }
 
@@ -360,6 +343,10 @@ pub(crate) fn happenings(machine: &VirtualMachine, report: &Report) -> Vec<Happe
         && !is_deleting(machine)
     {
         tell(Severity::Normal, "Scheduled", format!("placed on host {}", placed.host));
+    }
+    if let Some((severity, reason, note)) = synchronized::happening(before, report.phase, &report.conditions)
+    {
+        tell(severity, reason, note);
     }
     let Some(ready) = report.conditions.iter().find(|condition| condition.type_ == "Ready") else {
         return happenings;

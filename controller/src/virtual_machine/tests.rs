@@ -11,14 +11,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time
 use kubexen_crds::{
     Boot, ByteQuantity, Domain, DomainMigration, DomainSpec, DomainStatus, FeatureSet, GuestStatus, Kernel,
     MigrationRole, VirtualMachine, VirtualMachineSpec, VirtualMachineStatus,
-    condition::find,
+    condition::{State, Wanted, find},
     domain::{DomainInterface, DomainPhase, DomainPowerState, Machine, VirtualMachineReference},
     names::{CONTROLLER_FINALIZER, RESTART_REQUESTED_AT},
     virtual_machine::{Cpu, Lifecycle, Memory, Phase, Placement, PowerState},
 };
 use kubexen_runtime::Key;
 use proptest::prelude::*;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 const UID: &str = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
 
@@ -39,8 +39,8 @@ fn vm() -> VirtualMachine {
         },
         spec: VirtualMachineSpec {
             power_state: PowerState::Running,
-            cpu: Cpu { count: 2 },
-            memory: Memory { size: ByteQuantity("1Gi".to_owned()) },
+            cpu: Cpu { count: 2, ..Cpu::default() },
+            memory: Memory { size: ByteQuantity("1Gi".to_owned()), min: None, max: None },
             boot: boot(),
             disks: Vec::new(),
             interfaces: Vec::new(),
@@ -54,7 +54,11 @@ fn vm() -> VirtualMachine {
 fn machine() -> Machine {
     Machine {
         cpus: 2,
+        max_cpus: 2,
+        cpu_weight: 256,
+        cpu_cap_percent: 0,
         memory: ByteQuantity("1Gi".to_owned()),
+        max_memory: ByteQuantity("1Gi".to_owned()),
         boot: boot(),
         cpu_level: None,
         disks: Vec::new(),
@@ -62,6 +66,8 @@ fn machine() -> Machine {
             name: "eth0".to_owned(),
             uplink: "lan".to_owned(),
             mac: "00:16:3e:00:00:01".to_owned(),
+            index: 0,
+            rate_limit: None,
         }],
     }
 }
@@ -113,8 +119,12 @@ fn observed(machine: VirtualMachine, domains: Vec<Domain>) -> Observed {
         empty_domains: Vec::new(),
         predecessors: Vec::new(),
         references: Ok(resolved()),
+        references_in_part: None,
+        room: None,
         answer: None,
         host_ready: true,
+        host_in_maintenance: false,
+        leaving_for: None,
     }
 }
 
@@ -271,14 +281,14 @@ fn a_change_that_needs_a_restart_is_named_and_not_done() {
     let mut seen = observed(vm(), vec![domain]);
     if let Ok(resolved) = &mut seen.references {
         resolved.machine.cpus = 4;
-        resolved.machine.interfaces[0].uplink = "dmz".to_owned();
+        resolved.machine.interfaces[0].mac = "00:16:3e:00:00:02".to_owned();
     }
     assert_eq!(decide(&seen).actions, []);
     let status = status_after(&seen);
     let synchronized = find(&status.conditions, "Synchronized").unwrap();
     assert_eq!((synchronized.status.as_str(), synchronized.reason.as_str()), ("False", "RestartRequired"));
     assert!(
-        synchronized.message.starts_with("spec.cpu.count, spec.interfaces[eth0] "),
+        synchronized.message.starts_with("spec.cpu.count, spec.interfaces[eth0].mac "),
         "{}",
         synchronized.message
     );
@@ -322,6 +332,43 @@ impl InsertResolved for Result<Resolved, Problem> {
         *self = Ok(resolved());
         self.as_mut()
     }
+}
+
+#[test]
+fn a_guest_that_is_off_on_a_host_in_maintenance_restarts_on_another() {
+    let restarted = changed(|machine| {
+        let at = (RESTART_REQUESTED_AT.to_owned(), "2026-01-01T00:00:00Z".to_owned());
+        machine.metadata.annotations = Some(BTreeMap::from([at]));
+    });
+    let of = |phase| Observed {
+        host_in_maintenance: true,
+        ..observed(restarted.clone(), vec![in_phase(domain_on("a"), phase)])
+    };
+    assert_eq!(decide(&of(DomainPhase::Halted)).actions, [delete_on("a")]);
+    let running = decide(&of(DomainPhase::Running)).actions;
+    assert!(matches!(&running[..], [Action::Adjust { .. }]), "one that runs is not new there: {running:?}");
+}
+
+#[test]
+fn a_short_move_is_not_worth_a_write_while_it_goes_on() {
+    let part = DomainMigration {
+        uid: UID.to_owned(),
+        name: "move-1".to_owned(),
+        role: MigrationRole::Source,
+        peer: "b".to_owned(),
+        address: None,
+        bandwidth: None,
+        cancel: false,
+    };
+    let mut leaving = in_phase(domain_on("a"), DomainPhase::Running);
+    let before = observed(vm(), vec![leaving.clone()]);
+    let running = VirtualMachine { status: Some(status_after(&before)), ..vm() };
+    leaving.spec.migration = Some(part);
+    let after =
+        |time| Observed { leaving_for: Some(time), ..observed(running.clone(), vec![leaving.clone()]) };
+    let short = decide(&after(Duration::from_secs(4)));
+    assert_eq!((short.report, short.again), (None, Some(Duration::from_secs(6))));
+    is(&after(Duration::from_secs(10)), Phase::Migrating, "True", "Running");
 }
 
 #[test]
@@ -400,6 +447,18 @@ fn a_plain_start_is_told_in_two_events() {
     let settled = changed(|machine| machine.status = Some(running));
     let (told, _) = reasons(&settled, in_phase(domain_on("a"), DomainPhase::Running));
     assert_eq!(told, [""; 0]);
+    let behind = |reason: &str| {
+        let wanted = vec![Wanted::new("Synchronized", State::False, "GuestNotResponding", "1 of 2 CPUs")];
+        let mut domain = in_phase(domain_on("a"), DomainPhase::Running);
+        domain.status.as_mut().expect("a status").conditions =
+            kubexen_crds::condition::set(&[], wanted, None, Timestamp::UNIX_EPOCH);
+        let (told, status) = reasons(&settled, domain);
+        assert_eq!(told, [reason]);
+        changed(|machine| machine.status = Some(status))
+    };
+    let behind = behind("GuestNotResponding");
+    let (told, _) = reasons(&behind, in_phase(domain_on("a"), DomainPhase::Running));
+    assert_eq!(told, ["Synchronized"]);
 }
 
 /// Carries a plan out on a model of the cluster, where agents are quick and nothing fails.
@@ -424,14 +483,17 @@ fn apply(mut observed: Observed, plan: Plan) -> Option<Observed> {
             Action::Adjust { domain: key, change } => {
                 for domain in &mut observed.domains {
                     if Key::of(&**domain) == key {
-                        let Adjustment { power_state, lifecycle, restart_requested } = change.clone();
+                        let Adjustment { power_state, lifecycle, restart_requested, machine } =
+                            change.clone();
                         let spec = &mut Arc::make_mut(domain).spec;
+                        spec.machine = machine.map_or_else(|| spec.machine.clone(), |machine| *machine);
                         spec.power_state = power_state.unwrap_or(spec.power_state);
                         spec.lifecycle = lifecycle.unwrap_or_else(|| spec.lifecycle.clone());
                         spec.restart_requested = restart_requested.or(spec.restart_requested.take());
                     }
                 }
             }
+            Action::MakeVolumes { .. } => {}
             Action::DeleteDomain { domain, .. } => {
                 observed.domains.retain(|present| Key::of(&**present) != domain)
             }
@@ -462,7 +524,7 @@ fn any_domain(host: &'static str) -> impl Strategy<Value = Domain> {
     (phases, 1..4_i32, any::<bool>(), any::<bool>(), prop::option::of(0..9_i64)).prop_map(
         move |(phase, cpus, leaving, paused, token)| {
             let mut domain = phase.map_or_else(|| domain_on(host), |phase| in_phase(domain_on(host), phase));
-            domain.spec.machine.cpus = cpus;
+            (domain.spec.machine.cpus, domain.spec.machine.max_cpus) = (cpus, cpus);
             if paused {
                 domain.spec.power_state = DomainPowerState::Paused;
             }

@@ -9,7 +9,7 @@ use super::{
 };
 use kube::ResourceExt;
 use kubexen_crds::{Domain, names::AGENT_FINALIZER};
-use kubexen_ownership::{ClaimDisk, Start, Token, VmUid};
+use kubexen_ownership::{ClaimDisk, DiskUid, Start, Token, VmUid};
 use kubexen_runtime::{
     events::Severity,
     write::{self, WriteError},
@@ -82,7 +82,8 @@ pub async fn apply(
         }
         Plan::Move(step) => move_steps::apply(domains, domain, uuid, seen, step).await,
         Plan::Finish => finish(domains, domain, uuid).await,
-        Plan::Wait(..) | Plan::Settled => Ok(Applied::Unchanged),
+        // A change is made by the walk itself, which goes on when it fails.
+        Plan::Change(_) | Plan::Wait(..) | Plan::Settled => Ok(Applied::Unchanged),
     }
 }
 
@@ -119,16 +120,25 @@ async fn claim_disks(
     token: Token,
 ) -> Result<(), ReconcileError> {
     for (volume, disk) in resolve::shared_disks(domain) {
-        match domains.ownership.claim_disk(disk, vm, token).await? {
-            ClaimDisk::Claimed => {}
-            ClaimDisk::HeldBy(holder) => {
-                return Err(ReconcileError::DiskTaken { volume: volume.to_owned(), holder });
-            }
-            ClaimDisk::Retired => return Err(ReconcileError::DiskRetired(volume.to_owned())),
-            ClaimDisk::NotOwner => return Err(ReconcileError::Outdated),
-        }
+        claim_disk(domains, volume, disk, vm, token).await?;
     }
     Ok(())
+}
+
+/// Makes sure that no other virtual machine has this one.
+pub(super) async fn claim_disk(
+    domains: &Domains,
+    volume: &str,
+    disk: DiskUid,
+    vm: VmUid,
+    token: Token,
+) -> Result<(), ReconcileError> {
+    match domains.ownership.claim_disk(disk, vm, token).await? {
+        ClaimDisk::Claimed => Ok(()),
+        ClaimDisk::HeldBy(holder) => Err(ReconcileError::DiskTaken { volume: volume.to_owned(), holder }),
+        ClaimDisk::Retired => Err(ReconcileError::DiskRetired(volume.to_owned())),
+        ClaimDisk::NotOwner => Err(ReconcileError::Outdated),
+    }
 }
 
 /// Reads the object from the API server and makes sure that it still asks for what `seen` says: the same object,

@@ -4,6 +4,7 @@
 //! left to do; so an agent that was killed at any point goes on where the host stands, not where its memory stood.
 
 use super::{
+    live::LiveStep,
     moves::{self, MoveStep},
     observe::{Observed, Unmet},
 };
@@ -41,6 +42,8 @@ pub enum Plan {
     Destroy(DestroyReason),
     /// The guest is off and stays off: give its disks back.
     DetachDisks,
+    /// A change of a guest that runs.
+    Change(LiveStep),
     /// A step of the migration that the domain takes part in.
     Move(MoveStep),
     /// The domain is gone for good: give back its disks and its ownership, and let its object go.
@@ -90,6 +93,8 @@ pub enum Waiting {
     Backoff,
     /// Time enough without a crash to forget the earlier ones.
     Stability,
+    /// The guest, which has not followed a change yet, or something that a change needs.
+    Guest,
     /// The session that sends or receives the guest.
     Move(MigrationRole),
     /// People: another host owns the guest that is here.
@@ -150,8 +155,11 @@ fn bring_up(seen: &Observed, now: Timestamp) -> Plan {
         return Plan::RecordRestart;
     }
     match seen.status.phase {
+        Some(DomainPhase::Halted | DomainPhase::Preserved) if seen.disks_attached => {
+            return Plan::DetachDisks;
+        }
         Some(DomainPhase::Halted | DomainPhase::Preserved) => {
-            return if seen.disks_attached { Plan::DetachDisks } else { Plan::Settled };
+            return seen.live.next_step().map_or(Plan::Settled, Plan::Change);
         }
         Some(DomainPhase::Running | DomainPhase::Paused) => {
             return Plan::RecordStop { reason: StopReason::Vanished, then: AfterStop::Restart };
@@ -192,8 +200,19 @@ fn keep(seen: &Observed, present: &DomainInfo, now: Timestamp) -> Plan {
         DomainState::Shutdown(reason) => after_stop(seen, present, reason),
         DomainState::Running if seen.power_state == DomainPowerState::Paused => Plan::Pause,
         DomainState::Paused if seen.power_state == DomainPowerState::Running => Plan::Unpause,
-        DomainState::Running => forget_crashes(seen, now),
-        DomainState::Paused => Plan::Settled,
+        DomainState::Running | DomainState::Paused => follow(seen, present, now),
+    }
+}
+
+/// Changes a domain that runs or stands still as it is to, until it is what it is to be.
+fn follow(seen: &Observed, present: &DomainInfo, now: Timestamp) -> Plan {
+    if let Some(step) = seen.live.next_step() {
+        return Plan::Change(step);
+    }
+    match (seen.live.look_again(&seen.status, now), present.state) {
+        (Some(after), _) => Plan::Wait(Waiting::Guest, after),
+        (None, DomainState::Running) => forget_crashes(seen, now),
+        (None, _) => Plan::Settled,
     }
 }
 

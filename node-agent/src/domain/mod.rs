@@ -17,6 +17,8 @@
 pub mod apply;
 pub mod decide;
 pub mod guests;
+pub mod live;
+mod live_steps;
 mod move_steps;
 pub mod moves;
 pub mod observe;
@@ -56,9 +58,9 @@ use uuid::Uuid;
 /// Field manager of the agent's writes.
 pub const MANAGER: &str = "kubexen-node-agent";
 
-/// Most steps in one reconcile. A start takes three, the longest restart seven; more means that the host changes
-/// under our hands, and a later look is better.
-const MOST_STEPS: usize = 12;
+/// Most steps in one reconcile. A start takes three, the longest restart seven, a change of all that a guest has one for
+/// each; more means that the host changes under our hands, and a later look is better.
+const MOST_STEPS: usize = 32;
 
 /// A state that lasts shorter than this after a Domain was made is not worth a write.
 const QUIET_AT_FIRST: SignedDuration = SignedDuration::from_secs(3);
@@ -188,14 +190,27 @@ impl Domains {
         let uuid = Uuid::parse_str(&domain.spec.virtual_machine.uid)
             .map_err(|_| ReconcileError::Malformed("`virtualMachine.uid` is no UUID".to_owned()))?;
         let mut domain = domain.clone();
+        let mut tried = live::Tried::default();
         for _ in 0..MOST_STEPS {
-            let seen = observe::observe(self, &domain, uuid).await?;
+            let seen = observe::observe(self, &domain, uuid, &tried).await?;
             let plan = decide(&seen, self.clock.now());
             match &plan {
                 Plan::Settled | Plan::Wait(..) => {
                     let generation = domain.metadata.generation;
                     let status = status::settled(&seen, &plan, generation, self.clock.now());
                     return self.conclude(&domain, &plan, status).await;
+                }
+                // One change that fails keeps no other from being made.
+                Plan::Change(step) => {
+                    info!(domain = %domain.name_any(), ?step, "change");
+                    match live_steps::apply(self, &domain, uuid, &seen, step).await {
+                        Ok(()) => tried.done.push(step.clone()),
+                        Err(error) => {
+                            warn!(domain = %domain.name_any(), ?step, %error, "change failed");
+                            let (reason, message) = (error.category(), error.to_string());
+                            tried.failed.push(live::Failure { step: step.clone(), reason, message });
+                        }
+                    }
                 }
                 Plan::RecordStop { .. }
                 | Plan::RecordRestart
@@ -249,6 +264,7 @@ impl Domains {
             | Plan::Wait(Waiting::Dying, after)
             | Plan::Wait(Waiting::Backoff, after)
             | Plan::Wait(Waiting::Stability, after)
+            | Plan::Wait(Waiting::Guest, after)
             | Plan::Wait(Waiting::Move(_), after)
             | Plan::Wait(Waiting::TakenBy(_), after) => Outcome::Again(*after),
             _ => Outcome::Settled,
@@ -295,6 +311,7 @@ impl Domains {
             hypervisor: Arc::clone(&self.hypervisor),
             storage: Arc::clone(&self.storage),
             ownership: Arc::clone(&self.ownership),
+            bridges: Arc::clone(&self.network),
             network: Arc::clone(&self.migrations),
         }
     }

@@ -188,7 +188,7 @@ fn record(part: &Move, stage: MigrationStage) -> Plan {
 mod tests {
     use super::*;
     use crate::{
-        domain::decide::decide as decide_all,
+        domain::{decide::decide as decide_all, live::Live},
         hypervisor::{DomId, DomainInfo},
         migration::Report,
     };
@@ -240,6 +240,7 @@ mod tests {
             unmet: None,
             disks_attached: false,
             shutdown_left: None,
+            live: Live::default(),
             moved: None,
             part: Some(part),
         }

@@ -2,11 +2,12 @@
 
 use super::{
     Domains, ReconcileError, guests,
+    live::{Live, Tried},
     moves::{Move, OwnedBy},
     resolve,
 };
 use crate::{
-    hypervisor::{DomId, DomainInfo},
+    hypervisor::{DomId, DomainInfo, DomainState},
     migration::Standing,
 };
 use kubexen_crds::{
@@ -43,6 +44,8 @@ pub struct Observed {
     pub disks_attached: bool,
     /// What is left of the guest's time to power itself off; none if it was not asked.
     pub shutdown_left: Option<Duration>,
+    /// What of the domain can change while its guest runs.
+    pub live: Live,
     /// The migration that the domain takes part in, unless it is over for this host.
     pub part: Option<Move>,
     /// How the migration ended that the domain took part in last.
@@ -150,11 +153,16 @@ impl Observed {
     }
 }
 
-/// Looks at everything that matters for `domain` now.
+/// Looks at everything that matters for `domain` now. `tried` are changes of it that were tried already.
 ///
 /// # Errors
 /// When the hypervisor or the storage cannot be asked: then nothing is known, and nothing is done.
-pub async fn observe(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Observed, ReconcileError> {
+pub async fn observe(
+    domains: &Domains,
+    domain: &Domain,
+    uuid: Uuid,
+    tried: &Tried,
+) -> Result<Observed, ReconcileError> {
     // A session is looked at before all that it changes: one that is over changes nothing more.
     let unfinished = unfinished(domains, domain, uuid)?;
     let present = domains.hypervisor.find(uuid).await?;
@@ -177,6 +185,10 @@ pub async fn observe(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<O
             (resolve::unmet(domains, domain, &users_of_volumes(domains, domain).await?).await, disks_attached)
         }
     };
+    let live = match &part {
+        Some(Move { session: Standing::Alive { .. }, .. }) => Live::default(),
+        Some(_) | None => live(domains, domain, present.as_ref(), tried).await?,
+    };
     let guest = present.as_ref().and_then(|present| {
         guests::status(domain, present.domid, domains.guests.said(uuid, present.domid).as_ref())
     });
@@ -192,9 +204,42 @@ pub async fn observe(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<O
         unmet,
         disks_attached,
         shutdown_left: domains.shutdowns.left(uuid, timeout),
+        live,
         part,
         moved: moved(domain),
     })
+}
+
+/// What of the domain can change, if it has a guest that is not about to change otherwise.
+async fn live(
+    domains: &Domains,
+    domain: &Domain,
+    present: Option<&DomainInfo>,
+    tried: &Tried,
+) -> Result<Live, ReconcileError> {
+    let stands_still = domain.spec.power_state == DomainPowerState::Paused;
+    let settings = match present {
+        Some(DomainInfo { uuid, state: DomainState::Running, .. }) if !stands_still => {
+            Some(domains.hypervisor.settings(*uuid).await?)
+        }
+        Some(DomainInfo { uuid, state: DomainState::Paused, .. }) if stands_still => {
+            Some(domains.hypervisor.settings(*uuid).await?)
+        }
+        None => None,
+        Some(_) => return Ok(Live::default()),
+    };
+    let disks = &domain.spec.machine.disks;
+    let attached = match disks.iter().any(|disk| disk.detach) {
+        true => domains.storage.attached().await?,
+        false => BTreeSet::new(),
+    };
+    let has_all = settings.as_ref().is_none_or(|settings| {
+        disks.iter().all(|disk| settings.disks.iter().any(|present| present.target == disk.target))
+    });
+    let users = if has_all { Vec::new() } else { users_of_volumes(domains, domain).await? };
+    let stored = |volume: &_| attached.contains(volume);
+    let wanted = resolve::asked(domains, domain, settings.as_ref(), stored, &users, tried).await?;
+    Ok(Live { wanted, present: settings, stands_still, tried: tried.clone() })
 }
 
 /// How the migration stands that a Domain asks for, as far as it is written down.

@@ -1,30 +1,40 @@
 //! From names in a Domain to the files, devices and bridges of this host.
 
-use super::{Domains, ReconcileError, observe::Unmet};
+use super::{
+    Domains, ReconcileError,
+    live::{Asked, AskedDisk, AskedInterface, LiveStep, Tried},
+    observe::Unmet,
+};
 use crate::{
-    hypervisor::{DiskConfig, DomainConfig, InterfaceConfig, KernelImage},
+    hypervisor::{DiskConfig, DomainConfig, InterfaceConfig, KernelImage, RATE_UNIT, Scheduling, Settings},
     storage::VolumeId,
 };
-use kubexen_crds::{Boot, Domain, Volume, condition, domain::SharedDisk};
+use kubexen_crds::{
+    Boot, Domain, Volume, condition,
+    domain::{DomainDisk, DomainInterface, Machine, SharedDisk},
+};
 use kubexen_ownership::{DiskUid, Token};
 use kubexen_runtime::Key;
 use uuid::Uuid;
 
 /// The volumes of the domain's disks, in their order; none where nothing says where the data is.
 pub(super) fn volumes(domains: &Domains, domain: &Domain) -> Vec<Option<VolumeId>> {
+    domain.spec.machine.disks.iter().map(|disk| volume_of(domains, domain, disk)).collect()
+}
+
+/// The volume of the domain's disk of this name.
+pub(super) fn volume(domains: &Domains, domain: &Domain, name: &str) -> Option<VolumeId> {
+    let found = domain.spec.machine.disks.iter().find(|disk| disk.name == name)?;
+    volume_of(domains, domain, found)
+}
+
+fn volume_of(domains: &Domains, domain: &Domain, disk: &DomainDisk) -> Option<VolumeId> {
     let namespace = domain.metadata.namespace.clone().unwrap_or_default();
-    let machine = &domain.spec.machine;
-    machine
-        .disks
-        .iter()
-        .map(|disk| {
-            if let Some(shared) = &disk.shared {
-                return shared_volume(shared);
-            }
-            let volume = domains.mirrors.volumes.get(&Key::new(namespace.clone(), disk.volume.clone()))?;
-            volume_id(&volume)
-        })
-        .collect()
+    if let Some(shared) = &disk.shared {
+        return shared_volume(shared);
+    }
+    let volume = domains.mirrors.volumes.get(&Key::new(namespace, disk.volume.clone()))?;
+    volume_id(&volume)
 }
 
 /// Where the data of a Volume is.
@@ -39,45 +49,178 @@ fn shared_volume(disk: &SharedDisk) -> Option<VolumeId> {
     Some(VolumeId { location: disk.location.clone(), uuid })
 }
 
-/// The disks of the domain that several hosts reach.
+/// The disks that the domain is to have and that several hosts reach.
 pub(super) fn shared_disks(domain: &Domain) -> impl Iterator<Item = (&str, DiskUid)> {
-    let disks = domain.spec.machine.disks.iter();
-    disks.filter_map(|disk| {
-        let volume = shared_volume(disk.shared.as_ref()?)?;
-        Some((disk.volume.as_str(), DiskUid(volume.uuid)))
-    })
+    let disks = domain.spec.machine.disks.iter().filter(|disk| !disk.detach);
+    disks.filter_map(|disk| Some((disk.volume.as_str(), shared_disk(disk)?)))
+}
+
+/// The domain's disk of this name with its volume, if several hosts reach it.
+pub(super) fn shared_disk_named<'a>(domain: &'a Domain, name: &str) -> Option<(&'a str, DiskUid)> {
+    let disk = domain.spec.machine.disks.iter().find(|disk| disk.name == name)?;
+    Some((disk.volume.as_str(), shared_disk(disk)?))
+}
+
+fn shared_disk(disk: &DomainDisk) -> Option<DiskUid> {
+    Some(DiskUid(shared_volume(disk.shared.as_ref()?)?.uuid))
 }
 
 /// The first need of the domain that is not met. `users` are volumes in use, each with who has it.
 pub(super) async fn unmet(domains: &Domains, domain: &Domain, users: &[(String, String)]) -> Option<Unmet> {
-    let namespace = domain.metadata.namespace.clone().unwrap_or_default();
     let machine = &domain.spec.machine;
-    if machine.memory.bytes().is_err() {
-        return Some(Unmet::Malformed(format!("`memory` is {}", machine.memory)));
+    for (field, memory) in [("memory", &machine.memory), ("maxMemory", &machine.max_memory)] {
+        if memory.bytes().is_err() {
+            return Some(Unmet::Malformed(format!("`{field}` is {memory}")));
+        }
     }
     if let Some(kernel) = &machine.boot.kernel
         && !domains.catalogue.contains_key(&kernel.name)
     {
         return Some(Unmet::KernelMissing(kernel.name.clone()));
     }
-    for disk in &machine.disks {
-        let unmet = match &disk.shared {
-            Some(shared) => unmet_of_shared(domains, &disk.volume, shared).await,
-            None => unmet_of_local(domains, &namespace, &disk.volume),
-        };
-        if unmet.is_some() {
-            return unmet;
-        }
-        if let Some((volume, by)) = users.iter().find(|(volume, _)| *volume == disk.volume) {
-            return Some(Unmet::VolumeInUse { volume: volume.clone(), by: by.clone() });
+    for disk in machine.disks.iter().filter(|disk| !disk.detach) {
+        if let Some(need) = unmet_of_disk(domains, domain, disk, users).await {
+            return Some(need);
         }
     }
     for interface in &machine.interfaces {
-        if domains.network.bridge(&interface.uplink).await.is_err() {
-            return Some(Unmet::UplinkMissing(interface.uplink.clone()));
+        if let Err(need) = bridge(domains, interface).await {
+            return Some(need);
         }
     }
     None
+}
+
+/// What keeps a disk from being attached.
+async fn unmet_of_disk(
+    domains: &Domains,
+    domain: &Domain,
+    disk: &DomainDisk,
+    users: &[(String, String)],
+) -> Option<Unmet> {
+    let namespace = domain.metadata.namespace.as_deref().unwrap_or_default();
+    let unmet = match &disk.shared {
+        Some(shared) => unmet_of_shared(domains, &disk.volume, shared).await,
+        None => unmet_of_local(domains, namespace, &disk.volume),
+    };
+    let in_use = || {
+        let user = users.iter().find(|(volume, _)| *volume == disk.volume);
+        user.map(|(volume, by)| Unmet::VolumeInUse { volume: volume.clone(), by: by.clone() })
+    };
+    unmet.or_else(in_use)
+}
+
+async fn bridge(domains: &Domains, interface: &DomainInterface) -> Result<String, Unmet> {
+    let found = domains.network.bridge(&interface.uplink).await;
+    found.map_err(|_| Unmet::UplinkMissing(interface.uplink.clone()))
+}
+
+/// What the domain asks for of what can change while its guest runs. `present` is what it has, `stored` are the volumes
+/// that are devices of this host, `users` are volumes in use, each with who has it.
+pub(super) async fn asked(
+    domains: &Domains,
+    domain: &Domain,
+    present: Option<&Settings>,
+    stored: impl Fn(&VolumeId) -> bool,
+    users: &[(String, String)],
+    tried: &Tried,
+) -> Result<Asked, ReconcileError> {
+    let machine = &domain.spec.machine;
+    let has =
+        |target: &str| present.is_some_and(|present| present.disks.iter().any(|disk| disk.target == target));
+    let mut disks = Vec::new();
+    for disk in &machine.disks {
+        let absent = !disk.detach && !has(&disk.target);
+        disks.push(AskedDisk {
+            name: disk.name.clone(),
+            target: disk.target.clone(),
+            detach: disk.detach,
+            need: if absent { unmet_of_disk(domains, domain, disk, users).await } else { None },
+            stored: disk.detach
+                && (volume_of(domains, domain, disk).is_some_and(|volume| stored(&volume))
+                    || is_claimed(disk, tried)),
+        });
+    }
+    let mut interfaces = Vec::new();
+    for interface in machine.interfaces.iter().filter(|_| present.is_some()) {
+        interfaces.push(AskedInterface {
+            name: interface.name.clone(),
+            index: index(interface)?,
+            mac: interface.mac.clone(),
+            bridge: bridge(domains, interface).await,
+            rate_limit: rate_limit(interface)?,
+        });
+    }
+    Ok(Asked {
+        vcpus: number(machine.cpus, "cpus")?,
+        scheduling: scheduling(machine)?,
+        memory_kib: bytes(&machine.memory)? / 1024,
+        disks,
+        interfaces,
+    })
+}
+
+/// Whether the pool's store may say that the disk is this machine's: it is not asked, but told again in each look.
+fn is_claimed(disk: &DomainDisk, tried: &Tried) -> bool {
+    disk.shared.is_some() && !tried.done.contains(&LiveStep::ReleaseVolume(disk.name.clone()))
+}
+
+fn malformed(what: impl Into<String>) -> ReconcileError {
+    ReconcileError::Malformed(what.into())
+}
+
+fn number(number: i32, field: &str) -> Result<u32, ReconcileError> {
+    u32::try_from(number).map_err(|_| malformed(format!("`{field}` is negative")))
+}
+
+fn bytes(quantity: &kubexen_crds::ByteQuantity) -> Result<u64, ReconcileError> {
+    quantity.bytes().map_err(|error| malformed(error.to_string()))
+}
+
+fn scheduling(machine: &Machine) -> Result<Scheduling, ReconcileError> {
+    Ok(Scheduling {
+        weight: number(machine.cpu_weight, "cpuWeight")?,
+        cap_percent: number(machine.cpu_cap_percent, "cpuCapPercent")?,
+    })
+}
+
+fn index(interface: &DomainInterface) -> Result<u32, ReconcileError> {
+    number(interface.index, "index")
+}
+
+fn rate_limit(interface: &DomainInterface) -> Result<Option<u64>, ReconcileError> {
+    let limit = interface.rate_limit.as_ref().map(bytes).transpose()?;
+    Ok(limit.map(|limit| limit / RATE_UNIT * RATE_UNIT))
+}
+
+/// The domain's disk of this name. Attaches its volume; attaching one that is attached changes nothing.
+pub(super) async fn disk(
+    domains: &Domains,
+    domain: &Domain,
+    name: &str,
+) -> Result<DiskConfig, ReconcileError> {
+    let found = domain.spec.machine.disks.iter().find(|disk| disk.name == name);
+    let disk = found.ok_or_else(|| malformed(format!("there is no disk {name}")))?;
+    let volume = volume_of(domains, domain, disk)
+        .ok_or_else(|| malformed(format!("volume {} is not there", disk.volume)))?;
+    let device = domains.storage.attach(&volume, disk.read_only).await?;
+    Ok(DiskConfig { device, target: disk.target.clone(), read_only: disk.read_only })
+}
+
+/// The domain's interface of this name.
+pub(super) async fn interface(
+    domains: &Domains,
+    domain: &Domain,
+    name: &str,
+) -> Result<InterfaceConfig, ReconcileError> {
+    let found = domain.spec.machine.interfaces.iter().find(|interface| interface.name == name);
+    let interface = found.ok_or_else(|| malformed(format!("there is no interface {name}")))?;
+    Ok(InterfaceConfig {
+        bridge: domains.network.bridge(&interface.uplink).await?,
+        mac: interface.mac.clone(),
+        index: index(interface)?,
+        rate_limit: rate_limit(interface)?,
+    })
 }
 
 fn unmet_of_local(domains: &Domains, namespace: &str, volume: &str) -> Option<Unmet> {
@@ -108,18 +251,13 @@ pub(super) async fn configuration(
     token: Token,
 ) -> Result<DomainConfig, ReconcileError> {
     let machine = &domain.spec.machine;
-    let malformed = |what: String| ReconcileError::Malformed(what);
-    let memory = machine.memory.bytes().map_err(|error| malformed(error.to_string()))?;
     let mut disks = Vec::new();
-    for (index, (disk, volume)) in machine.disks.iter().zip(volumes(domains, domain)).enumerate() {
-        let volume = volume.ok_or_else(|| malformed(format!("volume {} is not there", disk.volume)))?;
-        let device = domains.storage.attach(&volume, disk.read_only).await?;
-        disks.push(DiskConfig { device, target: target_name(index), read_only: disk.read_only });
+    for wanted in machine.disks.iter().filter(|disk| !disk.detach) {
+        disks.push(disk(domains, domain, &wanted.name).await?);
     }
     let mut interfaces = Vec::new();
-    for interface in &machine.interfaces {
-        let bridge = domains.network.bridge(&interface.uplink).await?;
-        interfaces.push(InterfaceConfig { bridge, mac: interface.mac.clone() });
+    for wanted in &machine.interfaces {
+        interfaces.push(interface(domains, domain, &wanted.name).await?);
     }
     Ok(DomainConfig {
         uuid,
@@ -127,8 +265,11 @@ pub(super) async fn configuration(
         boot: machine.boot.type_,
         cpu_level: machine.cpu_level.clone(),
         kernel: kernel(domains, &machine.boot)?,
-        vcpus: u32::try_from(machine.cpus).map_err(|_| malformed("`cpus` is negative".to_owned()))?,
-        memory_kib: memory / 1024,
+        vcpus: number(machine.cpus, "cpus")?,
+        max_vcpus: number(machine.max_cpus, "maxCpus")?,
+        scheduling: scheduling(machine)?,
+        memory_kib: bytes(&machine.memory)? / 1024,
+        max_memory_kib: bytes(&machine.max_memory)? / 1024,
         disks,
         interfaces,
     })
@@ -145,10 +286,4 @@ fn kernel(domains: &Domains, boot: &Boot) -> Result<Option<KernelImage>, Reconci
         ramdisk: entry.ramdisk.clone(),
         command_line: kernel.command_line.clone(),
     }))
-}
-
-/// `xvda` to `xvdp`: the API allows 16 disks.
-fn target_name(index: usize) -> String {
-    let letter = u8::try_from(index).map_or('z', |index| char::from(b'a' + index.min(25)));
-    format!("xvd{letter}")
 }

@@ -28,6 +28,7 @@ const LONGEST_MESSAGE: usize = 1024;
 #[must_use]
 pub fn settled(seen: &Observed, plan: &Plan, generation: Option<i64>, now: Timestamp) -> DomainStatus {
     let (phase, ready) = phase(seen, plan);
+    let conditions = [Some(ready), seen.live.condition(&seen.status, now)].into_iter().flatten().collect();
     let runs = phase == DomainPhase::Running || phase == DomainPhase::Paused;
     let token =
         seen.present.as_ref().and_then(|present| present.token).and_then(|token| i64::try_from(token).ok());
@@ -49,7 +50,10 @@ pub fn settled(seen: &Observed, plan: &Plan, generation: Option<i64>, now: Times
         last_stop: seen.status.last_stop.clone(),
         guest: if is_on(seen) { seen.guest.clone() } else { None },
         migration: awaiting(seen, plan).or_else(|| seen.status.migration.clone()),
-        conditions: condition::set(&seen.status.conditions, vec![ready], generation, now),
+        cpus: seen.live.vcpus_online(),
+        memory: seen.live.memory(),
+        detached: seen.live.detached(),
+        conditions: condition::set(&seen.status.conditions, conditions, generation, now),
     }
 }
 
@@ -119,7 +123,7 @@ pub fn moved(
                 observed_generation: generation,
                 phase: Some(DomainPhase::Pending),
                 conditions: condition::set(&after.status.conditions, vec![ready], generation, now),
-                ..after.status.clone()
+                ..without_guest(&after.status)
             }
         }
     }
@@ -145,7 +149,7 @@ fn phase(seen: &Observed, plan: &Plan) -> (DomainPhase, Wanted) {
                     format!("The guest crashed {crashes} times in a row; it is started again after a while");
                 return (DomainPhase::Pending, not_ready("CrashLoop", message));
             }
-            Waiting::Stability | Waiting::Move(MigrationRole::Source) => {}
+            Waiting::Stability | Waiting::Guest | Waiting::Move(MigrationRole::Source) => {}
             Waiting::Move(MigrationRole::Destination) => {
                 let message = "All is ready for the guest, which is to come from another host".to_owned();
                 return (DomainPhase::Receiving, not_ready("Receiving", message));
@@ -228,7 +232,7 @@ pub fn stopped(
         last_stop: Some(Stop { reason, at: Time(now) }),
         guest: None,
         conditions: condition::set(&seen.status.conditions, vec![ready], generation, now),
-        ..seen.status.clone()
+        ..without_guest(&seen.status)
     }
 }
 
@@ -247,7 +251,7 @@ pub fn restarting(seen: &Observed, generation: Option<i64>, now: Timestamp) -> D
         last_stop: None,
         guest: None,
         conditions: condition::set(&seen.status.conditions, vec![ready], generation, now),
-        ..seen.status.clone()
+        ..without_guest(&seen.status)
     }
 }
 
@@ -276,8 +280,14 @@ pub fn failed(
         observed_generation: generation,
         phase: Some(phase),
         conditions: condition::set(&before.conditions, vec![ready], generation, now),
-        ..before.clone()
+        ..without_guest(before)
     }
+}
+
+/// What stays true of a status when nothing is known of the guest: least of all which disks it has let go of, since that
+/// is believed of the generation that the status speaks of.
+fn without_guest(status: &DomainStatus) -> DomainStatus {
+    DomainStatus { cpus: None, memory: None, detached: Vec::new(), ..status.clone() }
 }
 
 fn counted(seen: &Observed, restarted: bool) -> Option<i32> {

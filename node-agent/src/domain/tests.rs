@@ -2,6 +2,7 @@
 
 use super::{
     decide::{AfterStop, DestroyReason, Plan, Waiting, backoff, decide},
+    live::Live,
     observe::{Observed, Unmet},
     status,
 };
@@ -38,6 +39,7 @@ fn observed(present: Option<DomainState>) -> Observed {
         unmet: None,
         disks_attached: false,
         shutdown_left: None,
+        live: Live::default(),
         part: None,
         moved: None,
     }
@@ -310,8 +312,8 @@ fn step(mut seen: Observed, plan: &Plan, at: &mut Timestamp) -> Observed {
         Plan::DetachDisks => seen.disks_attached = false,
         Plan::Wait(Waiting::Dying, _) => seen.present = None,
         Plan::Wait(_, time) => *at += SignedDuration::try_from(*time).unwrap(),
-        // A model host takes part in no migration.
-        Plan::Move(_) => unreachable!("{plan:?}"),
+        // A model host takes part in no migration, and nothing of it changes.
+        Plan::Move(_) | Plan::Change(_) => unreachable!("{plan:?}"),
         Plan::Finish | Plan::Settled => {}
     }
     seen

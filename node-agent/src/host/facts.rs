@@ -82,6 +82,7 @@ impl Measured {
             kernels: self.kernels.clone(),
             unknown_domains: self.unknown_domains(),
             observed_generation: None,
+            evacuation: None,
             conditions: Vec::new(),
         }
     }
@@ -127,10 +128,10 @@ impl Measured {
     }
 }
 
-/// The part of a Host's status that is the agent's to write: all but the controller's conditions.
+/// The part of a Host's status that is the agent's to write: all but the controller's conditions and plans.
 #[must_use]
 pub fn of_the_agent(status: HostStatus) -> HostStatus {
-    HostStatus { observed_generation: None, conditions: Vec::new(), ..status }
+    HostStatus { observed_generation: None, evacuation: None, conditions: Vec::new(), ..status }
 }
 
 #[cfg(test)]

@@ -18,10 +18,11 @@
 //! Waiting is done on conditions by tokio's clock, so the suite also runs in virtual time.
 
 mod cases;
+mod changes;
 mod streams;
 
 use super::{BootType, DiskConfig, DomainConfig, DomainInfo, Hypervisor, HypervisorError, InterfaceConfig};
-use super::{DomainState, KernelImage};
+use super::{DomainState, KernelImage, Scheduling};
 use futures::future::BoxFuture;
 use std::{
     fmt,
@@ -118,12 +119,12 @@ impl From<HypervisorError> for Stop {
 
 /// Every case, in the order in which they run.
 pub fn cases() -> impl Iterator<Item = &'static Case> {
-    cases::CASES.iter().chain(streams::CASES)
+    cases_without_streams().chain(streams::CASES)
 }
 
 /// The cases that suspend and restore no guest.
 pub fn cases_without_streams() -> impl Iterator<Item = &'static Case> {
-    cases::CASES.iter()
+    cases::CASES.iter().chain(changes::CASES)
 }
 
 impl Bench {
@@ -181,7 +182,10 @@ impl Bench {
             cpu_level: None,
             kernel: Some(kernel),
             vcpus: 1,
+            max_vcpus: 1,
+            scheduling: Scheduling::default(),
             memory_kib: self.guests.memory_kib,
+            max_memory_kib: self.guests.memory_kib,
             disks: Vec::new(),
             interfaces: Vec::new(),
         }
@@ -234,8 +238,12 @@ impl Guests {
     fn devices(&self) -> (Vec<DiskConfig>, Vec<InterfaceConfig>) {
         let disk =
             |device: &PathBuf| DiskConfig { device: device.clone(), target: "xvda".into(), read_only: false };
-        let interface =
-            |bridge: &String| InterfaceConfig { bridge: bridge.clone(), mac: "00:16:3e:00:c0:01".into() };
+        let interface = |bridge: &String| InterfaceConfig {
+            bridge: bridge.clone(),
+            mac: "00:16:3e:00:c0:01".into(),
+            index: 0,
+            rate_limit: None,
+        };
         (self.disk.iter().map(disk).collect(), self.bridge.iter().map(interface).collect())
     }
 }

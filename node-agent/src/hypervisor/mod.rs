@@ -20,11 +20,13 @@ use uuid::Uuid;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod guest;
+pub mod settings;
 pub mod simulated;
 #[cfg(feature = "xen")]
 pub mod xen;
 
 pub use guest::{GuestFacts, MemoryUse};
+pub use settings::{Change, Link, PresentDisk, RATE_UNIT, Scheduling, Settings};
 
 /// Xen's number for a domain: unique among those that exist now, used again later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -50,13 +52,20 @@ pub struct DomainConfig {
     pub cpu_level: Option<FeatureSet>,
     /// Kernel to start, if not from a disk.
     pub kernel: Option<KernelImage>,
-    /// Number of virtual CPUs.
+    /// Number of virtual CPUs that the guest runs on.
     pub vcpus: u32,
-    /// Memory in KiB.
+    /// Number of virtual CPUs that the domain is built for.
+    pub max_vcpus: u32,
+    /// How it is scheduled.
+    pub scheduling: Scheduling,
+    /// Memory in KiB that the guest holds.
     pub memory_kib: u64,
-    /// Disks in the guest's order.
+    /// Memory in KiB that the domain is built for. A guest for which it is more than `memory_kib` must have a balloon
+    /// driver.
+    pub max_memory_kib: u64,
+    /// Disks, each target once.
     pub disks: Vec<DiskConfig>,
-    /// Interfaces in the guest's order.
+    /// Interfaces, each index once.
     pub interfaces: Vec<InterfaceConfig>,
 }
 
@@ -89,6 +98,10 @@ pub struct InterfaceConfig {
     pub bridge: String,
     /// Hardware address, lower case, colons.
     pub mac: String,
+    /// Which of the guest's interfaces it is, from 0 on.
+    pub index: u32,
+    /// Most that the guest may send, in bytes per second: a multiple of [`RATE_UNIT`].
+    pub rate_limit: Option<u64>,
 }
 
 /// A domain as the hypervisor sees it at one moment.
@@ -105,7 +118,7 @@ pub struct DomainInfo {
     pub token: Option<u64>,
     /// Memory it holds now, in KiB.
     pub memory_kib: u64,
-    /// Virtual CPUs it has.
+    /// Virtual CPUs that it is built for.
     pub vcpus: u32,
 }
 
@@ -238,6 +251,11 @@ pub struct Progress {
 pub struct Sent {
     /// All bytes of the stream.
     pub bytes: u64,
+    /// How often the guest's memory was gone through, the last time while it stood still; none if that is not known.
+    pub rounds: Option<u32>,
+    /// Pages of 4 KiB that the guest wrote to each second before the last round; none if there was but one, or if that is
+    /// not known.
+    pub dirty_pages_per_second: Option<u64>,
 }
 
 /// Why a call to the hypervisor failed.
@@ -337,6 +355,18 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
 
     /// Asks the guest to power itself off; it may take its time, or never do it.
     async fn request_shutdown(&self, uuid: Uuid) -> Result<(), HypervisorError>;
+
+    /// What the domain has of what can change while its guest runs, read from the hypervisor at this moment.
+    ///
+    /// # Errors
+    /// `NoSuchDomain`; `Refused` for a domain that is not whole.
+    async fn settings(&self, uuid: Uuid) -> Result<Settings, HypervisorError>;
+
+    /// Changes a domain that is whole. Making a change that is made already does no harm.
+    ///
+    /// # Errors
+    /// `NoSuchDomain`; `Refused`, then nothing is changed.
+    async fn change(&self, uuid: Uuid, change: &Change) -> Result<(), HypervisorError>;
 
     /// Writes a running guest's memory and state to a stream, and leaves the guest suspended here. Success is told when
     /// the whole stream was written, flushed and shut down.

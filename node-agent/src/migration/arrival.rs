@@ -183,6 +183,11 @@ impl Arrival {
         if self.runs {
             world.hypervisor.unpause(uuid).await?;
         }
+        for interface in &self.config.interfaces {
+            if let Err(error) = world.bridges.announce(&interface.bridge, &interface.mac).await {
+                tracing::warn!(guest = %uuid, %error, "the network learns from the guest alone where it is");
+            }
+        }
         Ok(())
     }
 }

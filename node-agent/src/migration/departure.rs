@@ -118,8 +118,8 @@ impl Departure {
         };
         Ok(Transfer {
             bytes: ByteQuantity::from_bytes(sent.bytes),
-            rounds: None,
-            dirty_pages_per_second: None,
+            rounds: sent.rounds.and_then(|rounds| rounds.try_into().ok()),
+            dirty_pages_per_second: sent.dirty_pages_per_second.and_then(|pages| pages.try_into().ok()),
             milliseconds: i64::try_from(began.elapsed().as_millis()).unwrap_or(i64::MAX),
         })
     }

@@ -30,6 +30,7 @@ pub use sessions::{Sessions, Standing};
 
 use crate::{
     hypervisor::{Hypervisor, HypervisorError},
+    network::HostNetwork,
     storage::{Storage, StorageError},
 };
 use kubexen_crds::virtual_machine_migration::Transfer;
@@ -49,6 +50,8 @@ pub struct World {
     pub storage: Arc<dyn Storage>,
     /// Who may run what.
     pub ownership: Arc<dyn OwnershipStore>,
+    /// Bridges.
+    pub bridges: Arc<dyn HostNetwork>,
     /// Other hosts' agents.
     pub network: Arc<dyn MigrationNetwork>,
 }

@@ -4,15 +4,16 @@
 //! `kubexen`, which `ip link` shows; a bridge without it is somebody else's and is never changed.
 
 use super::{
-    CreateBridge, HostNetwork, NetworkError, UplinkConfig,
+    CreateBridge, HostNetwork, NetworkError, UplinkConfig, announcement,
     netlink::{Link, Netlink},
 };
 use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     time::Duration,
 };
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{sync::Mutex, task::spawn_blocking, time::timeout};
 use tracing::{debug, info};
 use uuid::Uuid;
 
@@ -88,6 +89,19 @@ impl HostNetwork for BridgeNetwork {
         Ok(config.bridge.clone())
     }
 
+    async fn announce(&self, bridge: &str, address: &str) -> Result<(), NetworkError> {
+        limited("announce a guest", async {
+            let index = existing(&Netlink::open()?, bridge).await?.index;
+            let (bridge, address) = (bridge.to_owned(), address.to_owned());
+            let send = spawn_blocking(move || announcement::announce(&bridge, index, &address));
+            send.await.map_err(|panic| NetworkError::Io {
+                call: "announce a guest",
+                source: io::Error::other(panic),
+            })?
+        })
+        .await
+    }
+
     async fn prepare(&self) -> Result<(), NetworkError> {
         let _turn = self.repair.lock().await;
         let mut first_error = None;
@@ -100,6 +114,27 @@ impl HostNetwork for BridgeNetwork {
         }
         first_error.map_or(Ok(()), Err)
     }
+}
+
+/// Makes a device a port of this bridge, and of no other.
+///
+/// # Errors
+/// `NoSuchDevice`, `NotABridge`; after other errors it is a port of the one it was in, or of none.
+pub async fn move_port(port: &str, bridge: &str) -> Result<(), NetworkError> {
+    limited("move a port to another bridge", async {
+        let netlink = Netlink::open()?;
+        let port = existing(&netlink, port).await?;
+        let to = existing(&netlink, bridge).await?;
+        if !to.is_bridge {
+            return Err(NetworkError::NotABridge(bridge.to_owned()));
+        }
+        if port.controller == Some(to.index) {
+            Ok(())
+        } else {
+            netlink.set_controller(port.index, to.index).await
+        }
+    })
+    .await
 }
 
 async fn limited<T>(

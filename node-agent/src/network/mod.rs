@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use serde::Deserialize;
 use std::{fmt, io, time::Duration};
 
+mod announcement;
 pub mod bridge;
 mod netlink;
 pub mod simulated;
@@ -119,6 +120,13 @@ pub trait HostNetwork: Send + Sync + fmt::Debug {
     /// # Errors
     /// When no such uplink is configured, or its bridge cannot be used at this moment.
     async fn bridge(&self, uplink: &str) -> Result<String, NetworkError>;
+
+    /// Tells everybody whom a bridge reaches that the guest with this hardware address is on it now, so that switches send
+    /// its frames there. To be called when a guest has come here while it runs; it says so itself too, a little later.
+    ///
+    /// # Errors
+    /// When it could not be said.
+    async fn announce(&self, bridge: &str, address: &str) -> Result<(), NetworkError>;
 
     /// Makes the bridges that the agent owns and repairs them; never touches a device of somebody else. Every uplink is
     /// tried; the first error is told.

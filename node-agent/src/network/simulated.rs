@@ -53,6 +53,10 @@ impl HostNetwork for SimulatedNetwork {
         }
     }
 
+    async fn announce(&self, _bridge: &str, _address: &str) -> Result<(), NetworkError> {
+        Ok(())
+    }
+
     async fn prepare(&self) -> Result<(), NetworkError> {
         Ok(())
     }

@@ -24,6 +24,8 @@ pub struct Observed {
     pub attached: bool,
     /// Whether its status says that it was there.
     pub made_before: bool,
+    /// Whether its device is known to have the wanted size: it was told in this look, or its status says so.
+    pub told_size: bool,
     /// A Domain that names it.
     pub user: Option<String>,
 }
@@ -64,6 +66,8 @@ pub fn decide(seen: &Observed) -> Plan {
         None if seen.made_before => Plan::ReportMissing,
         None => Plan::Create(seen.wanted),
         Some(size) if size < seen.wanted => Plan::Grow(seen.wanted),
+        // An agent may have been killed before the device of a running guest learnt the size.
+        Some(size) if size == seen.wanted && seen.attached && !seen.told_size => Plan::Grow(size),
         Some(_) => Plan::Settled,
     }
 }

@@ -55,12 +55,16 @@ impl Domains {
     async fn walk_volume(&self, volume: &Volume) -> Result<Outcome, ReconcileError> {
         let id = volume_id(volume)
             .ok_or_else(|| ReconcileError::Malformed("`virtualDisk.uid` is no UUID".to_owned()))?;
+        let mut told_size = false;
         for _ in 0..MOST_STEPS {
-            let seen = self.observe_volume(volume, &id).await?;
+            let seen = self.observe_volume(volume, &id, told_size).await?;
             let plan = decide(&seen);
             match &plan {
                 Plan::Create(size) => self.storage.create(&id, *size).await?,
-                Plan::Grow(size) => self.storage.grow(&id, *size).await?,
+                Plan::Grow(size) => {
+                    self.storage.grow(&id, *size).await?;
+                    told_size = true;
+                }
                 Plan::Detach => self.storage.detach(&id).await?,
                 Plan::Delete => {
                     self.confirm_deletion(volume).await?;
@@ -85,9 +89,15 @@ impl Domains {
         Ok(Outcome::Again(Duration::from_secs(1)))
     }
 
-    async fn observe_volume(&self, volume: &Volume, id: &VolumeId) -> Result<Observed, ReconcileError> {
+    async fn observe_volume(
+        &self,
+        volume: &Volume,
+        id: &VolumeId,
+        told_size: bool,
+    ) -> Result<Observed, ReconcileError> {
         let size = volume.spec.size.bytes().map_err(|error| ReconcileError::Malformed(error.to_string()))?;
         let name = volume.name_any();
+        let capacity = volume.status.as_ref().and_then(|status| status.capacity.as_ref());
         let user = self
             .mirrors
             .domains
@@ -101,7 +111,8 @@ impl Domains {
             wanted: size,
             present: self.storage.find(id).await?,
             attached: self.storage.attached().await?.contains(id),
-            made_before: volume.status.as_ref().is_some_and(|status| status.capacity.is_some()),
+            made_before: capacity.is_some(),
+            told_size: told_size || capacity.is_some_and(|capacity| capacity.bytes() == Ok(size)),
             user,
         })
     }

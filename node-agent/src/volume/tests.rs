@@ -12,6 +12,7 @@ fn observed() -> Observed {
         present: None,
         attached: false,
         made_before: false,
+        told_size: false,
         user: None,
     }
 }
@@ -22,6 +23,14 @@ fn a_new_volume_is_made_and_one_that_grew_is_grown() {
     assert_eq!(decide(&Observed { present: Some(512), ..observed() }), Plan::Grow(4096));
     assert_eq!(decide(&Observed { present: Some(4096), ..observed() }), Plan::Settled);
     assert_eq!(decide(&Observed { present: Some(8192), ..observed() }), Plan::Settled);
+}
+
+#[test]
+fn a_device_that_may_not_have_learnt_the_size_is_told_once_more() {
+    let grown = Observed { present: Some(4096), attached: true, ..observed() };
+    assert_eq!(decide(&grown), Plan::Grow(4096));
+    assert_eq!(decide(&Observed { told_size: true, ..grown.clone() }), Plan::Settled);
+    assert_eq!(decide(&Observed { attached: false, ..grown }), Plan::Settled);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::{
     domain,
+    evacuate::{self, Evacuate},
     storm::{self, Storm},
 };
 use anyhow::Result;
@@ -30,6 +31,15 @@ enum Benchmark {
         #[arg(long)]
         json: bool,
     },
+    /// Put a host of a simulated pool into maintenance.
+    Evacuate {
+        /// Number of machines in the pool, 30 on each host.
+        #[arg(long, value_name = "N", default_value_t = 1920)]
+        vms: usize,
+        /// Print the result as JSON and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
     /// Start domains on a Xen host of the lab, through the agent and by bare libxl.
     Domain {
         /// Print the result as JSON and nothing else.
@@ -47,6 +57,9 @@ impl BenchCommand {
         match self.benchmark {
             Benchmark::Storm { vms, hosts, json } => {
                 show(&storm::run(Storm { machines: vms, hosts: hosts.into() }).await?, json)
+            }
+            Benchmark::Evacuate { vms, json } => {
+                show(&evacuate::run(Evacuate { machines: vms }).await?, json)
             }
             Benchmark::Domain { json } => show(&domain::run().await?, json),
         }

@@ -29,6 +29,30 @@ pub struct StormReport {
     pub agent_peak_mb: f64,
 }
 
+/// What the evacuation of a host showed.
+#[derive(Clone, Debug, Serialize)]
+pub struct EvacuateReport {
+    /// Guests that moved.
+    pub migrations: usize,
+    /// Writes of the controller and the agents from the maintenance's beginning until all had calmed, events and leases
+    /// excluded, by move.
+    pub writes_per_migration: f64,
+    /// Events that the controller and the agents wrote, by move.
+    pub events_per_migration: f64,
+    /// From the write that began the maintenance to the condition Evacuated.
+    pub seconds: f64,
+    /// What the limits allow: moves that follow each other at once, each as long as one that is alone.
+    pub bound_seconds: f64,
+    /// The first by the second.
+    pub time_ratio: f64,
+    /// CPU time of the controller in that time.
+    pub controller_cpu_seconds: f64,
+    /// Most memory the controller had resident, in megabytes.
+    pub controller_peak_mb: f64,
+    /// All writes by who made them, then by verb and kind.
+    pub writes_by_client: WritesByClient,
+}
+
 /// What starts of a domain showed; medians.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct DomainReport {
@@ -38,6 +62,20 @@ pub struct DomainReport {
     pub libxl_seconds: f64,
     /// The first by the second.
     pub ratio: f64,
+}
+
+impl fmt::Display for EvacuateReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "moves                        {}", self.migrations)?;
+        writeln!(f, "writes per move              {:.2}", self.writes_per_migration)?;
+        writeln!(f, "events per move              {:.2}", self.events_per_migration)?;
+        writeln!(f, "until it was evacuated       {:.1} s", self.seconds)?;
+        writeln!(f, "  what the limits allow      {:.1} s", self.bound_seconds)?;
+        writeln!(f, "  ratio                      {:.2}", self.time_ratio)?;
+        writeln!(f, "CPU time, controller         {:.2} s", self.controller_cpu_seconds)?;
+        writeln!(f, "peak memory, controller      {:.1} MB", self.controller_peak_mb)?;
+        self.writes_by_client.fmt(f)
+    }
 }
 
 impl fmt::Display for DomainReport {
@@ -125,7 +163,13 @@ impl fmt::Display for StormReport {
         writeln!(f, "writes at the fixpoint       {} a minute", self.fixpoint_writes_per_minute)?;
         writeln!(f, "peak memory, controller      {:.1} MB", self.controller_peak_mb)?;
         writeln!(f, "peak memory, one agent       {:.1} MB", self.agent_peak_mb)?;
-        for (client, writes) in &self.writes_by_client.0 {
+        self.writes_by_client.fmt(f)
+    }
+}
+
+impl fmt::Display for WritesByClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (client, writes) in &self.0 {
             writeln!(f, "writes of {client}")?;
             for (what, count) in writes {
                 writeln!(f, "{count:>8}  {what}")?;

@@ -6,35 +6,21 @@
 
 use super::{
     bare::Bare,
+    measure::{calm, create_all, kinds_are_served, ours, peak_mb, this_profile},
     report::{Latencies, StormReport, WritesByClient, rounded},
-    watcher::all_ready,
-    workload::{create_namespace, for_each, machine, name},
+    workload::create_namespace,
 };
 use crate::{
-    control_plane::{ControlPlane, Mark, Options, Writes},
-    pool::{Pool, PoolOptions, Profile, SimulatedHostOptions, install_chart},
-    process::{Process, wait_until},
+    control_plane::{ControlPlane, Options},
+    pool::{Pool, PoolOptions, SimulatedHostOptions, install_chart},
     progress::Step,
 };
 use anyhow::{Context, Result, ensure};
-use kube::{
-    Api, Client,
-    api::{ListParams, PostParams},
-};
-use kubexen_crds::{Domain, VirtualMachine};
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
-use tokio::time::{Instant, sleep};
+use std::time::Duration;
+use tokio::time::sleep;
 
 /// Namespace of the storm's machines.
 const NAMESPACE: &str = "storm";
-/// Silence after which the storm's last write is made.
-const CALM: Duration = Duration::from_secs(5);
-/// Longest time until then: events, and what hosts say of themselves.
-const CALM_WITHIN: Duration = Duration::from_secs(120);
 /// How long writes are counted at the fixpoint.
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -77,7 +63,7 @@ pub async fn run(storm: Storm) -> Result<StormReport> {
 
     let step = Step::begin(format!("Creating {machines} machines at once"));
     let mark = control_plane.audit_mark()?;
-    let (elapsed, latencies) = measure(&client, machines).await?;
+    let (elapsed, latencies) = create_all(&client, NAMESPACE, machines).await?;
     tell_rate(machines, elapsed);
     step.done();
     let step = Step::begin("Waiting for calm, then a minute at the fixpoint");
@@ -131,65 +117,5 @@ fn pool(storm: Storm) -> PoolOptions {
         memory: format!("{}Gi", per_host.max(64)),
         ..SimulatedHostOptions::default()
     };
-    // The same build as this program.
-    let profile = if cfg!(debug_assertions) { Profile::Debug } else { Profile::Release };
-    PoolOptions { hosts, hosts_per_process: 1, controllers: 1, simulated, profile }
-}
-
-async fn kinds_are_served(client: &Client) -> Result<()> {
-    wait_until("the API server serves our kinds", Duration::from_secs(30), async || {
-        let one = ListParams::default().limit(1);
-        Api::<VirtualMachine>::all(client.clone()).list(&one).await?;
-        Api::<Domain>::all(client.clone()).list(&one).await?;
-        Ok(())
-    })
-    .await
-}
-
-/// Creates the machines and waits until all are Ready: the whole time, and each machine's own from its create on.
-async fn measure(client: &Client, count: usize) -> Result<(Duration, Vec<Duration>)> {
-    let machines = Api::<VirtualMachine>::namespaced(client.clone(), NAMESPACE);
-    let limit = Duration::from_secs(120) + Duration::from_millis(200) * u32::try_from(count)?;
-    let (sent, began) = (Mutex::new(BTreeMap::new()), Instant::now());
-    let create = for_each(0..count, async |number| {
-        sent.lock().unwrap_or_else(PoisonError::into_inner).insert(name(number), Instant::now());
-        machines.create(&PostParams::default(), &machine(number)?).await?;
-        Ok(())
-    });
-    let ((), ready) = tokio::try_join!(create, all_ready(machines.clone(), count, limit))?;
-    let elapsed = ready.values().max().map_or(Duration::ZERO, |last| last.duration_since(began));
-    let sent = sent.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let latencies = sent.iter().filter_map(|(name, sent)| Some(ready.get(name)?.duration_since(*sent)));
-    Ok((elapsed, latencies.collect()))
-}
-
-/// Waits until nothing is written any more.
-async fn calm(control_plane: &ControlPlane) -> Result<()> {
-    wait_until("the last write was made", CALM_WITHIN, async || {
-        let mark = control_plane.audit_mark()?;
-        sleep(CALM).await;
-        let writes = ours_since(control_plane, mark)?;
-        ensure!(writes.total() == 0, "still written:\n{writes}");
-        Ok(())
-    })
-    .await
-}
-
-fn ours_since(control_plane: &ControlPlane, mark: Mark) -> Result<Writes> {
-    control_plane.writes_since(mark).map(ours)
-}
-
-/// The writes of the controller and of agents.
-fn ours(writes: Writes) -> Writes {
-    writes.filter(|kind| kind.user.starts_with("system:serviceaccount:kubexen-"))
-}
-
-/// The most memory that a process ever had resident, in megabytes of 10⁶ bytes.
-fn peak_mb(process: &Process) -> Result<f64> {
-    let path = format!("/proc/{}/status", process.id());
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kib: u32 =
-        line.trim().trim_end_matches(" kB").parse().with_context(|| format!("VmHWM is {line:?}"))?;
-    Ok(f64::from(kib) * 1024.0 / 1e6)
+    PoolOptions { hosts, hosts_per_process: 1, controllers: 1, simulated, profile: this_profile() }
 }

@@ -144,7 +144,7 @@ fn small_machine() -> VirtualMachineSpec {
     VirtualMachineSpec {
         power_state: PowerState::Running,
         cpu: Cpu::default(),
-        memory: Memory { size: ByteQuantity("128Mi".to_owned()) },
+        memory: Memory { size: ByteQuantity("128Mi".to_owned()), min: None, max: None },
         boot: kubexen_crds::Boot {
             type_: kubexen_crds::BootType::Pvh,
             kernel: Some(Kernel { name: "linux".to_owned(), command_line: "console=hvc0".to_owned() }),

@@ -13,9 +13,9 @@ use super::cache::Digest;
 use super::modules::Modules;
 
 /// busybox's commands that the scripts use, and some for people who look around.
-const COMMANDS: [&str; 22] = [
-    "arping", "cat", "dd", "dmesg", "echo", "free", "ifconfig", "insmod", "ip", "ls", "mount", "nc", "ping",
-    "ps", "sed", "sh", "sleep", "sync", "top", "tr", "uname", "wget",
+const COMMANDS: [&str; 23] = [
+    "arping", "cat", "dd", "dmesg", "echo", "free", "grep", "ifconfig", "insmod", "ip", "ls", "mount", "nc",
+    "ping", "ps", "sed", "sh", "sleep", "sync", "top", "tr", "uname", "wget",
 ];
 
 /// The guest's initial RAM file system.

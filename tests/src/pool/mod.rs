@@ -293,7 +293,7 @@ pub async fn install_chart(control_plane: &ControlPlane) -> Result<()> {
 /// When the API server refuses.
 pub async fn add_host(client: &Client, name: &str) -> Result<()> {
     let hosts: Api<Host> = Api::all(client.clone());
-    let host = Host::new(name, HostSpec { schedulable: true });
+    let host = Host::new(name, HostSpec { schedulable: true, ..HostSpec::default() });
     match hosts.create(&PostParams::default(), &host).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),

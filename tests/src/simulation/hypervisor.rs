@@ -3,8 +3,8 @@
 use super::judge::Judge;
 use async_trait::async_trait;
 use kubexen_node_agent::hypervisor::{
-    DomId, DomainConfig, DomainInfo, DomainUsage, GuestFacts, HostFacts, Hypervisor, HypervisorError,
-    Incoming, OnProgress, Outgoing, Sent, SuspendMode, simulated::SimulatedHypervisor,
+    Change, DomId, DomainConfig, DomainInfo, DomainUsage, GuestFacts, HostFacts, Hypervisor, HypervisorError,
+    Incoming, OnProgress, Outgoing, Sent, Settings, SuspendMode, simulated::SimulatedHypervisor,
 };
 use kubexen_ownership::{MemoryStore, VmUid};
 use std::sync::Arc;
@@ -66,6 +66,15 @@ impl Hypervisor for Judged {
     async fn request_shutdown(&self, uuid: Uuid) -> Result<(), HypervisorError> {
         self.judge.touching(&self.host, "shutdown", uuid);
         self.inner.request_shutdown(uuid).await
+    }
+
+    async fn settings(&self, uuid: Uuid) -> Result<Settings, HypervisorError> {
+        self.inner.settings(uuid).await
+    }
+
+    async fn change(&self, uuid: Uuid, change: &Change) -> Result<(), HypervisorError> {
+        self.judge.touching(&self.host, change.name(), uuid);
+        self.inner.change(uuid, change).await
     }
 
     async fn suspend(

@@ -39,6 +39,8 @@ struct State {
     devices: BTreeMap<Uuid, BTreeSet<PathBuf>>,
     hosts: BTreeMap<String, SimulatedHost>,
     foreign: BTreeSet<Uuid>,
+    /// Hosts that are said to be evacuated, with the machines that were left there.
+    evacuated: BTreeMap<String, BTreeSet<String>>,
     /// The process whose writes are counted down, and how many are left.
     armed: Option<(String, usize)>,
     last_write: Instant,
@@ -59,6 +61,7 @@ impl Judge {
                 devices: BTreeMap::new(),
                 hosts: BTreeMap::new(),
                 foreign: BTreeSet::new(),
+                evacuated: BTreeMap::new(),
                 armed: None,
                 last_write: now,
                 writes: 0,
@@ -126,6 +129,7 @@ impl Judge {
     /// An agent begins to build a domain.
     pub(super) fn creating(&self, host: &str, uuid: Uuid, token: u64) {
         self.note(format_args!("{host} create {uuid} token {token}"));
+        self.arriving(host, uuid);
         let (others, newest) = {
             let state = self.lock();
             let others: Vec<String> = state
@@ -148,6 +152,14 @@ impl Judge {
             self.violated("I3", format_args!("{host} builds {uuid} under {token} after {newest}"));
         }
         self.lock().tokens.insert(uuid.to_string(), token.max(newest));
+    }
+
+    /// A guest is about to be on this host. Nobody comes to one that automation may be switching off.
+    fn arriving(&self, host: &str, uuid: Uuid) {
+        let left = self.lock().evacuated.get(host).cloned();
+        if left.is_some_and(|left| !left.contains(&uuid.to_string())) {
+            self.violated("L5", format_args!("{uuid} comes to {host}, which is said to be evacuated"));
+        }
     }
 
     /// An agent is about to build a domain on these devices, which no other machine's guest may use.
@@ -190,6 +202,9 @@ impl Judge {
     /// An agent does something else to a domain.
     pub(super) fn touching(&self, host: &str, what: &str, uuid: Uuid) {
         self.note(format_args!("{host} {what} {uuid}"));
+        if what == "restore" {
+            self.arriving(host, uuid);
+        }
         if self.lock().foreign.contains(&uuid) {
             self.violated("I4", format_args!("{host}: {what} of the foreign domain {uuid}"));
         }
@@ -235,6 +250,26 @@ impl Judge {
                     }
                 }
             }
+        }
+    }
+
+    fn host_written(&self, host: &Value) {
+        let meta = &host["metadata"];
+        let name = meta["name"].as_str().unwrap_or_default().to_owned();
+        let conditions = host["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let evacuated = conditions.iter().any(|condition| {
+            condition["type"] == "Evacuated"
+                && condition["status"] == "True"
+                && condition["observedGeneration"] == meta["generation"]
+        });
+        let mut state = self.lock();
+        if !evacuated {
+            state.evacuated.remove(&name);
+        } else if !state.evacuated.contains_key(&name) {
+            let namespace = host_namespace(&name);
+            let here = state.domains.keys().filter(|(of, _)| *of == namespace);
+            let left = here.map(|(_, uid)| uid.clone()).collect();
+            state.evacuated.insert(name, left);
         }
     }
 
@@ -332,6 +367,9 @@ impl Observer for Judge {
         drop(state);
         if write.kind == "VirtualMachine" || write.kind == "Domain" {
             self.token_written(&write);
+        }
+        if write.kind == "Host" {
+            self.host_written(object);
         }
     }
 }

@@ -5,10 +5,10 @@
 //!   users ──▶ MemoryApi ◀──wire──▶ 2 controllers         wires delay, lose and break; watches are late
 //!                │  ▲  ◀──wire──▶ 3 agents ──▶ simulated hosts, storage, pool store: each with its faults
 //!                ▼  │                                    any process crashes at any moment
-//!              the judge: I1 I3 I4 while it happens, L1 L4 I6 after faults have stopped
+//!              the judge: I1 I3 I4 while it happens, L1 L4 L5 I6 after faults have stopped
 //! ```
 //!
-//! A schedule is some minutes of people and faults, then calm until the desired state is reached, a minute without a
+//! A schedule is some minutes of people and faults, then calm until a host in maintenance is empty or says why not, until the desired state is reached, a minute without a
 //! write, and the deletion of everything.
 
 pub mod command;

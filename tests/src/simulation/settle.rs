@@ -11,6 +11,7 @@ use kubexen_node_agent::{
     storage::Storage,
 };
 use kubexen_ownership::OwnershipStore;
+use serde_json::Value;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -25,13 +26,14 @@ const QUIET_WITHIN: Duration = Duration::from_mins(30);
 const GONE_WITHIN: Duration = Duration::from_mins(10);
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Judges L1, L4 and I6, in this order.
+/// Judges L5, L1, L4 and I6, in this order.
 pub(super) async fn judge(world: &mut World, users: &Users) {
-    for settles in [Settles::Reached, Settles::Quiet, Settles::Reached] {
+    for settles in [Settles::Emptied, Settles::Reached, Settles::Quiet, Settles::Reached] {
         if world.judge.is_upset() {
             return;
         }
         match settles {
+            Settles::Emptied => emptied(world, users).await,
             Settles::Reached => reached(world, users).await,
             Settles::Quiet => quiet(world).await,
         }
@@ -44,8 +46,50 @@ pub(super) async fn judge(world: &mut World, users: &Users) {
 }
 
 enum Settles {
+    Emptied,
     Reached,
     Quiet,
+}
+
+/// A host in maintenance becomes empty, or its plan names who stays and why (L5).
+async fn emptied(world: &mut World, users: &Users) {
+    let host = users.keep_one_in_maintenance(world).await;
+    let began = Instant::now();
+    loop {
+        world.check_processes().await;
+        let Some(why) = not_emptied(world, host) else { break };
+        if began.elapsed() > REACHED_WITHIN {
+            return world.judge.violated("L5", why);
+        }
+        sleep(LOOK).await;
+    }
+    world.judge.note(format_args!("{host} is emptied after {} s", began.elapsed().as_secs()));
+}
+
+fn not_emptied(world: &World, host: &str) -> Option<String> {
+    let Some(object) = world.api.object("hosts", "", host) else {
+        return Some(format!("there is no {host}"));
+    };
+    let status = &object["status"];
+    let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+    let Some(evacuated) = conditions.into_iter().find(|condition| condition["type"] == "Evacuated") else {
+        return Some(format!("{host} is in maintenance and says nothing of it"));
+    };
+    let steps = status["evacuation"]["machines"].as_array().cloned().unwrap_or_default();
+    let named = |step: &Value| {
+        let stays = step["action"] == "Wait" || step["action"] == "Leave";
+        stays && step["reason"].is_string() && step["message"].is_string()
+    };
+    let told = evacuated["observedGeneration"] == object["metadata"]["generation"] && steps.iter().all(named);
+    let blocked = steps.iter().any(|step| step["action"] == "Wait");
+    if !told || (evacuated["status"] == "True") == blocked {
+        return Some(format!("{host} says {evacuated}, and its plan is {steps:?}"));
+    }
+    let machines = world.judge.machines();
+    let side = world.hosts.iter().find(|side| side.name == host)?;
+    let here = side.host.domains().unwrap_or_default().into_iter();
+    let here = here.filter(|domain| machines.contains(&domain.uuid)).count();
+    (here > steps.len()).then(|| format!("{host} has {here} guests, and its plan is {steps:?}"))
 }
 
 /// Every machine gets to where its spec says.
@@ -133,7 +177,46 @@ fn machine_unmet(world: &World, machine: &VirtualMachine) -> Option<String> {
         (Some(state), [(host, domain)]) => domain.state == state && Some(*host) == status.host.as_deref(),
         (None | Some(_), _) => false,
     };
-    (!fits).then(|| format!("{name} is said to be {wanted:?}, and the hosts have {domains:?}"))
+    if !fits {
+        return Some(format!("{name} is said to be {wanted:?}, and the hosts have {domains:?}"));
+    }
+    domains.first().and_then(|(host, _)| unsynchronized(world, machine, host))
+}
+
+/// What a machine may say at rest why its guest does not have its spec: what only a restart, another place for a disk or
+/// the end of a pause changes.
+const MAY_REST: [&str; 5] = ["RestartRequired", "DiskElsewhere", "NoRoom", "GuestPaused", "DiskDeleting"];
+
+/// How a machine that says that its guest has its spec differs from what its host shows.
+fn unsynchronized(world: &World, machine: &VirtualMachine, host: &str) -> Option<String> {
+    let name = machine.name_any();
+    let conditions = machine.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let Some(said) = condition::find(conditions, "Synchronized") else {
+        return Some(format!("{name} does not say whether its guest has its spec"));
+    };
+    if said.status != "True" {
+        let rests = MAY_REST.contains(&said.reason.as_str());
+        return (!rests).then(|| format!("{name} is not synchronized: {}: {}", said.reason, said.message));
+    }
+    let side = world.hosts.iter().find(|side| side.name == host)?;
+    let settings = side.host.settings(machine.uid()?.parse().ok()?).ok()?;
+    let spec = &machine.spec;
+    let wanted = (
+        u32::try_from(spec.cpu.count).ok(),
+        u32::try_from(spec.cpu.weight).ok(),
+        spec.memory.size.bytes().ok().map(|bytes| bytes / 1024),
+        spec.disks.len(),
+        spec.interfaces.iter().map(|interface| interface.rate_limit.is_some()).collect::<Vec<_>>(),
+    );
+    let shown = (
+        Some(settings.vcpus_online),
+        settings.scheduling.map(|scheduling| scheduling.weight),
+        Some(settings.memory_kib),
+        settings.disks.len(),
+        settings.interfaces.iter().map(|interface| interface.rate_limit.is_some()).collect(),
+    );
+    (wanted != shown)
+        .then(|| format!("{name} says that its guest has {wanted:?}, and {host} shows {shown:?}"))
 }
 
 fn domains_of<'a>(world: &'a World, machine: &VirtualMachine) -> Vec<(&'a str, DomainInfo)> {

@@ -8,7 +8,7 @@ use kube::{
 };
 use kubexen_crds::Network;
 use kubexen_node_agent::hypervisor::{
-    DomainConfig, Hypervisor,
+    DomainConfig, Hypervisor, Scheduling,
     simulated::{Profile, SimulatedHost, SimulatedHypervisor},
 };
 use kubexen_ownership::{BootId, HostBoot, HostName, OwnershipStore, VmUid};
@@ -46,7 +46,10 @@ fn config() -> DomainConfig {
         boot: kubexen_crds::BootType::Pvh,
         kernel: None,
         vcpus: 1,
+        max_vcpus: 1,
+        scheduling: Scheduling::default(),
         memory_kib: 1024,
+        max_memory_kib: 1024,
         disks: Vec::new(),
         interfaces: Vec::new(),
     }

@@ -64,7 +64,7 @@ impl Users {
     pub(super) async fn act(&self, world: &World) {
         let dice = &world.dice;
         let name = format!("vm-{}", dice.below(MACHINES));
-        match dice.below(16) {
+        match dice.below(26) {
             0..5 => self.make_machine(world, &name).await,
             5 => self.delete_machine(world, &name).await,
             6 | 7 => {
@@ -77,7 +77,8 @@ impl Users {
                 change(world, &self.machines, &name, restart).await;
             }
             9 => {
-                let edit = match dice.below(3) {
+                let edit = match dice.below(4) {
+                    3 => json!({"lifecycle": {"onMaintenance": dice.pick(&["Wait", "Restart", "Leave"])}}),
                     0 => json!({"cpu": {"count": 1 + dice.below(4)}}),
                     1 => json!({"memory": {"size": format!("{}Mi", 128 * (1 + dice.below(4)))}}),
                     _ => json!({"lifecycle": {"onShutdown": dice.pick(&["Halt", "Restart"])}}),
@@ -89,6 +90,11 @@ impl Users {
                 change(world, &self.disks, &disk_of(&name), json!({"spec": {"size": size}})).await;
             }
             11..15 => self.migrate(world).await,
+            15..23 => self.change_running(world, &name).await,
+            23 | 24 => {
+                let (host, enabled) = (*dice.pick(&HOSTS), dice.chance(60));
+                self.maintain(world, host, enabled).await;
+            }
             _ => {
                 let schedulable = dice.chance(50);
                 let host = *dice.pick(&HOSTS);
@@ -97,11 +103,48 @@ impl Users {
         }
     }
 
+    /// Changes something that a running guest can be given, or most of it at once.
+    async fn change_running(&self, world: &World, name: &str) {
+        let dice = &world.dice;
+        let mut spec = json!({});
+        if dice.chance(50) {
+            spec["cpu"] = json!({"count": 1 + dice.below(4), "weight": 256 * (1 + dice.below(3))});
+        }
+        if dice.chance(50) {
+            spec["memory"] = json!({"size": format!("{}Mi", 128 * (1 + dice.below(4)))});
+        }
+        if dice.chance(30) {
+            let mut interfaces = vec![json!({"name": "eth0", "network": "lan"})];
+            if dice.chance(50) {
+                interfaces[0]["rateLimit"] = "10Mi".into();
+            }
+            if dice.chance(50) {
+                interfaces.push(json!({"name": "eth1", "network": "lan"}));
+            }
+            spec["interfaces"] = interfaces.into();
+        }
+        if dice.chance(40) {
+            let disks = world.api.object("virtualmachines", USERS, name);
+            let disks = disks.map(|machine| machine["spec"]["disks"].clone()).unwrap_or_default();
+            let mut disks = disks.as_array().cloned().unwrap_or_default();
+            let before = disks.len();
+            disks.retain(|disk| disk["name"] != "data");
+            if disks.len() == before {
+                self.make_disk(world, &data_disk_of(name)).await;
+                disks.push(json!({"name": "data", "disk": data_disk_of(name)}));
+            } else if dice.chance(50) {
+                end(world, &self.disks, &data_disk_of(name)).await;
+            }
+            spec["disks"] = disks.into();
+        }
+        change(world, &self.machines, name, json!({ "spec": spec })).await;
+    }
+
     pub(super) async fn make_machine(&self, world: &World, name: &str) {
         let dice = &world.dice;
         let with_disk = dice.chance(40);
         if with_disk && dice.chance(50) {
-            self.make_disk(world, name).await;
+            self.make_disk(world, &disk_of(name)).await;
         }
         let mut machine = json!({
             "metadata": {"name": name},
@@ -118,18 +161,22 @@ impl Users {
             let owner = if dice.chance(15) { other.as_str() } else { name };
             machine["spec"]["disks"] = json!([{"name": "root", "disk": disk_of(owner)}]);
         }
+        if dice.chance(60) {
+            machine["spec"]["cpu"] = json!({"count": 1 + dice.below(2), "max": 4});
+            machine["spec"]["memory"] = json!({"size": "256Mi", "min": "128Mi", "max": "512Mi"});
+        }
         if dice.chance(20) {
             machine["spec"]["placement"] = json!({"antiAffinity": {"group": "web"}});
         }
         make(world, &self.machines, machine).await;
         if with_disk {
-            self.make_disk(world, name).await;
+            self.make_disk(world, &disk_of(name)).await;
         }
     }
 
-    async fn make_disk(&self, world: &World, machine: &str) {
+    async fn make_disk(&self, world: &World, name: &str) {
         let disk = json!({
-            "metadata": {"name": disk_of(machine)},
+            "metadata": {"name": name},
             "spec": {"repository": world.dice.pick(&["local", "san", "san"]), "size": "64Mi"},
         });
         make(world, &self.disks, disk).await;
@@ -175,27 +222,51 @@ impl Users {
         }
     }
 
+    async fn maintain(&self, world: &World, host: &str, enabled: bool) {
+        change(world, &self.hosts, host, json!({"spec": {"maintenance": {"enabled": enabled}}})).await;
+    }
+
+    /// Leaves one host in maintenance, or puts one there.
+    pub(super) async fn keep_one_in_maintenance(&self, world: &World) -> &'static str {
+        let in_maintenance = |name: &&&str| {
+            let host = world.api.object("hosts", "", name);
+            host.is_some_and(|host| host["spec"]["maintenance"]["enabled"] == true)
+        };
+        let kept = HOSTS.iter().find(in_maintenance).unwrap_or_else(|| world.dice.pick(&HOSTS));
+        for host in HOSTS {
+            self.maintain(world, host, host == *kept).await;
+        }
+        kept
+    }
+
     /// Lets every host take machines, and makes every disk that a machine names.
     pub(super) async fn want_what_can_be(&self, world: &World) {
         for host in world.api.objects("hosts") {
-            if host["spec"]["schedulable"] == false
+            let spec = &host["spec"];
+            if (spec["schedulable"] == false || spec["maintenance"]["enabled"] == true)
                 && let Some(name) = host["metadata"]["name"].as_str()
             {
-                change(world, &self.hosts, name, json!({"spec": {"schedulable": true}})).await;
+                let in_service = json!({"spec": {"schedulable": true, "maintenance": {"enabled": false}}});
+                change(world, &self.hosts, name, in_service).await;
             }
         }
         for machine in world.api.objects("virtualmachines") {
             let name = machine["metadata"]["name"].as_str().unwrap_or_default();
-            let Some(disk) = machine["spec"]["disks"][0]["disk"].as_str() else { continue };
-            if disk != disk_of(name) {
+            let mut disks = machine["spec"]["disks"].as_array().cloned().unwrap_or_default();
+            if let Some(root) = disks.iter_mut().find(|disk| disk["name"] == "root")
+                && root["disk"] != disk_of(name)
+            {
                 // Of two machines that want one disk only one can run.
-                let own = json!({"spec": {"disks": [{"name": "root", "disk": disk_of(name)}]}});
-                change(world, &self.machines, name, own).await;
+                root["disk"] = disk_of(name).into();
+                change(world, &self.machines, name, json!({"spec": {"disks": disks}})).await;
                 let at = json!({"metadata": {"annotations": {RESTART_REQUESTED_AT: "settle"}}});
                 change(world, &self.machines, name, at).await;
             }
-            if world.api.object("virtualdisks", USERS, &disk_of(name)).is_none() {
-                self.make_disk(world, name).await;
+            for disk in &disks {
+                let disk = disk["disk"].as_str().unwrap_or_default();
+                if world.api.object("virtualdisks", USERS, disk).is_none() {
+                    self.make_disk(world, disk).await;
+                }
             }
         }
     }
@@ -205,6 +276,7 @@ impl Users {
         for number in 0..MACHINES {
             let name = format!("vm-{number}");
             end(world, &self.disks, &disk_of(&name)).await;
+            end(world, &self.disks, &data_disk_of(&name)).await;
             end(world, &self.machines, &name).await;
         }
         for migration in world.api.objects("virtualmachinemigrations") {
@@ -215,6 +287,10 @@ impl Users {
 
 fn disk_of(machine: &str) -> String {
     format!("{machine}-root")
+}
+
+fn data_disk_of(machine: &str) -> String {
+    format!("{machine}-data")
 }
 
 /// Makes an object; that it is there already is none of the simulation's business.

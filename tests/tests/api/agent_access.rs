@@ -26,7 +26,12 @@ async fn controller(control_plane: &ControlPlane) -> Result<Client> {
 /// A Host, what the controller makes for it, one Domain in its namespace, and a client with the rights of its agent.
 async fn join(control_plane: &ControlPlane, name: &str) -> Result<Client> {
     let hosts = Api::<Host>::all(control_plane.client().await?);
-    let host = hosts.create(&PostParams::default(), &Host::new(name, HostSpec { schedulable: true })).await?;
+    let host = hosts
+        .create(
+            &PostParams::default(),
+            &Host::new(name, HostSpec { schedulable: true, ..HostSpec::default() }),
+        )
+        .await?;
     let (client, namespace, create) =
         (controller(control_plane).await?, host_namespace(name), PostParams::default());
     let Access { namespace: place, service_account, role_binding, cluster_role, cluster_role_binding } =
@@ -58,7 +63,7 @@ fn domain(name: &str) -> Value {
             "virtualMachine": {
                 "namespace": "shop", "name": "web", "uid": "5a3c9bb1-9d42-4a76-8d6c-0f8f0f1d2e3a",
             },
-            "machine": {"cpus": 1, "memory": "1Gi", "boot": {"kernel": {"name": "debian-12"}}},
+            "machine": {"cpus": 1, "maxCpus": 1, "memory": "1Gi", "maxMemory": "1Gi", "boot": {"kernel": {"name": "debian-12"}}},
         },
     })
 }

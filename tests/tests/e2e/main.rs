@@ -3,12 +3,14 @@
 //! The tests of one machine's life share one pool, each in a namespace of its own. Those that do damage, and those that
 //! count every write, have a pool and a control plane of their own.
 
+mod changes;
 mod cpu_levels;
 mod crashes;
 mod fixpoint;
 mod guest_facts;
 mod guests;
 mod life;
+mod maintenance;
 mod migrations;
 mod needs;
 mod outages;

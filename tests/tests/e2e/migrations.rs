@@ -66,7 +66,9 @@ async fn a_running_guest_moves_and_its_record_stays() -> Result<()> {
     scene.migrate("first", json!({"virtualMachine": "web", "reason": "to see it move"})).await?;
     let first = scene.until_over("first", MigrationPhase::Succeeded).await?.status.context("no status")?;
     ensure!(first.source.as_deref() == Some(&source) && first.virtual_machine_uid == Some(uid.clone()));
-    ensure!(first.transfer.is_some() && first.downtime_milliseconds.is_some(), "{first:?}");
+    let transfer = first.transfer.as_ref().context("nothing is told of the transfer")?;
+    ensure!(transfer.rounds == Some(2) && transfer.dirty_pages_per_second > Some(0), "{transfer:?}");
+    ensure!(first.downtime_milliseconds.is_some(), "{first:?}");
     let destination = first.destination.context("no destination")?;
     let after = scene
         .until("web", "runs at the destination", |machine| {

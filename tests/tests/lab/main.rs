@@ -2,6 +2,7 @@
 
 mod adoption;
 mod bed;
+mod changes;
 mod conformance;
 mod cpu_levels;
 mod life;

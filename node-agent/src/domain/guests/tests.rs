@@ -29,9 +29,11 @@ fn domain(guest: Option<GuestStatus>) -> Domain {
             "virtualMachine": {"namespace": "shop", "name": "web-1", "uid": UUID.to_string()},
             "machine": {
                 "cpus": 1,
+                "maxCpus": 1,
                 "memory": "64Mi",
+                "maxMemory": "64Mi",
                 "boot": {"type": "PVH", "kernel": {"name": "linux"}},
-                "interfaces": [{"name": "front", "uplink": "lan", "mac": "00:16:3e:00:00:01"}],
+                "interfaces": [{"name": "front", "uplink": "lan", "mac": "00:16:3e:00:00:01", "index": 0}],
             },
         },
     });
@@ -105,7 +107,10 @@ async fn guests_are_read_and_forgotten_with_their_domains() {
         cpu_level: None,
         kernel: Some(kernel),
         vcpus: 1,
+        max_vcpus: 1,
+        scheduling: crate::hypervisor::Scheduling::default(),
         memory_kib: 65536,
+        max_memory_kib: 65536,
         disks: Vec::new(),
         interfaces: Vec::new(),
     };

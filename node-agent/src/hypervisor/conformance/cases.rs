@@ -2,7 +2,7 @@
 
 use super::{Bench, Case, POLL, Stop, Verdict};
 use crate::hypervisor::{
-    BootType, DomainState, HypervisorError, KernelImage, SuspendMode, guest::LONGEST_TEXT,
+    BootType, Change, DomainState, HypervisorError, KernelImage, SuspendMode, guest::LONGEST_TEXT,
 };
 use futures::{FutureExt, future::try_join_all};
 use kubexen_crds::{FeatureSet, cpu::WORDS, domain::StopReason};
@@ -227,6 +227,8 @@ async fn other_calls_on_an_unknown_uuid_say_so(bench: &Bench) -> Verdict {
         ("guest", bench.hypervisor.guest(uuid).await.map(|_| ())),
         ("resume", bench.hypervisor.resume(uuid).await),
         ("claim", bench.hypervisor.claim(uuid, 7).await),
+        ("settings", bench.hypervisor.settings(uuid).await.map(|_| ())),
+        ("change", bench.hypervisor.change(uuid, &Change::Vcpus(1)).await),
         ("suspend", suspend.map(|_| ())),
     ];
     for (call, result) in results {
@@ -240,7 +242,8 @@ async fn other_calls_on_an_unknown_uuid_say_so(bench: &Bench) -> Verdict {
 
 async fn a_domain_that_does_not_fit_is_refused_for_memory_and_leaves_nothing(bench: &Bench) -> Verdict {
     let mut config = bench.guest("");
-    config.memory_kib = bench.hypervisor.facts().await?.memory_total_kib * 2;
+    config.max_memory_kib = bench.hypervisor.facts().await?.memory_total_kib * 2;
+    config.memory_kib = config.max_memory_kib;
     let result = bench.hypervisor.create(&config).await;
     check!(matches!(result, Err(HypervisorError::OutOfMemory(_))), "{result:?}");
     check!(bench.hypervisor.find(config.uuid).await?.is_none(), "something of it is left");

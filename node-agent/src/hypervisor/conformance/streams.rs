@@ -49,6 +49,7 @@ async fn a_suspended_guest_is_seen_so_and_says_nothing_until_it_is_resumed(bench
     bench.counts_beyond(config.uuid, None).await?;
     let sent = bench.suspend(&config, SuspendMode::Live, Box::new(sink())).await?;
     check!(sent.bytes >= config.memory_kib * 1024 / 2, "{sent:?} of {} KiB", config.memory_kib);
+    check!(sent.rounds.is_some_and(|rounds| rounds >= 1), "{sent:?}");
     let info = bench.seen(config.uuid).await?;
     check!(info.state == DomainState::Suspended, "{:?} after a suspend", info.state);
     check!(info.token == Some(config.token), "the token went with the guest");

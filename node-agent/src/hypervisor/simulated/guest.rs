@@ -1,6 +1,6 @@
 //! A model of one domain and the guest in it.
 
-use super::profile::Profile;
+use super::{hardware::Hardware, profile::Profile};
 use crate::hypervisor::{
     DomId, DomainConfig, DomainInfo, DomainState, DomainUsage, GuestFacts, MemoryUse, guest::LONGEST_TEXT,
 };
@@ -18,9 +18,10 @@ pub(super) struct Guest {
     /// The token it was made under, is being made under, or was claimed with; none if others made it.
     pub(super) token: Option<u64>,
     pub(super) boot: BootType,
+    /// Memory that it holds.
     pub(super) memory_kib: u64,
-    pub(super) vcpus: u32,
     pub(super) state: GuestState,
+    pub(super) hardware: Hardware,
     /// Whether the log of starts tells of it: a restored domain begins only when it runs.
     pub(super) started: bool,
     /// Whether the guest in it ever ran, here or where it came from.
@@ -46,7 +47,10 @@ pub(super) struct SavedGuest {
     pub(super) uuid: Uuid,
     boot: BootType,
     memory_kib: u64,
-    vcpus: u32,
+    max_memory_kib: u64,
+    max_vcpus: u32,
+    vcpus_online: u32,
+    stubborn: bool,
     ran: SignedDuration,
     counts: bool,
     #[serde(default)]
@@ -99,7 +103,7 @@ impl Guest {
             token: Some(config.token),
             boot: config.boot,
             memory_kib: config.memory_kib,
-            vcpus: config.vcpus,
+            hardware: Hardware::of(config),
             state: GuestState::HalfBuilt,
             started: true,
             booted: false,
@@ -127,7 +131,10 @@ impl Guest {
             uuid: self.uuid,
             boot: self.boot,
             memory_kib: self.memory_kib,
-            vcpus: self.vcpus,
+            max_memory_kib: self.hardware.max_memory_kib,
+            max_vcpus: self.hardware.max_vcpus,
+            vcpus_online: self.hardware.vcpus_online,
+            stubborn: self.hardware.stubborn,
             ran: self.ran,
             counts: self.counts_from.is_some(),
             agent: self.agent.clone(),
@@ -137,10 +144,16 @@ impl Guest {
 
     /// Ends the building from a stream, if the stream's guest fits in.
     pub(super) fn finish_restore(&mut self, saved: &SavedGuest) -> Result<(), &'static str> {
-        let made_for = (self.uuid, self.boot, self.memory_kib, self.vcpus);
-        if made_for != (saved.uuid, saved.boot, saved.memory_kib, saved.vcpus) {
+        let made_for = (self.uuid, self.boot, self.hardware.max_memory_kib, self.hardware.max_vcpus);
+        if made_for != (saved.uuid, saved.boot, saved.max_memory_kib, saved.max_vcpus) {
             return Err("the stream is of another guest");
         }
+        if saved.memory_kib > self.hardware.memory_target_kib {
+            return Err("the guest holds more memory than the domain may have");
+        }
+        self.memory_kib = saved.memory_kib;
+        self.hardware.vcpus_online = saved.vcpus_online;
+        self.hardware.stubborn = saved.stubborn;
         self.state = GuestState::Restored;
         self.booted = true;
         self.counts_from = saved.counts.then(|| saved.ran.as_secs() + 1);
@@ -158,7 +171,7 @@ impl Guest {
             token: None,
             boot: BootType::Pvh,
             memory_kib,
-            vcpus: 1,
+            hardware: Hardware::foreign(memory_kib),
             state: GuestState::Running { since: now },
             started: true,
             booted: true,
@@ -188,7 +201,7 @@ impl Guest {
             state,
             token,
             memory_kib: self.memory_kib,
-            vcpus: self.vcpus,
+            vcpus: self.hardware.max_vcpus,
         }
     }
 
@@ -198,8 +211,8 @@ impl Guest {
             uuid: self.uuid,
             domid: self.domid,
             memory_kib: self.memory_kib,
-            vcpus: self.vcpus,
-            cpu_time: Duration::try_from(self.ran_until(now)).unwrap_or_default() * self.vcpus,
+            vcpus: self.hardware.vcpus_online,
+            cpu_time: Duration::try_from(self.ran_until(now)).unwrap_or_default() * self.hardware.max_vcpus,
         }
     }
 
@@ -238,7 +251,7 @@ impl Guest {
         if self.state == GuestState::Paused {
             if !self.booted {
                 self.booted = true;
-                let (uuid, vcpus, memory) = (self.uuid, self.vcpus, self.memory_kib);
+                let (uuid, vcpus, memory) = (self.uuid, self.hardware.vcpus, self.memory_kib);
                 self.say(format_args!("Simulated guest {uuid} started with {vcpus} vCPUs and {memory} KiB"));
                 let features = self.cpu_features.join(" ");
                 self.say(format_args!("FLAGS {features} ."));
@@ -351,7 +364,7 @@ pub(super) fn signed(span: Duration) -> SignedDuration {
 }
 
 /// What follows `name` in the last word of a command line that begins so.
-fn word<'a>(command_line: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn word<'a>(command_line: &'a str, name: &str) -> Option<&'a str> {
     command_line.split_whitespace().rev().find_map(|word| word.strip_prefix(name))
 }
 

@@ -1,7 +1,7 @@
 //! A simulated host, and what a test does to it behind the agent's back.
 
 use super::{ledger::StartRecord, model::Model, profile::Profile};
-use crate::hypervisor::{DomId, DomainInfo, HypervisorError};
+use crate::hypervisor::{DomId, DomainInfo, HypervisorError, Settings};
 use jiff::Timestamp;
 use kubexen_crds::domain::StopReason;
 use kubexen_runtime::Clock;
@@ -58,6 +58,14 @@ impl SimulatedHost {
     /// `Unreachable` when the host's files cannot be written.
     pub fn domains(&self) -> Result<Vec<DomainInfo>, HypervisorError> {
         self.with(|model, _| Ok(model.guests().map(super::guest::Guest::info).collect()))
+    }
+
+    /// What a domain has of what can change.
+    ///
+    /// # Errors
+    /// `NoSuchDomain`; `Refused` for a domain that is half built or being taken apart.
+    pub fn settings(&self, uuid: Uuid) -> Result<Settings, HypervisorError> {
+        self.with(|model, _| Ok(model.whole("settings", uuid)?.settings()))
     }
 
     /// When every domain that has a token could run, in the order of time. A host in a folder keeps them in

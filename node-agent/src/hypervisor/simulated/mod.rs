@@ -5,9 +5,11 @@
 //!
 //! Guests understand the words on the kernel command line that the lab's guest understands: `kubexen.exit=poweroff`,
 //! `reboot` or `crash`, `kubexen.exit-after=SECONDS`, `kubexen.count`, without which they do not count, and
-//! `kubexen.agent` with `kubexen.address=ADDRESS/LENGTH`, without which they say nothing of themselves.
+//! `kubexen.agent` with `kubexen.address=ADDRESS/LENGTH`, without which they say nothing of themselves; and
+//! `kubexen.stubborn`, with which they do not follow when their memory, virtual CPUs or disks are to change.
 
 mod guest;
+mod hardware;
 mod host;
 mod ledger;
 mod model;
@@ -22,8 +24,8 @@ pub use ledger::{StartEvent, StartRecord};
 pub use profile::Profile;
 
 use super::{
-    DomId, DomainConfig, DomainInfo, DomainUsage, GuestFacts, HostFacts, Hypervisor, HypervisorError,
-    Incoming, OnProgress, Outgoing, Sent, SuspendMode,
+    Change, DomId, DomainConfig, DomainInfo, DomainUsage, GuestFacts, HostFacts, Hypervisor, HypervisorError,
+    Incoming, OnProgress, Outgoing, Sent, Settings, SuspendMode,
 };
 use async_trait::async_trait;
 use guest::{Guest, GuestState};
@@ -98,8 +100,8 @@ impl SimulatedHypervisor {
         }
     }
 
-    /// Changes a domain that is whole.
-    async fn change(
+    /// Does something to a domain that is whole.
+    async fn act_on(
         &self,
         call: &'static str,
         uuid: Uuid,
@@ -205,16 +207,24 @@ impl Hypervisor for SimulatedHypervisor {
     }
 
     async fn pause(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.change("pause", uuid, |guest, now, _| guest.pause(now)).await
+        self.act_on("pause", uuid, |guest, now, _| guest.pause(now)).await
     }
 
     async fn request_shutdown(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.change("request_shutdown", uuid, |guest, now, profile| {
+        self.act_on("request_shutdown", uuid, |guest, now, profile| {
             if let Some(time) = profile.shutdown_time {
                 guest.stop_after(now, time, StopReason::Poweroff);
             }
         })
         .await
+    }
+
+    async fn settings(&self, uuid: Uuid) -> Result<Settings, HypervisorError> {
+        self.call(|model, _| Ok(model.whole("settings", uuid)?.settings())).await
+    }
+
+    async fn change(&self, uuid: Uuid, change: &Change) -> Result<(), HypervisorError> {
+        self.call(|model, _| model.change(uuid, change)).await
     }
 
     async fn suspend(

@@ -5,7 +5,7 @@ use super::{
     ledger::{HostRecord, Ledger, StartEvent, StartRecord},
     profile::Profile,
 };
-use crate::hypervisor::{DomId, DomainConfig, HypervisorError, hidden_features};
+use crate::hypervisor::{Change, DomId, DomainConfig, HypervisorError, hidden_features};
 use jiff::Timestamp;
 use std::{collections::BTreeMap, io, path::Path};
 use uuid::Uuid;
@@ -219,6 +219,9 @@ impl Model {
             return Err(refused(call, "a domain needs a vCPU and memory"));
         }
         hidden_features(call, &self.profile.feature_sets(), config)?;
+        if config.vcpus > config.max_vcpus || config.memory_kib > config.max_memory_kib {
+            return Err(refused(call, "a domain cannot have more than it is built for"));
+        }
         let free = self.free_kib();
         if config.memory_kib > free {
             let detail = format!("{free} KiB are free, {} KiB are needed", config.memory_kib);
@@ -241,7 +244,17 @@ impl Model {
             self.record(StartEvent::Start, uuid, guest.token, now)?;
         }
         guest.unpause(now);
+        guest.follow(self.free_kib());
         self.put(guest)
+    }
+
+    /// Changes a domain, and lets the guest follow.
+    pub(super) fn change(&mut self, uuid: Uuid, change: &Change) -> Result<(), HypervisorError> {
+        let before = self.whole("change", uuid)?;
+        let mut guest = before.clone();
+        guest.change(change)?;
+        guest.follow(self.free_kib());
+        if guest == *before { Ok(()) } else { self.put(guest) }
     }
 
     /// A running domain can no longer run.
@@ -264,6 +277,7 @@ impl Model {
         }
         self.record(StartEvent::Resume, uuid, guest.token, now)?;
         guest.resume(now);
+        guest.follow(self.free_kib());
         self.put(guest)
     }
 

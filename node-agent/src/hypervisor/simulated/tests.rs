@@ -4,7 +4,7 @@ mod streams;
 
 use super::*;
 use crate::hypervisor::{
-    BootType, DomainState, KernelImage,
+    BootType, DomainState, KernelImage, Scheduling,
     conformance::{Bench, Guests, Outcome, cases},
 };
 use jiff::Timestamp;
@@ -33,7 +33,10 @@ fn config(number: u128, words: &str) -> DomainConfig {
         boot: BootType::Pvh,
         kernel: Some(kernel(words)),
         vcpus: 2,
+        max_vcpus: 2,
+        scheduling: Scheduling::default(),
         memory_kib: 512 * MIB,
+        max_memory_kib: 512 * MIB,
         disks: Vec::new(),
         interfaces: Vec::new(),
     }

@@ -18,13 +18,15 @@ use std::{
 };
 use tokio::{
     io::AsyncWriteExt,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// Memory that is written at once, in bytes.
 const CHUNK: u64 = 16 << 20;
+/// Bytes of a page.
+const PAGE: u64 = 4096;
 /// The part of its memory that a guest writes to while it is copied live.
 const DIRTIED: u64 = 16;
 
@@ -183,6 +185,7 @@ impl SimulatedHypervisor {
     ) -> Result<Sent, HypervisorError> {
         let Suspend { uuid, domid, limit, .. } = *suspend;
         transfer.step("suspend", limit, stream::begin(stream)).await?;
+        let (began, mut rounds, mut dirty_pages_per_second) = (Instant::now(), 1, None);
         let mut bytes = self.write_memory(transfer, suspend, stream, progress, 0, suspend.memory).await?;
         if suspend.mode == SuspendMode::Live {
             self.call(|model, now| {
@@ -193,6 +196,9 @@ impl SimulatedHypervisor {
             })
             .await?;
             let dirtied = suspend.memory / DIRTIED;
+            let milliseconds = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+            dirty_pages_per_second = Some((dirtied / PAGE).saturating_mul(1000) / milliseconds);
+            rounds += 1;
             bytes = self.write_memory(transfer, suspend, stream, progress, bytes, dirtied).await?;
         }
         if suspend.course == Course::Hangs {
@@ -206,7 +212,7 @@ impl SimulatedHypervisor {
                 stream.shutdown().await
             })
             .await?;
-        Ok(Sent { bytes })
+        Ok(Sent { bytes, rounds: Some(rounds), dirty_pages_per_second })
     }
 
     /// Writes this much memory after the first `bytes`, and returns how many bytes were written in all.

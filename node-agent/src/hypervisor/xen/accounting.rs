@@ -68,8 +68,10 @@ pub struct Account {
     pub cpu_time: Duration,
     /// Memory it holds, in KiB.
     pub memory_kib: u64,
-    /// Virtual CPUs it has.
+    /// Virtual CPUs it is built for.
     pub vcpus: u32,
+    /// Virtual CPUs that the guest has brought up.
+    pub vcpus_online: u32,
 }
 
 impl Account {
@@ -272,6 +274,7 @@ fn account(info: &xc_domaininfo_t) -> Account {
         memory_kib: info.tot_pages * PAGE_KIB,
         // A domain without any vCPU yet says u32::MAX.
         vcpus: info.max_vcpu_id.wrapping_add(1),
+        vcpus_online: info.nr_online_vcpus,
     }
 }
 

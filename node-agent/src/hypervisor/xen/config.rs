@@ -3,7 +3,7 @@
 //! Names and values are those of `libxl_domain_config` in `libxl_types.idl`; what is left out takes libxl's default.
 //! Pure, so that everything that libxl will be asked for can be read in tests.
 
-use super::super::{BootType, DiskConfig, DomainConfig, InterfaceConfig};
+use super::super::{BootType, DiskConfig, DomainConfig, InterfaceConfig, RATE_UNIT, Scheduling};
 use kubexen_crds::{FeatureSet, cpu::Leaf};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -49,9 +49,18 @@ fn type_name(boot: BootType) -> &'static str {
 
 fn build_info(config: &DomainConfig, hidden: &FeatureSet, device_model: Option<&Path>) -> Value {
     let mut info = Map::new();
-    info.insert("max_vcpus".into(), config.vcpus.into());
-    info.insert("avail_vcpus".into(), (0..config.vcpus).collect::<Vec<_>>().into());
-    info.insert("max_memkb".into(), config.memory_kib.into());
+    // A PVH guest finds all of them in its firmware's tables, and in xenstore which of them it is to use.
+    let available = match config.boot {
+        BootType::Pvh => config.max_vcpus,
+        BootType::Hvm | BootType::Pv => config.vcpus,
+    };
+    info.insert("max_vcpus".into(), config.max_vcpus.into());
+    info.insert("avail_vcpus".into(), (0..available).collect::<Vec<_>>().into());
+    if config.scheduling != Scheduling::default() {
+        let Scheduling { weight, cap_percent } = config.scheduling;
+        info.insert("sched_params".into(), json!({"weight": weight, "cap": cap_percent}));
+    }
+    info.insert("max_memkb".into(), config.max_memory_kib.into());
     info.insert("target_memkb".into(), config.memory_kib.into());
     if !hidden.is_empty() {
         info.insert("cpuid".into(), cpuid(hidden, config.boot));
@@ -134,7 +143,8 @@ fn emulated() -> Value {
     })
 }
 
-fn disk(disk: &DiskConfig) -> Value {
+/// A `libxl_device_disk`.
+pub(super) fn disk(disk: &DiskConfig) -> Value {
     json!({
         "pdev_path": path(&disk.device),
         "vdev": disk.target,
@@ -150,8 +160,23 @@ fn interfaces(config: &DomainConfig) -> Vec<Value> {
         BootType::Pvh | BootType::Pv => "vif",
         BootType::Hvm => "vif_ioemu",
     };
-    let interface = |(index, InterfaceConfig { bridge, mac }): (usize, &InterfaceConfig)| json!({"devid": index, "mac": mac, "bridge": bridge, "nictype": kind});
-    config.interfaces.iter().enumerate().map(interface).collect()
+    let of_kind = |config| {
+        let mut nic = interface(config);
+        nic["nictype"] = kind.into();
+        nic
+    };
+    config.interfaces.iter().map(of_kind).collect()
+}
+
+/// A `libxl_device_nic` without an emulated card, which no guest gets that runs already.
+pub(super) fn interface(interface: &InterfaceConfig) -> Value {
+    let InterfaceConfig { bridge, mac, index, rate_limit } = interface;
+    let mut nic = json!({"devid": index, "mac": mac, "bridge": bridge, "nictype": "vif"});
+    if let Some(rate) = rate_limit {
+        nic["rate_bytes_per_interval"] = (rate / RATE_UNIT).into();
+        nic["rate_interval_usecs"] = (1_000_000 / RATE_UNIT).into();
+    }
+    nic
 }
 
 fn path(path: &Path) -> Value {
@@ -175,12 +200,20 @@ mod tests {
                 command_line: "console=hvc0 quiet".into(),
             }),
             vcpus: 2,
+            max_vcpus: 2,
+            scheduling: Scheduling::default(),
             memory_kib: 98304,
+            max_memory_kib: 98304,
             disks: vec![
                 DiskConfig { device: "/dev/loop0".into(), target: "xvda".into(), read_only: false },
                 DiskConfig { device: "/dev/loop1".into(), target: "xvdb".into(), read_only: true },
             ],
-            interfaces: vec![InterfaceConfig { bridge: "xenbr0".into(), mac: "00:16:3e:00:00:05".into() }],
+            interfaces: vec![InterfaceConfig {
+                bridge: "xenbr0".into(),
+                mac: "00:16:3e:00:00:05".into(),
+                index: 0,
+                rate_limit: None,
+            }],
         }
     }
 
@@ -264,6 +297,32 @@ mod tests {
             assert_eq!(text["b_info"]["type.hvm"][screen]["enable"], "False");
         }
         assert_eq!(text["nics"][0]["nictype"], "vif_ioemu");
+    }
+
+    #[test]
+    fn a_guest_that_can_grow_is_built_for_what_it_may_become() {
+        let config = DomainConfig {
+            max_vcpus: 4,
+            max_memory_kib: 196_608,
+            scheduling: Scheduling { weight: 512, cap_percent: 150 },
+            ..config(BootType::Pvh)
+        };
+        let text = libxl_config(&config, &nothing(), None);
+        let info = &text["b_info"];
+        assert_eq!((&info["max_vcpus"], &info["avail_vcpus"]), (&json!(4), &json!([0, 1, 2, 3])));
+        assert_eq!((&info["max_memkb"], &info["target_memkb"]), (&json!(196_608), &json!(98304)));
+        assert_eq!(info["sched_params"], json!({"weight": 512, "cap": 150}));
+        let hvm = libxl_config(&DomainConfig { boot: BootType::Hvm, ..config }, &nothing(), None);
+        assert_eq!(hvm["b_info"]["avail_vcpus"], json!([0, 1]));
+    }
+
+    #[test]
+    fn a_limited_interface_has_its_share_of_each_interval() {
+        let mut config = config(BootType::Pvh);
+        config.interfaces[0].rate_limit = Some(10 << 20);
+        let nic = &libxl_config(&config, &nothing(), None)["nics"][0];
+        assert_eq!(nic["rate_bytes_per_interval"], (10 << 20) / 20);
+        assert_eq!(nic["rate_interval_usecs"], 50_000);
     }
 
     #[test]

@@ -5,13 +5,17 @@
 //! structure is known here, and one binary serves several Xen releases. A structure is a zeroed buffer many times
 //! larger than any release's. Prototypes are those of `libxl.h` and `xentoollog.h` of Xen 4.17; an asynchronous
 //! operation is made synchronous by a null `ao_how`.
-#![allow(unsafe_code)] // A C library can be called in no other way. This file is the whole of it.
+#![allow(unsafe_code)] // A C library can be called in no other way. This module is the whole of it.
+
+mod changes;
 
 mod features;
 
+use super::rounds::progress_line;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::{
-    ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
+    ffi::{CStr, CString, c_char, c_int, c_uint, c_ulong, c_void},
+    io::Write,
     os::fd::{AsRawFd, BorrowedFd},
     ptr,
 };
@@ -30,8 +34,6 @@ const LOG_LIBRARY: &str = "libxentoollog.so.1";
 
 /// `XTL_INFO`: what a person who looks for a cause wants, without libxl's tracing.
 const LOG_LEVEL: c_int = 5;
-/// `XTL_STDIOSTREAM_HIDE_PROGRESS`.
-const HIDE_PROGRESS: c_uint = 4;
 /// `LIBXL_TRIGGER_POWER`.
 const TRIGGER_POWER: c_int = 1;
 /// `ERROR_NONSPECIFIC`, for what libxl reports without a number.
@@ -122,12 +124,64 @@ functions! {
     libxl_domain_restore_params_from_json: fn(Context, Object, *const c_char) -> c_int;
     libxl_domain_restore_params_dispose: fn(Object);
     libxl_domain_create_restore: fn(Context, Object, *mut u32, c_int, c_int, Object, Asynchronous, *const c_void) -> c_int;
+    libxl_bitmap_init: fn(Object);
+    libxl_bitmap_alloc: fn(Context, Object, c_int) -> c_int;
+    libxl_bitmap_set: fn(Object, c_int);
+    libxl_bitmap_dispose: fn(Object);
+    libxl_set_vcpuonline: fn(Context, u32, Object, Asynchronous) -> c_int;
+    libxl_set_memory_target: fn(Context, u32, i64, c_int, c_int) -> c_int;
+    libxl_domain_sched_params_init: fn(Object);
+    libxl_domain_sched_params_from_json: fn(Context, Object, *const c_char) -> c_int;
+    libxl_domain_sched_params_to_json: fn(Context, Object) -> *mut c_char;
+    libxl_domain_sched_params_dispose: fn(Object);
+    libxl_domain_sched_params_get: fn(Context, u32, Object) -> c_int;
+    libxl_domain_sched_params_set: fn(Context, u32, Object) -> c_int;
+    libxl_device_disk_init: fn(Object);
+    libxl_device_disk_from_json: fn(Context, Object, *const c_char) -> c_int;
+    libxl_device_disk_dispose: fn(Object);
+    libxl_device_disk_add: fn(Context, u32, Object, Asynchronous) -> c_int;
+    libxl_device_disk_safe_remove: fn(Context, u32, Object, Asynchronous) -> c_int;
+    libxl_device_nic_init: fn(Object);
+    libxl_device_nic_from_json: fn(Context, Object, *const c_char) -> c_int;
+    libxl_device_nic_dispose: fn(Object);
+    libxl_device_nic_add: fn(Context, u32, Object, Asynchronous) -> c_int;
+    libxl_device_nic_remove: fn(Context, u32, Object, Asynchronous) -> c_int;
 }
 
 unsafe extern "C" {
     /// The C library's standard error stream: libxl's logger writes to a `FILE *`.
     static stderr: *mut c_void;
     fn free(pointer: *mut c_void);
+}
+
+/// The beginning of every `struct xentoollog_logger`, which `xentoollog.h` declares; a logger's own data follow it.
+#[repr(C)]
+struct Logger {
+    vmessage: *const c_void,
+    progress: Progress,
+    destroy: *const c_void,
+}
+
+type Progress = unsafe extern "C" fn(*mut Logger, *const c_char, *const c_char, c_int, c_ulong, c_ulong);
+
+/// Writes what libxl tells of its progress to standard error, as far as somebody there wants to know it.
+unsafe extern "C" fn tell_progress(
+    _: *mut Logger,
+    _context: *const c_char,
+    doing: *const c_char,
+    _percent: c_int,
+    done: c_ulong,
+    total: c_ulong,
+) {
+    if doing.is_null() {
+        return;
+    }
+    // SAFETY: libxl passes a string that ends with a zero and that lives as long as the call.
+    let doing = unsafe { CStr::from_ptr(doing) };
+    if let Some(line) = progress_line(&doing.to_string_lossy(), done, total) {
+        // Whoever reads it may be gone.
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
 }
 
 /// A libxl context. It belongs to the thread that made it.
@@ -165,17 +219,20 @@ impl Libxl {
         // SAFETY: these are libxl and its log library, whose functions have the types that their headers declare;
         // both are kept in the result for as long as the addresses are.
         let (functions, create_logger) = unsafe {
-            let create_logger: unsafe extern "C" fn(*mut c_void, c_int, c_uint) -> *mut c_void =
+            let create_logger: unsafe extern "C" fn(*mut c_void, c_int, c_uint) -> *mut Logger =
                 *log_library.get(b"xtl_createlogger_stdiostream\0")?;
             (Functions::load(&library)?, create_logger)
         };
         let mut context = ptr::null_mut();
         // SAFETY: `stderr` is the C library's open stream. The logger is made for this context and is never freed,
-        // so it outlives it; a null logger is refused by libxl and shows as an error. `context` is a valid place
-        // for the result.
+        // so it outlives it; nobody else knows it while one of its functions is replaced by another of the same type;
+        // a null logger is refused by libxl and shows as an error. `context` is a valid place for the result.
         let code = unsafe {
-            let logger = create_logger(stderr, LOG_LEVEL, HIDE_PROGRESS);
-            (functions.libxl_ctx_alloc)(&raw mut context, 0, 0, logger)
+            let logger = create_logger(stderr, LOG_LEVEL, 0);
+            if let Some(logger) = logger.as_mut() {
+                logger.progress = tell_progress;
+            }
+            (functions.libxl_ctx_alloc)(&raw mut context, 0, 0, logger.cast())
         };
         if code != 0 || context.is_null() {
             return Err(LoadError::Context(code));

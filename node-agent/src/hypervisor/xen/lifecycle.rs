@@ -81,6 +81,7 @@ impl Inner {
             Outcome::Created(domid) => domid,
             other => return Err(unexpected(&other)),
         };
+        self.withhold_vcpus(domid, config.vcpus, config.max_vcpus).await?;
         self.store.write(&mode_path(domid), mode_name(config.boot).as_bytes()).await?;
         self.store.write(&token_path(domid), config.token.to_string().as_bytes()).await?;
         self.read_console(config.uuid).await?;
@@ -325,6 +326,7 @@ mod tests {
         cpu_time: Duration::from_secs(1),
         memory_kib: 98304,
         vcpus: 1,
+        vcpus_online: 1,
     };
     const PAUSED: Account = Account { paused: true, ..RUNNING };
     const FRESH: Account = Account { cpu_time: Duration::ZERO, ..PAUSED };

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | build, take apart, HVM's unpause and power button | libxl, in [worker processes](worker) kept by a [`supervisor`] |
 //! | CPU features of guests | libxenguest, in a worker too |
+//! | vCPUs, weight and cap, memory, devices of a guest that runs | [libxl, xenstore, netlink](settings) |
 //! | suspend, restore, resume | libxl, a worker for each [stream](transfer) |
 //! | list, pause, unpause, memory, CPUs | the crate `xenctrl`, on [a thread of its own](accounting) |
 //! | ownership token, shutdown request, events, what guests say | [`xenstore`] |
@@ -30,14 +31,16 @@ mod guest;
 mod host;
 mod lifecycle;
 pub mod protocol;
+mod rounds;
+mod settings;
 pub mod supervisor;
 mod transfer;
 pub mod worker;
 pub mod xenstore;
 
 use super::{
-    DomId, DomainConfig, DomainInfo, DomainUsage, GuestFacts, HostFacts, Hypervisor, HypervisorError,
-    Incoming, OnProgress, Outgoing, Sent, SuspendMode,
+    Change, DomId, DomainConfig, DomainInfo, DomainUsage, GuestFacts, HostFacts, Hypervisor, HypervisorError,
+    Incoming, OnProgress, Outgoing, Sent, Settings, SuspendMode,
 };
 use accounting::{Account, Accounting};
 use async_trait::async_trait;
@@ -311,6 +314,15 @@ impl Hypervisor for XenHypervisor {
 
     async fn request_shutdown(&self, uuid: Uuid) -> Result<(), HypervisorError> {
         self.inner.request_shutdown(uuid).await
+    }
+
+    async fn settings(&self, uuid: Uuid) -> Result<Settings, HypervisorError> {
+        self.inner.settings(uuid).await
+    }
+
+    async fn change(&self, uuid: Uuid, change: &Change) -> Result<(), HypervisorError> {
+        let change = change.clone();
+        self.exclusively(uuid, move |inner| async move { inner.change(uuid, &change).await }).await
     }
 
     async fn suspend(

@@ -4,6 +4,7 @@
 //! log goes to standard error, ended for each call by [`end_of_log`], so that the lines of one call can be told from the
 //! next one's. Standard output is the stream of a guest, a socket too, for a worker that suspends or restores one.
 
+use crate::hypervisor::Scheduling;
 use kubexen_crds::FeatureSets;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -58,6 +59,57 @@ pub enum Request {
     Restore(serde_json::Value),
     /// Lets a suspended guest run on.
     Resume(Target),
+    /// How a domain is scheduled.
+    Scheduling(Target),
+    /// Schedules a domain otherwise.
+    SetScheduling {
+        /// The domain.
+        target: Target,
+        /// How.
+        scheduling: Scheduling,
+    },
+    /// Lets a guest run on its first so many virtual CPUs.
+    SetVcpus {
+        /// The guest.
+        target: Target,
+        /// How many.
+        vcpus: u32,
+    },
+    /// Asks a guest to hold so much memory, and no more.
+    SetMemory {
+        /// The guest.
+        target: Target,
+        /// How much, in KiB.
+        kib: u64,
+    },
+    /// Adds a disk from a `libxl_device_disk`.
+    AttachDisk {
+        /// The domain.
+        target: Target,
+        /// The disk in libxl's own JSON.
+        disk: serde_json::Value,
+    },
+    /// Asks a guest to let go of a disk, and removes the disk when the guest has.
+    DetachDisk {
+        /// The guest.
+        target: Target,
+        /// The disk in libxl's own JSON.
+        disk: serde_json::Value,
+    },
+    /// Adds an interface from a `libxl_device_nic`.
+    AttachInterface {
+        /// The domain.
+        target: Target,
+        /// The interface in libxl's own JSON.
+        interface: serde_json::Value,
+    },
+    /// Removes an interface, by force if the guest does not let go.
+    DetachInterface {
+        /// The domain.
+        target: Target,
+        /// Its number.
+        index: u32,
+    },
 }
 
 impl Request {
@@ -69,7 +121,15 @@ impl Request {
             | Self::Unpause(target)
             | Self::PowerButton(target)
             | Self::Suspend { target, .. }
-            | Self::Resume(target) => Some(*target),
+            | Self::Resume(target)
+            | Self::Scheduling(target)
+            | Self::SetScheduling { target, .. }
+            | Self::SetVcpus { target, .. }
+            | Self::SetMemory { target, .. }
+            | Self::AttachDisk { target, .. }
+            | Self::DetachDisk { target, .. }
+            | Self::AttachInterface { target, .. }
+            | Self::DetachInterface { target, .. } => Some(*target),
             Self::Version | Self::FeatureSets | Self::Create(_) | Self::Restore(_) => None,
         }
     }
@@ -87,6 +147,14 @@ impl Request {
             Self::Suspend { .. } => "libxl_domain_suspend",
             Self::Restore(_) => "libxl_domain_create_restore",
             Self::Resume(_) => "libxl_domain_resume",
+            Self::Scheduling(_) => "libxl_domain_sched_params_get",
+            Self::SetScheduling { .. } => "libxl_domain_sched_params_set",
+            Self::SetVcpus { .. } => "libxl_set_vcpuonline",
+            Self::SetMemory { .. } => "libxl_set_memory_target",
+            Self::AttachDisk { .. } => "libxl_device_disk_add",
+            Self::DetachDisk { .. } => "libxl_device_disk_safe_remove",
+            Self::AttachInterface { .. } => "libxl_device_nic_add",
+            Self::DetachInterface { .. } => "libxl_device_nic_remove",
         }
     }
 }
@@ -112,6 +180,8 @@ pub enum Outcome {
     },
     /// Answer to [`Request::FeatureSets`].
     FeatureSets(FeatureSets),
+    /// Answer to [`Request::Scheduling`]: none under a scheduler that knows no weights.
+    Scheduling(Option<Scheduling>),
     /// The domain was built or restored and has this number.
     Created(u16),
     /// Done.

@@ -6,6 +6,7 @@
 
 use super::{
     protocol::{LINE_LIMIT, Message, Outcome, Reply, Request, end_of_log},
+    rounds::Rounds,
     xenstore::sanitize,
 };
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -70,6 +71,8 @@ pub struct Answer {
     pub outcome: Outcome,
     /// libxl's errors during the call, or its last lines if it wrote none; bounded and free of control characters.
     pub log: String,
+    /// How often a suspend went through the guest's memory.
+    pub rounds: Rounds,
 }
 
 /// The pool.
@@ -210,11 +213,11 @@ impl Worker {
         self.next_id += 1;
         let mut log = Log::default();
         let outcome = self.exchange(Message { id, request }, &mut log).await;
-        for line in &log.0 {
+        for line in &log.lines {
             tracing::debug!(call = name, "{line}");
         }
         match outcome {
-            Ok(outcome) => Ok(Answer { outcome, log: log.detail() }),
+            Ok(outcome) => Ok(Answer { outcome, log: log.detail(), rounds: log.rounds }),
             Err(reason) => Err(CallError::Broken(format!("{reason}; {}", log.detail()))),
         }
     }
@@ -294,25 +297,32 @@ impl Drop for Worker {
     }
 }
 
-/// The end of the log of one call.
+/// The log of one call.
 #[derive(Debug, Default)]
-struct Log(VecDeque<String>);
+struct Log {
+    /// Its last lines.
+    lines: VecDeque<String>,
+    rounds: Rounds,
+}
 
 impl Log {
     fn push(&mut self, line: &[u8]) {
-        if self.0.len() == LOG_LINES {
-            self.0.pop_front();
+        if self.rounds.take(line, Instant::now()) {
+            return;
         }
-        self.0.push_back(sanitize(line, LOG_LINE_BYTES));
+        if self.lines.len() == LOG_LINES {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(sanitize(line, LOG_LINE_BYTES));
     }
 
     /// The errors, or all lines if there are none, cut at the end: libxl tells the cause first, and then each layer
     /// above it says that it failed.
     fn detail(&self) -> String {
         let is_error = |line: &&String| line.contains("rror");
-        let mut lines: Vec<&str> = self.0.iter().filter(is_error).map(String::as_str).collect();
+        let mut lines: Vec<&str> = self.lines.iter().filter(is_error).map(String::as_str).collect();
         if lines.is_empty() {
-            lines = self.0.iter().map(String::as_str).collect();
+            lines = self.lines.iter().map(String::as_str).collect();
         }
         sanitize(lines.join("; ").as_bytes(), DETAIL_BYTES)
     }

@@ -24,6 +24,7 @@ use super::{
     mode_path,
     protocol::{Outcome, Request, Target},
     restored_path,
+    rounds::Rounds,
     supervisor::CallError,
     token_path,
 };
@@ -76,11 +77,16 @@ impl Inner {
         }
         let copy = |libxl, _| copy_out(libxl, stream, progress);
         let sent = match self.transfer(request, copy, stop).await {
-            (Ok(Outcome::Done), Ok(copied)) => finish(copied).await.map_err(|error| broken(call, &error)),
-            (Ok(Outcome::Done) | Err(HypervisorError::Refused { .. }), Err(error)) => {
-                Err(broken(call, &error))
+            (Ok((Outcome::Done, rounds)), Ok(copied)) => {
+                finish(copied, rounds).await.map_err(|error| broken(call, &error))
             }
-            (Ok(other), _) => Err(unexpected(&other)),
+            // A worker may die of a broken stream too, and then nothing was done but what is undone below.
+            (
+                Ok((Outcome::Done, _))
+                | Err(HypervisorError::Refused { .. } | HypervisorError::Unreachable(_)),
+                Err(error),
+            ) => Err(broken(call, &error)),
+            (Ok((other, _)), _) => Err(unexpected(&other)),
             (Err(error), _) => Err(error),
         };
         if let Err(failure) = &sent {
@@ -118,18 +124,19 @@ impl Inner {
         let call = request.call();
         let copy = |libxl, answered| copy_in(stream, libxl, answered);
         let restored = match self.transfer(request, copy, stop).await {
-            (Ok(Outcome::Created(domid)), Ok(())) => self.mark_restored(config, domid).await,
+            (Ok((Outcome::Created(domid), _)), Ok(())) => self.mark_restored(config, domid).await,
             // libxl takes an end between two records for that of the stream.
-            (Ok(Outcome::Created(_)) | Err(HypervisorError::Refused { .. }), Err(error)) => {
+            (Ok((Outcome::Created(_), _)) | Err(HypervisorError::Refused { .. }), Err(error)) => {
                 Err(broken(call, &error))
             }
-            (Ok(other), _) => Err(unexpected(&other)),
+            (Ok((other, _)), _) => Err(unexpected(&other)),
             (Err(error), _) => Err(error),
         };
         self.leave_nothing(config.uuid, restored).await
     }
 
     async fn mark_restored(&self, config: &DomainConfig, domid: u16) -> Result<DomId, HypervisorError> {
+        self.withhold_vcpus(domid, config.vcpus, config.max_vcpus).await?;
         self.store.write(&mode_path(domid), mode_name(config.boot).as_bytes()).await?;
         self.store.write(&restored_path(domid), b"1").await?;
         self.read_console(config.uuid).await?;
@@ -170,7 +177,7 @@ impl Inner {
         request: Request,
         copy: impl FnOnce(UnixStream, CancellationToken) -> F,
         stop: &CancellationToken,
-    ) -> (Result<Outcome, HypervisorError>, io::Result<T>) {
+    ) -> (Result<(Outcome, Rounds), HypervisorError>, io::Result<T>) {
         let (name, target) = (request.call(), request.target());
         let builds = matches!(request, Request::Restore(_));
         let broken_off = || Err(io::Error::other("it was broken off"));
@@ -180,7 +187,10 @@ impl Inner {
         }
         let (worker, libxl) = match self.supervisor.start_streaming() {
             Ok(started) => started,
-            Err(error) => return (outcome(name, target, SHORT, Err(error)), broken_off()),
+            Err(error) => {
+                let refused = outcome(name, target, SHORT, Err(error));
+                return (refused.map(|outcome| (outcome, Rounds::default())), broken_off());
+            }
         };
         let (copied, answered) = (CancellationToken::new(), CancellationToken::new());
         let call = async {
@@ -208,7 +218,10 @@ impl Inner {
             Err(error @ CallError::Broken(_)) if builds => {
                 Err(HypervisorError::Refused { call: name, detail: error.to_string() })
             }
-            answer => outcome(name, target, QUIET, answer),
+            answer => {
+                let rounds = answer.as_ref().map(|answer| answer.rounds).unwrap_or_default();
+                outcome(name, target, QUIET, answer).map(|outcome| (outcome, rounds))
+            }
         };
         (outcome, copied)
     }
@@ -237,13 +250,13 @@ async fn copy_out(mut libxl: UnixStream, mut stream: Outgoing, progress: OnProgr
 }
 
 /// Ends a stream whose last bytes were written.
-async fn finish(Copied { mut stream, bytes }: Copied) -> io::Result<Sent> {
+async fn finish(Copied { mut stream, bytes }: Copied, rounds: Rounds) -> io::Result<Sent> {
     within(STALL, "the stream did not end", async {
         stream.flush().await?;
         stream.shutdown().await
     })
     .await?;
-    Ok(Sent { bytes })
+    Ok(Sent { bytes, rounds: rounds.count(), dirty_pages_per_second: rounds.dirty_pages_per_second() })
 }
 
 /// Copies to libxl until the stream ends or libxl has answered or wants no more; why it does not, it says itself.

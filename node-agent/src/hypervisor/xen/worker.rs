@@ -15,6 +15,7 @@
 use super::{
     ffi::{CallError, INVALID, Libxl},
     protocol::{LINE_LIMIT, Message, Outcome, Reply, Request, SUBCOMMAND, Target, end_of_log},
+    settings,
 };
 use rustix::{
     fs::{FileType, Mode, OFlags, fstat},
@@ -22,6 +23,7 @@ use rustix::{
     process::{Signal, getpgrp, getpid, kill_process_group},
     stdio,
 };
+use serde_json::json;
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read, Write},
@@ -149,6 +151,28 @@ fn perform(libxl: &Libxl, request: &Request, stream: &mut Option<OwnedFd>) -> Ou
             with_stream(stream.take(), |stream| libxl.restore(config, stream.as_fd()).map(Outcome::Created))
         }
         Request::Resume(target) => on(libxl, target, Libxl::resume),
+        Request::Scheduling(target) => told(libxl, target, Libxl::scheduling)
+            .map(|parameters| Outcome::Scheduling(settings::scheduling(&parameters))),
+        Request::SetScheduling { target, scheduling } => on(libxl, target, |libxl, domid| {
+            let parameters = json!({"weight": scheduling.weight, "cap": scheduling.cap_percent});
+            libxl.set_scheduling(domid, &parameters)
+        }),
+        Request::SetVcpus { target, vcpus } => {
+            on(libxl, target, |libxl, domid| libxl.set_vcpus(domid, *vcpus))
+        }
+        Request::SetMemory { target, kib } => on(libxl, target, |libxl, domid| libxl.set_memory(domid, *kib)),
+        Request::AttachDisk { target, disk } => {
+            on(libxl, target, |libxl, domid| libxl.attach_disk(domid, disk))
+        }
+        Request::DetachDisk { target, disk } => {
+            on(libxl, target, |libxl, domid| libxl.detach_disk(domid, disk))
+        }
+        Request::AttachInterface { target, interface } => {
+            on(libxl, target, |libxl, domid| libxl.attach_interface(domid, interface))
+        }
+        Request::DetachInterface { target, index } => {
+            on(libxl, target, |libxl, domid| libxl.detach_interface(domid, &json!({"devid": index})))
+        }
     };
     result.unwrap_or_else(|error| match error {
         CallError::NoSuchDomain => Outcome::NoSuchDomain,
@@ -171,8 +195,17 @@ fn on(
     target: &Target,
     call: impl FnOnce(&Libxl, u16) -> Result<(), CallError>,
 ) -> Result<Outcome, CallError> {
+    told(libxl, target, call).map(|()| Outcome::Done)
+}
+
+/// As [`on`], for a function that tells something.
+fn told<T>(
+    libxl: &Libxl,
+    target: &Target,
+    call: impl FnOnce(&Libxl, u16) -> Result<T, CallError>,
+) -> Result<T, CallError> {
     if libxl.uuid(target.domid)? != target.uuid {
         return Err(CallError::NoSuchDomain);
     }
-    call(libxl, target.domid).map(|()| Outcome::Done)
+    call(libxl, target.domid)
 }

@@ -173,3 +173,31 @@ fn the_temporary_name_of_a_bridge_is_its_own() {
     assert_eq!(temporary_name("kxbr-lan").len(), 13);
     assert_ne!(temporary_name("kxbr-lan"), temporary_name("kxbr-wan"));
 }
+
+#[tokio::test]
+async fn a_switch_learns_at_once_where_a_guest_is() {
+    if !in_own_network("a_switch_learns_at_once_where_a_guest_is") {
+        return;
+    }
+    ip("link add eth1 type veth peer name wire");
+    ip("link add switch type bridge");
+    ip("link set wire master switch up");
+    ip("link set switch up");
+    let network = network([("lan", uplink("kxbr-lan", Some(Some("eth1"))))]).unwrap();
+    network.prepare().await.unwrap();
+    network.announce("kxbr-lan", "00:16:3e:12:34:56").await.unwrap();
+    let learnt = || {
+        let output = Command::new("bridge").args(["fdb", "show", "br", "switch"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().contains("00:16:3e:12:34:56 dev wire")
+    };
+    // The bridges' ports carry frames as soon as the kernel has seen both ends of the wire up.
+    timeout(CALL_LIMIT, async {
+        while !learnt() {
+            network.announce("kxbr-lan", "00:16:3e:12:34:56").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert!(network.announce("nowhere", "00:16:3e:12:34:56").await.is_err());
+}

@@ -7,6 +7,8 @@
 #   kubexen.log                             write each tick to a sector of its own on the first disk
 # Each writable disk carries a count of the starts that saw it in its second sector: "DISK xvda boots=3 log=40", with the
 # number of ticks that earlier starts have logged on it without a gap.
+# What it has is told again whenever it changes: "HAS cpus=2 memory=118 xvda=32768 eth0", CPUs that run, memory in MiB, disks
+# with their sectors, interfaces.
 export PATH=/bin:/sbin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -53,6 +55,26 @@ count_boots() {
     else
         echo "DISK $1 failed"
     fi
+}
+
+# A CPU that was plugged in is there, and does nothing until somebody says so.
+start_cpus() {
+    for online in /sys/devices/system/cpu/cpu*/online; do
+        [ -e "$online" ] && [ "$(cat "$online")" = 0 ] && echo 1 >"$online"
+    done
+}
+
+holdings() {
+    cpus=$(grep -c '^processor' /proc/cpuinfo)
+    memory=$(sed -n 's/^MemTotal: *\([0-9]*\) kB$/\1/p' /proc/meminfo)
+    text="cpus=$cpus memory=$((memory / 1024))"
+    for path in /sys/block/xvd*; do
+        [ -e "$path/size" ] && text="$text ${path##*/}=$(cat "$path/size")"
+    done
+    for path in /sys/class/net/eth*; do
+        [ -e "$path" ] && text="$text ${path##*/}"
+    done
+    echo "$text"
 }
 
 # The log begins at sector 1000, with one tick in each.
@@ -109,8 +131,16 @@ babble() {
 echo "FLAGS $(sed -n '/^flags/{s/^[^:]*: //p;q}' /proc/cpuinfo) ."
 echo "GUEST up kernel=$(uname -r) type=$(cat /sys/hypervisor/guest_type) address=${address:-none}"
 seen=" "
+held=
 tick=0
 while :; do
+    start_cpus
+    now=$(holdings)
+    [ "$now" = "$held" ] || echo "HAS $now"
+    held=$now
+    for disk in $seen; do
+        [ -e "/sys/block/$disk" ] || seen=" $(echo "$seen" | tr ' ' '\n' | sed "/^$disk$/d" | tr '\n' ' ') "
+    done
     for path in /sys/block/xvd*; do
         disk=${path##*/}
         [ -e "/dev/$disk" ] || continue

@@ -187,6 +187,12 @@ pub fn bad_on_create() -> Vec<Row> {
         ),
         row(
             machine,
+            [("/spec/lifecycle", json!({"onMaintenance": "Migrate"}))],
+            "spec.lifecycle.onMaintenance",
+            "supported values: \"Wait\", \"Restart\", \"Leave\"",
+        ),
+        row(
+            machine,
             [("/spec/lifecycle", json!({"onCrash": "Ignore"}))],
             "spec.lifecycle.onCrash",
             "supported values: \"Restart\", \"Halt\", \"Preserve\"",
@@ -253,6 +259,12 @@ pub fn bad_on_create() -> Vec<Row> {
             "`metadata.name` must be a host name without dots",
         ),
         row(host, [("/metadata/name", text(51))], "", "at most 50 characters long"),
+        row(
+            host,
+            [("/spec/maintenance", json!({"enabled": "yes"}))],
+            "spec.maintenance.enabled",
+            "must be of type boolean",
+        ),
         row(pool, [("/metadata/name", json!("second"))], "", "`metadata.name` must be \"default\""),
         row(
             pool,
@@ -275,10 +287,15 @@ pub fn bad_on_create() -> Vec<Row> {
         row(domain, [("/spec/virtualMachine/uid", text(36))], "spec.virtualMachine.uid", MATCH),
         row(
             domain,
-            [("/spec/machine/disks/1", json!({"name": "data", "volume": "shop.web-1-root"}))],
+            [(
+                "/spec/machine/disks/1",
+                json!({"name": "data", "volume": "shop.web-1-root", "target": "xvdb"}),
+            )],
             "spec.machine.disks",
             "`disks` must not name one Volume twice",
         ),
+        row(domain, [("/spec/machine/disks/0/target", json!("hda1"))], "spec.machine.disks[0].target", MATCH),
+        row(domain, [("/spec/machine/cpus", json!(5))], "spec.machine", "`cpus` must not exceed `maxCpus`"),
         row(migration, [("/spec/virtualMachine", Value::Null)], "spec.virtualMachine", "Required value"),
         row(migration, [("/spec/host", json!("a.b"))], "spec.host", MATCH),
         row(migration, [("/spec/reason", text(257))], "spec.reason", "may not be more than 256"),
@@ -304,13 +321,24 @@ pub fn bad_on_update() -> Vec<Row> {
     let machine_token =
         "`status.ownerToken` must not go back: a later owner of this machine is known already";
     let domain_token = "`status.ownerToken` must not go back: a later owner of this domain is known already";
-    let domain_machine = "`machine` must not change: delete this Domain and make another";
     vec![
         row(
             machine,
             [("/spec/memory/size", json!("1Mi"))],
             "spec.memory.size",
             "`size` must be a quantity between",
+        ),
+        row(
+            machine,
+            [("/spec/memory/min", json!("2Gi"))],
+            "spec.memory.size",
+            "`size` must not be below `min`",
+        ),
+        row(
+            machine,
+            [("/spec/cpu", json!({"count": 3, "max": 2}))],
+            "spec.cpu.count",
+            "`count` must not exceed `max`",
         ),
         row(machine, [("/spec/boot/kernel", Value::Null)], "spec.boot.kernel", "`kernel` must be set"),
         row(
@@ -355,7 +383,24 @@ pub fn bad_on_update() -> Vec<Row> {
             "spec.directory.location",
             "`location` must not change",
         ),
-        row(domain, [("/spec/machine/cpus", json!(3))], "spec.machine", domain_machine),
+        row(
+            domain,
+            [("/spec/machine/maxCpus", json!(3))],
+            "spec.machine",
+            "`maxCpus` must not change: delete this Domain and make another",
+        ),
+        row(
+            domain,
+            [("/spec/machine/maxMemory", json!("3Gi"))],
+            "spec.machine",
+            "`maxMemory` must not change: delete this Domain and make another",
+        ),
+        row(
+            domain,
+            [("/spec/machine/boot/type", json!("PV"))],
+            "spec.machine",
+            "`boot` must not change: delete this Domain and make another",
+        ),
         row(
             domain,
             [("/spec/virtualMachine/uid", json!(OTHER_UID))],
@@ -404,7 +449,12 @@ pub fn good_on_update() -> Vec<(fn() -> Sample, Change)> {
         (machine, vec![("/status/ownerToken", json!(8))]),
         (disk, vec![("/spec/size", json!("21Gi"))]),
         (disk, vec![("/spec/reclaim", json!("Retain"))]),
+        (machine, vec![("/spec/memory", json!({"size": "1Gi", "min": "512Mi", "max": "2Gi"}))]),
+        (machine, vec![("/spec/cpu", json!({"count": 2, "max": 4, "weight": 512, "capPercent": 150}))]),
+        (machine, vec![("/spec/interfaces/0/rateLimit", json!("100Mi"))]),
         (domain, vec![("/spec/powerState", json!("Paused"))]),
+        (domain, vec![("/spec/machine/cpus", json!(4)), ("/spec/machine/memory", json!("2Gi"))]),
+        (domain, vec![("/spec/machine/disks/0/detach", json!(true))]),
         (volume, vec![("/spec/size", json!("30Gi"))]),
     ]
 }

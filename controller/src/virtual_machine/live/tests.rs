@@ -1,0 +1,283 @@
+use super::*;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kubexen_crds::{DomainStatus, VirtualDisk, quantity::HostSelector};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+const GIB: u64 = 1 << 30;
+
+fn spec(more: &Value) -> VirtualMachineSpec {
+    let mut spec = json!({
+        "cpu": {"count": 2, "max": 4},
+        "memory": {"size": "2Gi", "min": "1Gi", "max": "4Gi"},
+        "boot": {"type": "PVH", "kernel": {"name": "linux"}},
+    });
+    for (name, value) in more.as_object().unwrap() {
+        spec[name] = value.clone();
+    }
+    serde_json::from_value(spec).unwrap()
+}
+
+fn disk(name: &str, target: &str) -> DomainDisk {
+    DomainDisk {
+        name: name.to_owned(),
+        volume: format!("shop.{name}"),
+        shared: None,
+        read_only: false,
+        target: target.to_owned(),
+        detach: false,
+    }
+}
+
+fn interface(name: &str, index: i32) -> DomainInterface {
+    DomainInterface {
+        name: name.to_owned(),
+        uplink: "lan".to_owned(),
+        mac: format!("00:16:3e:00:00:0{index}"),
+        index,
+        rate_limit: None,
+    }
+}
+
+fn machine() -> Machine {
+    Machine {
+        cpus: 2,
+        max_cpus: 4,
+        cpu_weight: 256,
+        cpu_cap_percent: 0,
+        memory: ByteQuantity("2Gi".to_owned()),
+        max_memory: ByteQuantity("4Gi".to_owned()),
+        boot: spec(&json!({})).boot,
+        cpu_level: None,
+        disks: vec![disk("root", "xvda"), disk("data", "xvdb")],
+        interfaces: vec![interface("eth0", 0), interface("eth1", 1)],
+    }
+}
+
+fn resolved(machine: Machine) -> Resolved {
+    Resolved { machine, disks: Vec::new(), networks: Vec::new() }
+}
+
+fn domain() -> Domain {
+    let mut domain = Domain::new(
+        "shop.web",
+        serde_json::from_value(json!({
+            "virtualMachine": {"namespace": "shop", "name": "web", "uid": "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"},
+            "machine": machine(),
+        }))
+        .unwrap(),
+    );
+    domain.metadata.generation = Some(3);
+    domain.status = Some(DomainStatus { observed_generation: Some(3), ..DomainStatus::default() });
+    domain
+}
+
+/// A host with 8 CPUs and 1 GiB left.
+fn room() -> HostRoom {
+    HostRoom {
+        host: crate::placement::HostView {
+            name: "a".to_owned(),
+            memory_allocatable: 8 * GIB,
+            memory_used: 7 * GIB,
+            cpus: 1,
+            vcpus_used: 3,
+            locations: [("local".to_owned(), Room { capacity: 10 * GIB, used: 9 * GIB, storage: None })]
+                .into(),
+            uplinks: ["lan".to_owned(), "dmz".to_owned()].into(),
+            ..Default::default()
+        },
+        overcommit: 4,
+    }
+}
+
+fn changed_with(spec: &VirtualMachineSpec, wanted: &Resolved, domain: &Domain) -> Change {
+    let room = room();
+    change(spec, wanted, domain, &Surroundings { host: "a", room: Some(&room) })
+}
+
+fn changed(spec: &VirtualMachineSpec, edit: impl FnOnce(&mut Machine)) -> Change {
+    let mut wanted = machine();
+    edit(&mut wanted);
+    changed_with(spec, &resolved(wanted), &domain())
+}
+
+fn quantity(text: &str) -> ByteQuantity {
+    ByteQuantity(text.to_owned())
+}
+
+/// Nothing waits, and the Domain is made so.
+fn applied(change: &Change, edit: impl FnOnce(&mut Machine)) {
+    let mut next = machine();
+    edit(&mut next);
+    assert_eq!(*change, Change { next, new_disks: Vec::new(), restart: Vec::new(), held: Vec::new() });
+}
+
+fn waits_for_restart(change: &Change, fields: &[&str]) {
+    assert_eq!(change.restart, fields);
+    assert_eq!(change.next, machine(), "it is not done yet");
+}
+
+#[test]
+fn a_machine_that_asks_for_what_it_has_changes_nothing() {
+    applied(&changed(&spec(&json!({})), |_| {}), |_| {});
+}
+
+#[test]
+fn processors_memory_weight_and_cap_change_within_what_the_domain_is_built_for() {
+    let ours = spec(&json!({}));
+    applied(&changed(&ours, |wanted| wanted.cpus = 3), |next| next.cpus = 3);
+    applied(&changed(&ours, |wanted| wanted.cpus = 1), |next| next.cpus = 1);
+    applied(&changed(&ours, |wanted| wanted.cpu_weight = 512), |next| next.cpu_weight = 512);
+    applied(&changed(&ours, |wanted| wanted.cpu_cap_percent = 400), |next| next.cpu_cap_percent = 400);
+    let memory = quantity("1Gi");
+    applied(&changed(&ours, |wanted| wanted.memory = memory.clone()), |next| next.memory = memory.clone());
+}
+
+#[test]
+fn what_the_domain_is_not_built_for_waits_for_a_restart_and_is_named() {
+    let ours = spec(&json!({}));
+    waits_for_restart(&changed(&ours, |wanted| wanted.cpus = 5), &["spec.cpu.count"]);
+    waits_for_restart(&changed(&ours, |wanted| wanted.cpu_cap_percent = 401), &["spec.cpu.capPercent"]);
+    waits_for_restart(&changed(&ours, |wanted| wanted.memory = quantity("5Gi")), &["spec.memory.size"]);
+    let larger = spec(&json!({"cpu": {"count": 2, "max": 8}, "memory": {"size": "2Gi", "max": "8Gi"}}));
+    waits_for_restart(&changed(&larger, |_| {}), &["spec.cpu.max", "spec.memory.max"]);
+    waits_for_restart(
+        &changed(&ours, |wanted| {
+            wanted.boot.kernel = None;
+            wanted.interfaces[1].mac = "00:16:3e:00:00:0f".to_owned();
+            wanted.disks[1].read_only = true;
+        }),
+        &["spec.boot.kernel", "spec.disks[data]", "spec.interfaces[eth1].mac"],
+    );
+}
+
+#[test]
+fn a_guest_without_a_range_keeps_its_memory_until_the_restart() {
+    let ours = spec(&json!({"memory": {"size": "1Gi"}}));
+    waits_for_restart(&changed(&ours, |wanted| wanted.memory = quantity("1Gi")), &["spec.memory.size"]);
+}
+
+#[test]
+fn a_maximum_that_is_not_given_asks_for_nothing() {
+    let ours = spec(&json!({"cpu": {"count": 2}, "memory": {"size": "2Gi", "min": "1Gi"}}));
+    applied(&changed(&ours, |wanted| (wanted.max_cpus, wanted.max_memory) = (2, quantity("2Gi"))), |_| {});
+}
+
+#[test]
+fn a_host_without_room_holds_one_growth_and_nothing_else() {
+    let ours = spec(&json!({}));
+    let both = changed(&ours, |wanted| {
+        wanted.memory = quantity("4Gi");
+        wanted.cpus = 3;
+        wanted.cpu_weight = 512;
+    });
+    assert_eq!((both.next.cpus, both.next.cpu_weight, &both.next.memory), (3, 512, &quantity("2Gi")));
+    let reasons: Vec<_> = both.held.iter().map(|held| held.reason).collect();
+    assert_eq!(reasons, ["NoRoom"]);
+    assert!(both.held[0].message.contains("host a has 1024 MiB left"), "{}", both.held[0].message);
+    let processors = changed(&ours, |wanted| wanted.cpus = 4);
+    assert_eq!((processors.next.cpus, processors.held[0].reason), (2, "NoRoom"));
+}
+
+#[test]
+fn memory_that_a_guest_has_not_given_back_counts_as_its_own() {
+    let mut held = domain();
+    held.spec.machine.memory = quantity("1Gi");
+    held.status.as_mut().unwrap().memory = Some(quantity("3Gi"));
+    let wanted = Machine { memory: quantity("3Gi"), ..machine() };
+    let change = changed_with(&spec(&json!({})), &resolved(wanted), &held);
+    assert_eq!((change.next.memory, change.held), (quantity("3Gi"), Vec::new()));
+}
+
+#[test]
+fn a_disk_gets_the_first_free_name_and_others_keep_theirs() {
+    let ours = spec(&json!({}));
+    let mut present = domain();
+    present.spec.machine.disks.remove(0);
+    let change = changed_with(&ours, &resolved(machine()), &present);
+    let targets: Vec<_> =
+        change.next.disks.iter().map(|disk| (disk.name.as_str(), disk.target.as_str())).collect();
+    assert_eq!(targets, [("data", "xvdb"), ("root", "xvda")]);
+    assert_eq!(change.restart, Vec::<String>::new());
+}
+
+#[test]
+fn a_disk_is_marked_and_stays_until_its_host_says_that_the_guest_let_go() {
+    let ours = spec(&json!({}));
+    let without = resolved(Machine { disks: vec![disk("root", "xvda")], ..machine() });
+    let marked = changed_with(&ours, &without, &domain()).next.disks;
+    assert_eq!(marked, [disk("root", "xvda"), DomainDisk { detach: true, ..disk("data", "xvdb") }]);
+    let mut present = domain();
+    present.spec.machine.disks.clone_from(&marked);
+    assert_eq!(changed_with(&ours, &without, &present).next.disks, marked);
+    present.status.as_mut().unwrap().detached = vec!["data".to_owned()];
+    present.metadata.generation = Some(4);
+    assert_eq!(changed_with(&ours, &without, &present).next.disks, marked, "said of an earlier spec");
+    present.metadata.generation = Some(3);
+    assert_eq!(changed_with(&ours, &without, &present).next.disks, [disk("root", "xvda")]);
+    let again = changed_with(&ours, &resolved(machine()), &present).next.disks;
+    assert_eq!(again, machine().disks, "it is wanted again");
+}
+
+#[test]
+fn the_order_of_the_list_matters_only_at_the_start() {
+    let ours = spec(&json!({}));
+    let reordered = changed(&ours, |wanted| wanted.disks.reverse());
+    waits_for_restart(&reordered, &["spec.disks"]);
+    let reordered = changed(&ours, |wanted| wanted.interfaces.reverse());
+    waits_for_restart(&reordered, &["spec.interfaces"]);
+}
+
+#[test]
+fn interfaces_come_go_move_and_are_limited() {
+    let ours = spec(&json!({}));
+    applied(&changed(&ours, |wanted| drop(wanted.interfaces.remove(0))), |next| {
+        next.interfaces.remove(0);
+    });
+    let edit = |machine: &mut Machine| {
+        machine.interfaces[0].uplink = "dmz".to_owned();
+        machine.interfaces[1].rate_limit = Some(quantity("10Mi"));
+        machine.interfaces.push(interface("eth2", 2));
+    };
+    applied(&changed(&ours, edit), edit);
+    let nowhere = changed(&ours, |wanted| wanted.interfaces[0].uplink = "wan".to_owned());
+    assert_eq!((nowhere.next, nowhere.held[0].reason), (machine(), "NetworkNotAttached"));
+}
+
+fn with_new_disk(site: Site, size: &str) -> Change {
+    let spec_of_disk = json!({"repository": "local", "size": size});
+    let new = VirtualDisk {
+        metadata: ObjectMeta {
+            name: Some("more".to_owned()),
+            namespace: Some("shop".to_owned()),
+            ..ObjectMeta::default()
+        },
+        spec: serde_json::from_value(spec_of_disk).unwrap(),
+        status: None,
+    };
+    let mut wanted = resolved(machine());
+    wanted.machine.disks.push(disk("more", "xvdc"));
+    wanted.disks.push(Disk { disk: Arc::new(new), site, shared: None });
+    changed_with(&spec(&json!({})), &wanted, &domain())
+}
+
+#[test]
+fn a_disk_that_is_not_made_yet_is_made_on_the_host_of_the_guest_if_it_has_room() {
+    let new = |location: &str| Site::New {
+        location: location.to_owned(),
+        shared: false,
+        selector: HostSelector::default(),
+    };
+    let made = with_new_disk(new("local"), "1Gi");
+    assert_eq!(made.new_disks, [Key::new("shop", "more")]);
+    assert_eq!(made.next.disks.last().unwrap().target, "xvdc");
+    for (site, size, reason) in [
+        (new("local"), "2Gi", "NoRoom"),
+        (new("fast"), "1Gi", "RepositoryNotAttached"),
+        (Site::On("b".to_owned()), "1Gi", "DiskElsewhere"),
+    ] {
+        let held = with_new_disk(site, size);
+        assert_eq!((held.held[0].reason, held.new_disks.len(), held.next), (reason, 0, machine()));
+    }
+    assert_eq!(with_new_disk(Site::On("a".to_owned()), "1Gi").next.disks.len(), 3);
+}
