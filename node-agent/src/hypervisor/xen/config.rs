@@ -4,7 +4,7 @@
 //! Pure, so that everything that libxl will be asked for can be read in tests.
 
 use super::super::{BootType, DiskConfig, DomainConfig, InterfaceConfig, RATE_UNIT, Scheduling};
-use kubexen_crds::FeatureSet;
+use kubexen_crds::{FeatureSet, cpu::Leaf};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use uuid::Uuid;
@@ -63,7 +63,7 @@ fn build_info(config: &DomainConfig, hidden: &FeatureSet, device_model: Option<&
     info.insert("max_memkb".into(), config.max_memory_kib.into());
     info.insert("target_memkb".into(), config.memory_kib.into());
     if !hidden.is_empty() {
-        info.insert("cpuid".into(), cpuid(hidden));
+        info.insert("cpuid".into(), cpuid(hidden, config.boot));
     }
     if let Some(image) = &config.kernel {
         info.insert("kernel".into(), path(&image.kernel));
@@ -88,12 +88,17 @@ fn build_info(config: &DomainConfig, hidden: &FeatureSet, device_model: Option<&
 }
 
 /// libxl's list of changes to what CPUID returns: one entry for each leaf, and in it for each register one character a
-/// bit, the highest first; `0` clears a bit and `x` leaves it as Xen would have it. Features that need a hidden one are
-/// hidden by Xen.
-fn cpuid(hidden: &FeatureSet) -> Value {
+/// bit, the highest first; `0` clears a bit, `1` sets it, `x` takes Xen's default for guests and `k` what the host has.
+/// Features that need a hidden one are hidden by Xen.
+fn cpuid(hidden: &FeatureSet, boot: BootType) -> Value {
     let mut leaves: Vec<Map<String, Value>> = Vec::new();
     for (place, word) in hidden.words().filter(|(_, word)| *word != 0) {
-        let bits: String = (0..32).rev().map(|bit| if word & (1 << bit) == 0 { 'x' } else { '0' }).collect();
+        let character = |bit: u32| match topology(place, bit, boot) {
+            _ if word & (1 << bit) != 0 => '0',
+            Some(character) => character,
+            None => 'x',
+        };
+        let bits: String = (0..32).rev().map(character).collect();
         let mut entry = Map::from_iter([("leaf".to_owned(), place.leaf.into())]);
         if let Some(subleaf) = place.subleaf {
             entry.insert("subleaf".to_owned(), subleaf.into());
@@ -110,6 +115,18 @@ fn cpuid(hidden: &FeatureSet) -> Value {
         }
     }
     json!(leaves)
+}
+
+/// What libxl gives a bit that tells of the CPU's topology, which is not Xen's default: naming the register undoes it.
+fn topology(place: Leaf, bit: u32, boot: BootType) -> Option<char> {
+    let threads_are_told = place.leaf == 1 && place.register == "edx" && bit == 28;
+    let cores_are_told = place.leaf == 0x8000_0001 && place.register == "ecx" && bit == 1;
+    match boot {
+        BootType::Pvh | BootType::Hvm if threads_are_told => Some('1'),
+        BootType::Pvh | BootType::Hvm if cores_are_told => Some('0'),
+        BootType::Pv if threads_are_told || cores_are_told => Some('k'),
+        BootType::Pvh | BootType::Hvm | BootType::Pv => None,
+    }
 }
 
 /// A PC without a screen: its console is the first serial port, which the device model offers as a pty.
@@ -243,7 +260,7 @@ mod tests {
         let expected = json!([
             {
                 "leaf": 1,
-                "edx": "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx0",
+                "edx": "xxx1xxxxxxxxxxxxxxxxxxxxxxxxxxx0",
                 "ecx": "0xxxxxxxxxx0xxxxxxxxxxxxxxxxxxxx",
             },
             {
@@ -254,6 +271,19 @@ mod tests {
             },
         ]);
         assert_eq!(text["b_info"]["cpuid"], expected);
+    }
+
+    #[test]
+    fn the_cpus_topology_stays_as_libxl_makes_it_when_a_feature_beside_it_is_hidden() {
+        let hidden = FeatureSet::from_names(["lahf_lm"]);
+        for (boot, bits) in [
+            (BootType::Pvh, "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx00"),
+            (BootType::Hvm, "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx00"),
+            (BootType::Pv, "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxk0"),
+        ] {
+            let text = libxl_config(&config(boot), &hidden, None);
+            assert_eq!(text["b_info"]["cpuid"], json!([{"leaf": 0x8000_0001_u32, "ecx": bits}]));
+        }
     }
 
     #[test]
