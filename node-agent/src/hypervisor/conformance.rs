@@ -19,6 +19,7 @@
 
 mod cases;
 mod changes;
+mod insights;
 mod streams;
 
 use super::{BootType, DiskConfig, DomainConfig, DomainInfo, Hypervisor, HypervisorError, InterfaceConfig};
@@ -124,7 +125,7 @@ pub fn cases() -> impl Iterator<Item = &'static Case> {
 
 /// The cases that suspend and restore no guest.
 pub fn cases_without_streams() -> impl Iterator<Item = &'static Case> {
-    cases::CASES.iter().chain(changes::CASES)
+    cases::CASES.iter().chain(changes::CASES).chain(insights::CASES)
 }
 
 impl Bench {
