@@ -17,8 +17,9 @@ use kubexen_crds::{
     virtual_machine::{Cpu, Lifecycle, Memory, Phase, Placement, PowerState},
 };
 use kubexen_runtime::Key;
-use proptest::prelude::*;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+mod properties;
 
 const UID: &str = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
 
@@ -461,118 +462,6 @@ fn a_plain_start_is_told_in_two_events() {
     assert_eq!(told, ["Synchronized"]);
 }
 
-/// Carries a plan out on a model of the cluster, where agents are quick and nothing fails.
-fn apply(mut observed: Observed, plan: Plan) -> Option<Observed> {
-    let mut machine = (*observed.machine).clone();
-    for action in plan.actions {
-        match action {
-            Action::AddFinalizer => machine.metadata.finalizers = Some(vec![CONTROLLER_FINALIZER.to_owned()]),
-            Action::ConfirmGone => assert!(observed.domains.is_empty()),
-            Action::RemoveFinalizer => return None,
-            Action::AskForHost => observed.answer = Some(Answer::Waiting),
-            Action::Start { host } => {
-                assert!(observed.domains.is_empty(), "never a second Domain");
-                let mut domain = domain_on(&host);
-                domain.spec.machine = observed.references.clone().expect("resolved").machine;
-                domain.spec.restart_requested = super::decide::restart_requested(&machine);
-                domain.spec.power_state = super::decide::domain_power_state(machine.spec.power_state);
-                domain.spec.lifecycle = machine.spec.lifecycle.clone();
-                observed.domains.push(Arc::new(domain));
-                observed.answer = None;
-            }
-            Action::Adjust { domain: key, change } => {
-                for domain in &mut observed.domains {
-                    if Key::of(&**domain) == key {
-                        let Adjustment { power_state, lifecycle, restart_requested, machine } =
-                            change.clone();
-                        let spec = &mut Arc::make_mut(domain).spec;
-                        spec.machine = machine.map_or_else(|| spec.machine.clone(), |machine| *machine);
-                        spec.power_state = power_state.unwrap_or(spec.power_state);
-                        spec.lifecycle = lifecycle.unwrap_or_else(|| spec.lifecycle.clone());
-                        spec.restart_requested = restart_requested.or(spec.restart_requested.take());
-                    }
-                }
-            }
-            Action::MakeVolumes { .. } => {}
-            Action::DeleteDomain { domain, .. } => {
-                observed.domains.retain(|present| Key::of(&**present) != domain)
-            }
-            Action::SettleDuplicates { .. } => observed.domains.truncate(1),
-        }
-    }
-    if let Some(report) = plan.report {
-        machine.status = Some(render(&machine, &report, Timestamp::UNIX_EPOCH));
-    }
-    observed.machine = Arc::new(machine);
-    Some(observed)
-}
-
-fn any_domain(host: &'static str) -> impl Strategy<Value = Domain> {
-    let phases = prop_oneof![
-        Just(None),
-        prop::sample::select(vec![
-            DomainPhase::Pending,
-            DomainPhase::Running,
-            DomainPhase::Paused,
-            DomainPhase::Stopping,
-            DomainPhase::Halted,
-            DomainPhase::Preserved,
-            DomainPhase::Failed,
-        ])
-        .prop_map(Some),
-    ];
-    (phases, 1..4_i32, any::<bool>(), any::<bool>(), prop::option::of(0..9_i64)).prop_map(
-        move |(phase, cpus, leaving, paused, token)| {
-            let mut domain = phase.map_or_else(|| domain_on(host), |phase| in_phase(domain_on(host), phase));
-            (domain.spec.machine.cpus, domain.spec.machine.max_cpus) = (cpus, cpus);
-            if paused {
-                domain.spec.power_state = DomainPowerState::Paused;
-            }
-            if let Some(status) = &mut domain.status {
-                status.owner_token = token;
-            }
-            if leaving { deleting(domain) } else { domain }
-        },
-    )
-}
-
-prop_compose! {
-    fn any_observed()(
-        finalizer in any::<bool>(),
-        leaving in any::<bool>(),
-        power_state in prop::sample::select(vec![PowerState::Running, PowerState::Halted, PowerState::Paused]),
-        restart in any::<bool>(),
-        first in prop::option::of(any_domain("a")),
-        second in prop::option::of(any_domain("b")),
-        predecessor in any::<bool>(),
-        problem in any::<bool>(),
-        answer in prop::option::of(prop::sample::select(vec![
-            Answer::Waiting, Answer::Assigned("c".to_owned()), Answer::Rejected("none".to_owned()),
-        ])),
-        host_ready in any::<bool>(),
-        token in prop::option::of(0..9_i64),
-    ) -> Observed {
-        let mut machine = changed(|machine| {
-            machine.spec.power_state = power_state;
-            if !finalizer { machine.metadata.finalizers = None; }
-            if restart {
-                machine.metadata.annotations =
-                    Some(BTreeMap::from([(RESTART_REQUESTED_AT.to_owned(), "now".to_owned())]));
-            }
-            machine.status = token.map(|token| VirtualMachineStatus {
-                owner_token: Some(token), ..VirtualMachineStatus::default()
-            });
-        });
-        if leaving { machine = deleting(machine); }
-        let mut seen = observed(machine, first.into_iter().chain(second).collect());
-        if predecessor { seen.predecessors = vec![Key::new("kubexen-host-z", "shop.web-1")]; }
-        if problem { seen.references = Err(Problem::NetworkNotFound { network: "prod".to_owned() }); }
-        seen.answer = answer;
-        seen.host_ready = host_ready;
-        seen
-    }
-}
-
 #[test]
 fn a_machine_keeps_its_cpu_level_until_it_is_restarted_and_then_takes_the_pools() {
     let leveled = |names: &[&str]| Machine {
@@ -624,46 +513,4 @@ fn what_the_guest_said_follows_it_to_another_host_and_ends_when_it_is_off() {
     assert_eq!(said(with_guest(None, destination, running)), Some(guest.clone()));
     assert_eq!(said(with_guest(None, None, running)), None);
     assert_eq!(said(with_guest(None, destination, DomainPhase::Pending)), None);
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 2048, ..ProptestConfig::default() })]
-
-    #[test]
-    fn carrying_plans_out_leads_to_one_that_changes_nothing(start in any_observed()) {
-        let token = start.machine.status.as_ref().and_then(|status| status.owner_token);
-        let mut seen = start;
-        for round in 0.. {
-            let plan = decide(&seen);
-            let quiet = plan.actions.is_empty() && plan.report.as_ref().is_none_or(|report| {
-                Some(render(&seen.machine, report, Timestamp::MAX)) == seen.machine.status
-            });
-            if quiet {
-                break;
-            }
-            prop_assert!(round < 8, "still not settled: {plan:?}");
-            let Some(next) = apply(seen, plan) else { break };
-            seen = next;
-            let now = seen.machine.status.as_ref().and_then(|status| status.owner_token);
-            prop_assert!(now >= token, "the token went back");
-        }
-    }
-
-    #[test]
-    fn a_domain_is_deleted_only_for_a_reason(seen in any_observed()) {
-        let wanted = !crate::view::is_deleting(&*seen.machine) && seen.machine.spec.power_state != PowerState::Halted;
-        let restart = seen.machine.metadata.annotations.is_some();
-        let deletes = decide(&seen).actions.iter().any(|action| matches!(action, Action::DeleteDomain { .. }));
-        prop_assert!(!(deletes && wanted && !restart));
-    }
-
-    #[test]
-    fn what_is_said_always_has_ready_and_fits_the_schema(seen in any_observed()) {
-        if let Some(report) = decide(&seen).report {
-            let status = render(&seen.machine, &report, Timestamp::UNIX_EPOCH);
-            prop_assert!(find(&status.conditions, "Ready").is_some());
-            let words = |condition: &Condition| !condition.reason.is_empty() && !condition.message.is_empty();
-            prop_assert!(status.conditions.iter().all(words));
-        }
-    }
 }

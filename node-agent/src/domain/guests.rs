@@ -108,7 +108,8 @@ pub fn status(domain: &Domain, domid: DomId, said: Option<&GuestFacts>) -> Optio
         return None;
     }
     let interface = |(number, addresses): (&u8, &Vec<std::net::IpAddr>)| {
-        let interface = domain.spec.machine.interfaces.get(usize::from(*number))?;
+        let mut interfaces = domain.spec.machine.interfaces.iter();
+        let interface = interfaces.find(|interface| interface.index == i32::from(*number))?;
         let addresses = addresses.iter().map(ToString::to_string).collect();
         Some(GuestInterface { name: interface.name.clone(), addresses })
     };

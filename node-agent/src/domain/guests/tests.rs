@@ -44,9 +44,15 @@ fn domain(guest: Option<GuestStatus>) -> Domain {
 
 #[test]
 fn interfaces_are_told_by_their_names_and_those_that_the_machine_has_not_are_left_out() {
-    let told = status(&domain(None), DOMID, Some(&facts(600))).unwrap();
-    let expected = GuestInterface { name: "front".to_owned(), addresses: vec!["10.0.0.1".to_owned()] };
-    assert_eq!(told.interfaces, [expected]);
+    let told = |index, address: &str| {
+        let mut domain = domain(None);
+        // One that was attached later has another number than its place in the list.
+        domain.spec.machine.interfaces[0].index = index;
+        let expected = GuestInterface { name: "front".to_owned(), addresses: vec![address.to_owned()] };
+        assert_eq!(status(&domain, DOMID, Some(&facts(600))).unwrap().interfaces, [expected]);
+    };
+    told(0, "10.0.0.1");
+    told(5, "10.0.0.5");
 }
 
 #[test]
