@@ -60,6 +60,15 @@ impl Part {
         })
     }
 
+    /// How many tests run at a time; as many as there are CPUs if nothing is said. Those on simulated hosts wait most of their
+    /// time, for leases, back-offs and quiet minutes.
+    fn threads(self) -> Option<usize> {
+        match self {
+            Self::E2e => Some(3),
+            Self::Unit | Self::Api | Self::Lab => None,
+        }
+    }
+
     /// Builds the programs that the part runs besides the test programs themselves.
     fn prepare(self) -> Result<()> {
         match self {
@@ -171,23 +180,26 @@ fn integration_tests_in(metadata: &Value) -> Result<BTreeSet<String>> {
 /// `xl dmesg` then shows the guest with an instruction pointer of Xen's own. That is neither KubeXen's nor Xen's doing, and a
 /// test that watches the guest cannot tell. What fails twice is a failure.
 fn run_selection(part: Part, selection: &[String], filter: &[String]) -> Result<Counts> {
-    let (counts, failed) = run_tests(selection, filter)?;
+    let (counts, failed) = run_tests(part, selection, filter)?;
     if part != Part::Lab || failed.is_empty() {
         return Ok(counts);
     }
     eprintln!("== {part}: once more, in case the emulator reset a guest: {}", failed.join(", "));
     let exactly: Vec<String> = std::iter::once("--exact".to_owned()).chain(failed).collect();
-    let (again, _) = run_tests(selection, &exactly)?;
+    let (again, _) = run_tests(part, selection, &exactly)?;
     Ok(Counts { passed: counts.passed + again.passed, failed: again.failed, skipped: counts.skipped })
 }
 
 /// Runs `cargo test` on a selection, shows its output as it comes, and counts; with the names of the tests that failed.
-fn run_tests(selection: &[String], filter: &[String]) -> Result<(Counts, Vec<String>)> {
+fn run_tests(part: Part, selection: &[String], filter: &[String]) -> Result<(Counts, Vec<String>)> {
     let mut command = cargo()?;
     command.args(["test", "--no-fail-fast", "--workspace"]).args(selection).arg("--");
     if std::io::stdout().is_terminal() {
         // libtest sees a pipe.
         command.arg("--color=always");
+    }
+    if let Some(threads) = part.threads() {
+        command.arg(format!("--test-threads={threads}"));
     }
     let (status, counts, failed) = count_while_showing(command.args(filter))?;
     ensure!(

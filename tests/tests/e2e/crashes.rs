@@ -31,17 +31,18 @@ async fn some_time(dice: &mut StdRng) {
     tokio::time::sleep(Duration::from_millis(dice.random_range(100..1500))).await;
 }
 
-/// The number of the controller that leads, other than `but`.
-async fn leader(scene: &Scene, but: Option<usize>) -> Result<usize> {
+/// The number of the controller that leads, and its identity, which is other than `but`: one that was killed may lead again
+/// when it was started again.
+async fn leader(scene: &Scene, but: Option<&str>) -> Result<(usize, String)> {
     let leases = Api::<Lease>::namespaced(scene.client.clone(), SYSTEM_NAMESPACE);
     wait_until("another controller leads", TAKEN_OVER_WITHIN, async || {
         let holder = leases.get(LEASE).await?.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
         let number = holder.strip_prefix("controller-").and_then(|rest| rest.split('_').next());
         let number = number.with_context(|| format!("held by {holder:?}"))?.parse()?;
-        if Some(number) == but {
+        if Some(holder.as_str()) == but {
             bail!("{holder} still holds the lease");
         }
-        Ok(number)
+        Ok((number, holder))
     })
     .await
 }
@@ -53,9 +54,9 @@ async fn controllers_killed_at_random_points_of_a_storm_start_nothing_twice() ->
     let mut world = World::start(PoolOptions { controllers: 2, ..storm::pool() }).await?;
     let scene = Scene::new(&world, "storm").await?;
     let mut count = 0;
-    let mut killed = None;
+    let mut killed: Option<String> = None;
     for _ in 0..3 {
-        let leading = leader(&scene, killed).await?;
+        let (leading, holder) = leader(&scene, killed.as_deref()).await?;
         let kill = async {
             some_time(&mut dice).await;
             world.pool.kill_controller(leading)?;
@@ -63,7 +64,7 @@ async fn controllers_killed_at_random_points_of_a_storm_start_nothing_twice() ->
         };
         tokio::try_join!(storm::create(&scene, count..count + WAVE), kill)?;
         count += WAVE;
-        killed = Some(leading);
+        killed = Some(holder);
     }
     let machines = storm::calm(&scene, count).await?;
     storm::each_started_once(&world, &machines)?;
@@ -71,7 +72,7 @@ async fn controllers_killed_at_random_points_of_a_storm_start_nothing_twice() ->
     let uids = storm::uids(&scene).await?;
     storm::delete(&scene).await?;
     some_time(&mut dice).await;
-    let leading = leader(&scene, None).await?;
+    let (leading, _) = leader(&scene, None).await?;
     world.pool.kill_controller(leading)?;
     storm::gone(&world, &scene, &uids).await?;
     starts::nothing_ran_twice(&world.pool).map(drop)
