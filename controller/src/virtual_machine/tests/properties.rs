@@ -16,8 +16,9 @@ fn apply(mut observed: Observed, plan: Plan) -> Option<Observed> {
                 assert!(observed.domains.is_empty(), "never a second Domain");
                 let mut domain = domain_on(&host);
                 domain.spec.machine = observed.references.clone().expect("resolved").machine;
-                domain.spec.restart_requested = super::decide::restart_requested(&machine);
-                domain.spec.power_state = super::decide::domain_power_state(machine.spec.power_state);
+                domain.spec.restart_requested = crate::virtual_machine::decide::restart_requested(&machine);
+                domain.spec.power_state =
+                    crate::virtual_machine::decide::domain_power_state(machine.spec.power_state);
                 domain.spec.lifecycle = machine.spec.lifecycle.clone();
                 observed.domains.push(Arc::new(domain));
                 observed.answer = None;
