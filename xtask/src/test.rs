@@ -60,12 +60,12 @@ impl Part {
         })
     }
 
-    /// How many tests run at a time; as many as there are CPUs if nothing is said. Those on simulated hosts wait most of their
-    /// time, for leases, back-offs and quiet minutes.
+    /// How many tests run at a time; as many as there are CPUs if nothing is said. Those on whole pools wait most of their
+    /// time: for leases, back-offs and quiet minutes, and for guests to boot.
     fn threads(self) -> Option<usize> {
         match self {
-            Self::E2e => Some(3),
-            Self::Unit | Self::Api | Self::Lab => None,
+            Self::E2e | Self::Lab => Some(3),
+            Self::Unit | Self::Api => None,
         }
     }
 

@@ -3,7 +3,7 @@
 use super::{XenHypervisor, XenOptions};
 use crate::hypervisor::{
     KernelImage,
-    conformance::{Bench, Case, Finding, Guests, Outcome, cases, cases_without_streams},
+    conformance::{Bench, Case, Finding, Guests, Outcome, basic_cases, cases},
 };
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
@@ -13,9 +13,9 @@ pub struct Arguments {
     /// Run only cases whose name contains this.
     #[arg(default_value = "")]
     filter: String,
-    /// Leave out the cases that suspend and restore guests, which take a minute each on an emulated machine.
+    /// Leave out the cases that suspend, change or question a running guest, which take a minute each on an emulated machine.
     #[arg(long)]
-    without_streams: bool,
+    basic: bool,
     /// How many machines share the suite; each case runs on one of them.
     #[arg(long, default_value_t = 1)]
     parts: usize,
@@ -92,8 +92,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
 }
 
 fn chosen(arguments: &Arguments) -> Vec<&'static Case> {
-    let all: Vec<_> =
-        if arguments.without_streams { cases_without_streams().collect() } else { cases().collect() };
+    let all: Vec<_> = if arguments.basic { basic_cases().collect() } else { cases().collect() };
     let named = all.into_iter().filter(|case| case.name.contains(&arguments.filter)).enumerate();
     named
         .filter(|(number, _)| number % arguments.parts.max(1) == arguments.part)
