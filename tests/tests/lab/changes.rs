@@ -27,6 +27,7 @@ impl Guest {
 }
 
 #[tokio::test]
+#[ignore = "five minutes on an emulated machine: cargo xtask test lab -- --ignored changes"]
 async fn a_pvh_guest_sees_processors_memory_disks_and_interfaces_come_and_go() -> Result<()> {
     let turn = beside_others().await;
     let bed = turn.bed;

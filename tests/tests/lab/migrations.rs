@@ -11,22 +11,19 @@ use kubexen_crds::{
     virtual_machine::Phase,
 };
 use kubexen_testbed::{lab::LabHost, process::wait_until};
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// A guest that counts on its console and answers on its address.
 async fn counting_guest(
     bed: &Bed,
     name: &'static str,
     address: &str,
-    words: &str,
-    disks: Value,
 ) -> Result<(Guest, VirtualMachineStatus)> {
-    let command_line = format!("console=hvc0 quiet {words} kubexen.address={address}/24");
+    let command_line = format!("console=hvc0 quiet kubexen.count kubexen.address={address}/24");
     let spec = json!({
         "memory": {"size": "96Mi"},
         "boot": {"kernel": {"commandLine": command_line}},
         "interfaces": [{"name": "eth0", "network": "prod"}],
-        "disks": disks,
         "lifecycle": {"shutdownTimeout": "0s"},
     });
     let guest = Guest::create(bed, name, spec).await?;
@@ -72,22 +69,15 @@ async fn kill_agent(host: &LabHost) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_running_guest_moves_with_its_disk_goes_on_counting_and_loses_no_write() -> Result<()> {
+async fn a_running_guest_moves_to_the_other_host_and_goes_on_counting() -> Result<()> {
     let turn = beside_others().await;
-    let (bed, _lun) = (turn.bed, LUN.lock().await);
-    make_group(bed, 64).await?;
-    let disk = Guest::create_disk_in(bed, "san", "mover-data").await?.uid().context("no uid")?;
-    let disks = json!([{"name": "data", "disk": "mover-data"}]);
-    let (guest, before) = counting_guest(bed, "mover", "10.88.0.31", "kubexen.log", disks).await?;
+    let bed = turn.bed;
+    let (guest, before) = counting_guest(bed, "mover", "10.88.0.31").await?;
     let uuid = guest.uuid().await?;
     let (home, other) = hosts(bed, &before)?;
-    says(&home, &uuid, "DISK xvda boots=1 log=0").await?;
     let count = counted_to(&home, &uuid).await?;
     let status = Move::begin(bed, &guest, "mover-away").await?.until(MigrationPhase::Succeeded).await?;
     ensure!(status.destination == Some(other.name()) && status.source == Some(home.name()));
-    let transfer = status.transfer.context("nothing is told of the transfer")?;
-    ensure!(transfer.rounds.is_some_and(|rounds| rounds > 1), "{transfer:?}");
-    eprintln!("moved: {transfer:?}, downtime {:?} ms", status.downtime_milliseconds);
     let after = guest
         .wait("runs on the other host", |status| {
             status.phase == Some(Phase::Running) && status.host == Some(other.name())
@@ -96,14 +86,49 @@ async fn a_running_guest_moves_with_its_disk_goes_on_counting_and_loses_no_write
     ensure!(after.owner_token > before.owner_token, "the token did not grow");
     answers(&home, "10.88.0.31").await?;
     says(&other, &uuid, "TICK").await?;
-    let logged = counted_to(&other, &uuid).await?;
-    ensure!(logged > count, "it counts from the beginning again");
+    ensure!(counted_to(&other, &uuid).await? > count, "it counts from the beginning again");
+    let rounds = status.transfer.as_ref().and_then(|transfer| transfer.rounds);
+    ensure!(rounds.is_some_and(|rounds| rounds > 1), "{:?}", status.transfer);
+    eprintln!(
+        "moved: {} in {} ms, downtime {} ms",
+        status.transfer.as_ref().map(|transfer| transfer.bytes.to_string()).unwrap_or_default(),
+        status.transfer.as_ref().map_or(0, |transfer| transfer.milliseconds),
+        status.downtime_milliseconds.unwrap_or_default(),
+    );
+    wait_until("the source has nothing of it", PATIENCE, async || nothing_is_left(&home, &uuid, None).await)
+        .await?;
+    guest.delete().await?;
+    nothing_is_left(&other, &uuid, None).await
+}
+
+#[tokio::test]
+#[ignore = "nine minutes of LVM on an emulated machine: cargo xtask test lab -- --ignored its_disk"]
+async fn a_running_guest_moves_with_its_disk_and_no_write_is_lost() -> Result<()> {
+    let turn = beside_others().await;
+    let (bed, _lun) = (turn.bed, LUN.lock().await);
+    make_group(bed, 64).await?;
+    let disk = Guest::create_disk_in(bed, "san", "mover-data").await?.uid().context("no uid")?;
+    let spec = json!({
+        "memory": {"size": "96Mi"},
+        "boot": {"kernel": {"commandLine": "console=hvc0 quiet kubexen.log"}},
+        "disks": [{"name": "data", "disk": "mover-data"}],
+        "lifecycle": {"shutdownTimeout": "0s"},
+    });
+    let guest = Guest::create(bed, "disk-mover", spec).await?;
+    let uuid = guest.uuid().await?;
+    let (home, other) = hosts(bed, &guest.wait_ready("Running").await?)?;
+    says(&home, &uuid, "DISK xvda boots=1 log=0").await?;
+    says(&home, &uuid, "TICK 3").await?;
+    let status = Move::begin(bed, &guest, "disk-mover-away").await?.until(MigrationPhase::Succeeded).await?;
+    ensure!(status.destination == Some(other.name()), "it went to {:?}", status.destination);
     wait_until("the source has nothing of it", PATIENCE, async || {
         let left = devices(&home).await?;
         ensure!(left.is_empty(), "devices are left on {}: {left}", home.name());
         nothing_is_left(&home, &uuid, None).await
     })
     .await?;
+    says(&other, &uuid, "TICK").await?;
+    let logged = counted_to(&other, &uuid).await?;
 
     // What the disk holds tells a guest that starts with it anew, wherever that is.
     guest.restart().await?;
@@ -134,7 +159,7 @@ async fn a_move_whose_agents_are_killed_leaves_one_guest_that_goes_on() -> Resul
     // A killed agent breaks off the moves of other tests too.
     let turn = alone().await;
     let bed = turn.bed;
-    let (guest, before) = counting_guest(bed, "survivor", "10.88.0.32", "", json!([])).await?;
+    let (guest, before) = counting_guest(bed, "survivor", "10.88.0.32").await?;
     let uuid = guest.uuid().await?;
     let (home, other) = hosts(bed, &before)?;
     for (name, victim) in [("killed-destination", &other), ("killed-source", &home)] {
