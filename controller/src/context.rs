@@ -195,9 +195,18 @@ impl Context {
 
     /// Deletes exactly this object, not one that has its name now; says whether the server still had it.
     pub(crate) async fn delete<K: Watched>(&self, object: &K) -> Result<bool, Error> {
+        self.delete_version(object, None).await
+    }
+
+    /// Deletes exactly this object, if nobody has changed it since it was seen; says whether that was so.
+    pub(crate) async fn delete_unchanged<K: Watched>(&self, object: &K) -> Result<bool, Error> {
+        self.delete_version(object, object.resource_version()).await
+    }
+
+    async fn delete_version<K: Watched>(&self, object: &K, version: Option<String>) -> Result<bool, Error> {
         self.may_write::<K>("delete")?;
         let api = K::api(&self.client, &object.namespace().unwrap_or_default());
-        let only_this = Preconditions { uid: Some(uid(object).to_owned()), resource_version: None };
+        let only_this = Preconditions { uid: Some(uid(object).to_owned()), resource_version: version };
         let parameters = DeleteParams::default().preconditions(only_this);
         match limited(api.delete(&object.name_any(), &parameters)).await {
             Ok(answer) => {

@@ -33,6 +33,8 @@ pub(crate) struct View {
     pub(crate) domains_of_disk: Relation,
     /// Domain → hardware address.
     pub(crate) domains_of_address: Relation,
+    /// Suspended VirtualMachine → VirtualDisk that its guest had.
+    pub(crate) suspended_of_disk: Relation,
     /// Volume → VirtualDisk, by name: whatever its uid.
     pub(crate) volumes_of_disk: Relation,
     /// VirtualMachine → VirtualDisk.
@@ -144,7 +146,17 @@ pub(crate) fn user_key(host_object: &str) -> Option<Key> {
     host_object.split_once('.').map(|(namespace, name)| Key::new(namespace, name))
 }
 
-/// The disks that a domain has attached.
+/// The disks that a domain uses.
 pub(crate) fn disks_of(domain: &Domain) -> BTreeSet<Key> {
-    domain.spec.machine.disks.iter().filter_map(|disk| user_key(&disk.volume)).collect()
+    domain.spec.volumes().filter_map(user_key).collect()
+}
+
+/// The disks that a suspended machine's guest had.
+pub(crate) fn suspended_disks(machine: &VirtualMachine) -> BTreeSet<Key> {
+    let suspended = machine.status.as_ref().and_then(|status| status.suspended.as_ref());
+    suspended
+        .iter()
+        .flat_map(|suspended| &suspended.machine.disks)
+        .filter_map(|disk| user_key(&disk.volume))
+        .collect()
 }

@@ -7,7 +7,11 @@
 use crate::{
     context::{Context, Queues},
     evacuation, migration,
-    view::{View, disks_of, has_finalizer, host_of_namespace, is_deleting, is_ready, uid, user_key},
+    view::{
+        View, disks_of, has_finalizer, host_of_namespace, is_deleting, is_ready, suspended_disks, uid,
+        user_key,
+    },
+    virtual_machine::suspension::saved_machine,
 };
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client, Resource, ResourceExt, core::DeserializeGuard, runtime::watcher};
@@ -100,12 +104,19 @@ impl Watched for VirtualMachine {
     fn index(view: &View, change: &Change<'_, Self>) {
         view.machines_of_disk.set(change.key, now(change, attached_disks));
         view.machines_of_network.set(change.key, now(change, attached_networks));
+        view.suspended_of_disk.set(change.key, now(change, suspended_disks));
     }
 
     fn wake(context: &Context, change: &Change<'_, Self>) {
         if differs(change, |machine| (is_deleting(machine), machine.spec.power_state)) {
             let migrations = context.view.migrations_of_machine.to(change.key);
             context.queues.add_all(&context.queues.migrations, migrations);
+        }
+        if differs(change, suspended_disks) {
+            for disk in either(change, suspended_disks) {
+                context.queues.add_all(&context.queues.machines, context.view.machines_of_disk.to(&disk));
+                context.queues.add(&context.queues.disks, disk);
+            }
         }
         // A network that is being deleted waits for the last machine that names it.
         if differs(change, attached_networks) {
@@ -144,6 +155,9 @@ impl Watched for VirtualDisk {
         };
         if differs(change, usable) {
             context.queues.add_all(&context.queues.machines, context.view.machines_of_disk.to(change.key));
+            let suspended =
+                |disk: &Self| saved_machine(disk).map(|(machine, _)| machine).into_iter().collect();
+            context.queues.add_all(&context.queues.machines, either(change, suspended));
             context.scheduler.wake();
         }
         if change.after.is_none()

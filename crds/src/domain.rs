@@ -53,7 +53,8 @@ pub struct DomainSpec {
     /// The virtual machine that this domain is. Its uid is the domain's UUID in Xen. Cannot be changed.
     #[x_kube(validation = Rule::new("self == oldSelf").message("`virtualMachine` must not change"))]
     pub virtual_machine: VirtualMachineReference,
-    /// Whether the domain runs: `Running` (default), or `Paused` (in memory, its vCPUs stand still).
+    /// Whether the domain runs: `Running` (default), `Paused` (in memory, its vCPUs stand still), or `Suspended` (saved
+    /// to the Volume of `savedState`; the domain is gone then).
     #[serde(default)]
     pub power_state: DomainPowerState,
     /// Asks for one restart when it differs from `status.restartHandled`: the virtual machine's restart annotation.
@@ -69,6 +70,10 @@ pub struct DomainSpec {
     /// What happens when the guest stops. Default: the defaults of its fields.
     #[serde(default)]
     pub lifecycle: Lifecycle,
+    /// Where the guest is saved to, or was saved to and is resumed from. A Domain that names one is never booted afresh
+    /// while the guest is there. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saved_state: Option<SavedState>,
     /// The migration that the domain takes part in. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<DomainMigration>,
@@ -97,6 +102,8 @@ pub enum DomainPowerState {
     Running,
     /// In memory; its vCPUs stand still.
     Paused,
+    /// Saved to a Volume.
+    Suspended,
 }
 
 /// What a domain is made of.
@@ -145,6 +152,26 @@ pub struct Machine {
         .message("`interfaces` must not have one `index` twice"))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub interfaces: Vec<DomainInterface>,
+}
+
+impl DomainSpec {
+    /// The Volumes that the domain uses.
+    pub fn volumes(&self) -> impl Iterator<Item = &str> {
+        let saved = self.saved_state.iter().map(|saved| saved.volume.as_str());
+        self.machine.disks.iter().map(|disk| disk.volume.as_str()).chain(saved)
+    }
+}
+
+/// Where a guest is saved.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SavedState {
+    /// Name of the Volume: in the same namespace, or in that of another host if `shared` is set.
+    #[schemars(length(min = 1, max = 253))]
+    pub volume: String,
+    /// Where the data is, on storage that several hosts reach. Default: where the Volume says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<SharedDisk>,
 }
 
 /// A disk of a domain.
@@ -265,7 +292,7 @@ pub struct DomainStatus {
 }
 
 /// State of a domain in one word. `Pending`: waits for what it needs, such as a volume, its ownership, or the end of a
-/// back-off. `Running`. `Paused`: in memory, its vCPUs stand still. `Receiving`: the guest is to come here from
+/// back-off. `Running`. `Paused`: in memory, its vCPUs stand still. `Suspended`: saved to a Volume. `Receiving`: the guest is to come here from
 /// another host. `Departed`: the guest runs on another host. `Stopping`: was asked to shut down. `Halted`: the guest stopped by itself and its policy leaves it so. `Preserved`: the guest crashed and its memory is kept for
 /// inspection. `Failed`: cannot be started as it is; tried again, ever more rarely.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
@@ -276,6 +303,8 @@ pub enum DomainPhase {
     Running,
     /// In memory; vCPUs stand still.
     Paused,
+    /// Saved to a Volume; there is no domain.
+    Suspended,
     /// The guest is to come here from another host.
     Receiving,
     /// The guest runs on another host.

@@ -43,3 +43,9 @@ pub const HEARTBEAT_SECONDS: u64 = 10;
 
 /// Seconds without a renewal after which the controller calls a host's agent silent.
 pub const HEARTBEAT_TIMEOUT_SECONDS: u64 = 40;
+
+/// Name of the VirtualDisk that a machine's guest is saved to while it is suspended; `uid` is the machine's.
+#[must_use]
+pub fn suspended_disk(uid: &str) -> String {
+    format!("suspended-{uid}")
+}

@@ -4,6 +4,7 @@ pub use crate::guest_size::{Cpu, Memory};
 use crate::{
     boot::Boot,
     condition::conditions_schema,
+    domain::Machine,
     guest::GuestStatus,
     quantity::{ByteQuantity, HostSelector, TimeSpan},
 };
@@ -48,8 +49,10 @@ use serde::{Deserialize, Serialize};
     .message("`disks` must name a disk to boot from: `boot.type` is \"HVM\" and there is no `boot.kernel`")
     .field_path(".disks"))]
 pub struct VirtualMachineSpec {
-    /// Whether the guest runs. `Running` (default), `Halted` (shut down, and what it used is free for others) or
-    /// `Paused` (in memory, its vCPUs stand still).
+    /// Whether the guest runs. `Running` (default), `Halted` (shut down, and what it used is free for others),
+    /// `Paused` (in memory, its vCPUs stand still) or `Suspended` (saved to a disk in the repository of its first disk,
+    /// and what it used is free for others; set to `Running` it goes on where it was, set to `Halted` what was saved is
+    /// lost).
     #[serde(default)]
     pub power_state: PowerState,
     /// Virtual CPUs. Default: one of them.
@@ -106,6 +109,8 @@ pub enum PowerState {
     Halted,
     /// In memory; its vCPUs stand still.
     Paused,
+    /// Saved to a disk; uses no memory and no CPU.
+    Suspended,
 }
 
 /// A disk of a guest.
@@ -316,6 +321,9 @@ pub struct VirtualMachineStatus {
     /// What the guest says of itself while it is on; none if it has no agent that Xen's tools know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestStatus>,
+    /// What was saved of the guest while it is suspended; it goes when the guest runs again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suspended: Option<Suspended>,
     /// `Ready`: what the spec asks for is so. `Scheduled`: a host was found. `Synchronized`: the guest runs with
     /// the spec as it stands; False with reason RestartRequired when a change waits for a restart, Applying while it is
     /// made, GuestNotResponding or DiskInUse when the guest does not do its part. `Stalled`:
@@ -327,7 +335,7 @@ pub struct VirtualMachineStatus {
 
 /// State of a virtual machine in one word, for people; programs read the conditions. `Pending`: waits for something
 /// it needs, such as a disk. `Scheduling`: waits for a host that fits. `Starting`: a host is starting it. `Running`.
-/// `Paused`: in memory, its vCPUs stand still. `Migrating`: runs, and is on its way to another host. `Stopping`: is being
+/// `Paused`: in memory, its vCPUs stand still. `Suspended`: saved to a disk. `Migrating`: runs, and is on its way to another host. `Stopping`: is being
 /// shut down. `Halted`: off. `Failed`: cannot go on
 /// without somebody's help. `Unknown`: its host does not answer.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
@@ -342,6 +350,8 @@ pub enum Phase {
     Running,
     /// In memory, vCPUs stand still.
     Paused,
+    /// Saved to a disk.
+    Suspended,
     /// On its way to another host.
     Migrating,
     /// Is being shut down.
@@ -352,6 +362,18 @@ pub enum Phase {
     Failed,
     /// Its host does not answer; nobody knows.
     Unknown,
+}
+
+/// A guest that was saved to a disk.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Suspended {
+    /// Name of the VirtualDisk that holds the guest's memory, in the machine's namespace. Deleting it gives the guest up:
+    /// it boots afresh then.
+    #[schemars(length(max = 63))]
+    pub disk: String,
+    /// What the guest was made of, which is what it is resumed as; later changes of the spec take effect afterwards.
+    pub machine: Machine,
 }
 
 /// Where the Domain of a machine is.

@@ -51,6 +51,12 @@ pub struct VolumeSpec {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     #[x_kube(validation = Rule::new("self == oldSelf").message("`shared` must not change"))]
     pub shared: bool,
+    /// UID of the VirtualMachine whose guest is saved to this volume: the guest is given up before the data is deleted.
+    /// Cannot be changed. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(equal = 36), regex(pattern = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("`savedMachine` must not change"))]
+    pub saved_machine: Option<String>,
     /// Size in bytes. It only grows.
     #[x_kube(validation = Rule::new("!isQuantity(self) || quantity(self).compareTo(quantity(oldSelf)) >= 0")
         .message("`size` must not become smaller: data would be lost"))]

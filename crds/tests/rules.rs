@@ -518,6 +518,7 @@ fn a_volume_is_held_to_its_rules() {
         "spec": {
             "virtualDisk": {"namespace": "shop", "name": "web-1-root", "uid": UID},
             "location": "disks",
+            "savedMachine": UID,
             "size": "20Gi",
         },
     });
@@ -538,6 +539,10 @@ fn a_volume_is_held_to_its_rules() {
         &[
             (&[("/spec/size", json!("10Gi"))], "`size` must not become smaller: data would be lost"),
             (&[("/spec/location", json!("fast"))], "`location` must not change"),
+            (
+                &[("/spec/savedMachine", json!("00000000-9d42-4a76-8d6c-0f8f0f1d2e3a"))],
+                "`savedMachine` must not change",
+            ),
             (
                 &[("/spec/virtualDisk/uid", json!("00000000-9d42-4a76-8d6c-0f8f0f1d2e3a"))],
                 "`virtualDisk` must not change",

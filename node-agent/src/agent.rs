@@ -185,10 +185,9 @@ async fn watch(
             }
             if change.after.is_none() {
                 // Whoever waits for a volume of this domain, or to delete it, can go on.
-                let disks = change.before.map(|gone| gone.spec.machine.disks.clone()).unwrap_or_default();
-                for disk in disks {
-                    queue_users(mirrors, queue, &change.key.namespace, &disk.volume);
-                    queue.add(Task::Volume(Key::new(change.key.namespace.clone(), disk.volume)));
+                for volume in change.before.iter().flat_map(|gone| gone.spec.volumes()) {
+                    queue_users(mirrors, queue, &change.key.namespace, volume);
+                    queue.add(Task::Volume(Key::new(change.key.namespace.clone(), volume)));
                 }
             }
         }),
@@ -202,7 +201,7 @@ async fn watch(
 
 /// Queues the domains that name this volume.
 fn queue_users(mirrors: &Mirrors, queue: &WorkQueue<Task>, namespace: &str, volume: &str) {
-    let names = |domain: &Domain| domain.spec.machine.disks.iter().any(|disk| disk.volume == volume);
+    let names = |domain: &Domain| domain.spec.volumes().any(|named| named == volume);
     for domain in mirrors.domains.list().iter().filter(|domain| names(domain)) {
         queue.add(Task::Domain(Key::new(namespace, domain.name_any())));
     }

@@ -6,6 +6,7 @@
 //! | [`domain`] | one domain: observe, decide, apply, status |
 //! | [`volume`] | one disk, likewise |
 //! | [`migration`] | guests that go to other hosts: sessions, and connections between agents |
+//! | [`suspension`] | guests that are saved to a disk, and come back |
 //! | [`host`] | the host's facts and its heartbeat |
 //! | [`hypervisor`] | the boundary to Xen, real and simulated |
 //! | [`storage`], [`network`] | the boundaries to disks and bridges |
@@ -25,4 +26,5 @@ pub mod migration;
 pub mod mirrors;
 pub mod network;
 pub mod storage;
+pub mod suspension;
 pub mod volume;

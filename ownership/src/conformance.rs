@@ -5,6 +5,7 @@
 
 mod disks;
 mod hand_over;
+mod saved;
 
 use std::sync::Arc;
 
@@ -62,6 +63,7 @@ pub async fn run(subject: &dyn Subject) -> Result<(), StoreError> {
     of_concurrent_starters_one_wins(subject).await?;
     a_release_and_a_start_at_once_leave_one_owner_at_most(subject).await?;
     hand_over::run(subject).await?;
+    saved::run(subject).await?;
     disks::run(subject).await?;
     an_unreadable_record_is_no_owner_and_not_absent(subject).await?;
     Ok(())

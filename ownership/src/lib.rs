@@ -4,7 +4,8 @@
 //! host, that alone may have a domain of it. The revision at which the record was last written is the ownership
 //! [`Token`]; for one virtual machine it only grows. A host asks to [`start`](OwnershipStore::start) before it creates
 //! a domain, and [`release`](OwnershipStore::release)s after the domain is confirmed gone; a live migration hands the
-//! record over by [`commit`](OwnershipStore::commit), or keeps it by [`abort`](OwnershipStore::abort). In between
+//! record over by [`commit`](OwnershipStore::commit), or keeps it by [`abort`](OwnershipStore::abort); a guest that is
+//! [`save`](OwnershipStore::save)d to a disk keeps its record, and is [`resume`](OwnershipStore::resume)d from there. In between
 //! nothing but the host's own reboot makes a record void: a record is not attached to a lease, because a host that has
 //! fallen silent may still run its domains.
 //!
@@ -42,4 +43,7 @@ pub use etcd::{EtcdConfig, EtcdStore, TlsFiles};
 pub use memory::MemoryStore;
 pub use names::{BootId, HostBoot, HostName, InvalidName, Owner, Phase, Token, VmUid};
 pub use record::{Entry, Key};
-pub use store::{Abort, Cause, ClaimDisk, Commit, OwnershipStore, Release, RetireDisk, Start, StoreError};
+pub use store::{
+    Abort, Cause, ClaimDisk, Commit, Discard, OwnershipStore, Release, Resume, RetireDisk, Run, Save, Start,
+    StoreError,
+};

@@ -6,6 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::disk::DiskUid;
+
 /// The identity of a virtual machine: the UID of its Kubernetes object, which no successor of the same name shares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -164,6 +166,10 @@ impl fmt::Display for Token {
 pub enum Phase {
     /// It starts, runs or stops the domain on its own.
     Running,
+    /// It has saved all of the guest to this disk. No host runs the guest, and any may resume it.
+    Saved(DiskUid),
+    /// It is about to resume the guest from this disk, which still holds all of it.
+    Resuming(DiskUid),
 }
 
 /// Who may run a virtual machine.

@@ -8,20 +8,34 @@
 //! START    absent                          → put me
 //!          mine, at this boot              → nothing to do
 //!          mine, at an earlier boot        → put me, if unchanged
-//!          another host's                  → refused
+//!          another host's, or not running  → refused
 //! RELEASE  mine, under this token          → delete, if unchanged
 //!          anything else                   → not the owner
 //! COMMIT   the source's, under this token  → put the destination, if unchanged
 //!          anything else                   → refused
 //! ABORT    mine, under this token          → put me, if unchanged
 //!          anything else                   → refused
+//! SAVE     mine, under this token          → put "saved", if unchanged
+//!          anything else                   → refused
+//! RESUME   saved in this disk              → put me, resuming, if unchanged
+//!          mine, resuming, at this boot    → nothing to do
+//!          mine, resuming, earlier boot    → put me, resuming, if unchanged
+//!          anything else                   → refused
+//! RUN      mine, resuming, this token      → put me, if unchanged
+//!          anything else                   → refused
+//! DISCARD  saved in this disk              → delete, if unchanged
+//!          being resumed from this disk    → refused
+//!          anything else                   → nothing to do
 //! ```
+//!
+//! RELEASE, COMMIT and ABORT are for what runs. SAVE also gives back what was to be resumed.
 
 mod abort;
 mod commit;
 mod release;
 #[cfg(test)]
 mod samples;
+mod saved;
 mod start;
 
 use std::collections::BTreeMap;
@@ -29,6 +43,7 @@ use std::collections::BTreeMap;
 pub use self::abort::AbortVerb;
 pub use self::commit::CommitVerb;
 pub use self::release::ReleaseVerb;
+pub use self::saved::{DiscardVerb, ResumeVerb, RunVerb, SaveVerb};
 pub use self::start::StartVerb;
 use crate::names::{HostBoot, Owner, Phase, VmUid};
 use crate::record::{Entry, Key, encode};
@@ -122,9 +137,14 @@ pub trait Verb {
     fn executed(&self, revision: u64) -> Self::Answer;
 }
 
-/// The decision to make `new` the owner of `vm` if `condition` holds.
+/// The decision to have `new` run `vm` if `condition` holds.
 fn put_owner<A>(vm: VmUid, new: &HostBoot, condition: Compare) -> Decision<A> {
-    let write = Write::Put { key: Key::Owner(vm), value: encode(new, Phase::Running) };
+    put(vm, new, Phase::Running, condition)
+}
+
+/// The decision to write that `new` owns `vm`, and does this with it, if `condition` holds.
+fn put<A>(vm: VmUid, new: &HostBoot, phase: Phase, condition: Compare) -> Decision<A> {
+    let write = Write::Put { key: Key::Owner(vm), value: encode(new, phase) };
     Decision::Execute(Transaction { compares: vec![condition], writes: vec![write] })
 }
 

@@ -51,6 +51,44 @@ pub enum Abort {
     Refused(Option<Owner>),
 }
 
+/// The answer to [`OwnershipStore::save`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Save {
+    /// The guest is what the disk holds, and nobody runs it.
+    Saved(Token),
+    /// The host does not own it under this token, and this call changed nothing that still stands; with the present
+    /// owner, if there is one.
+    Refused(Option<Owner>),
+}
+
+/// The answer to [`OwnershipStore::resume`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// The host owns the virtual machine, whose guest is still in the disk.
+    Resuming(Token),
+    /// The guest is not in that disk, or another host resumes it; with the present owner, if there is one.
+    Refused(Option<Owner>),
+}
+
+/// The answer to [`OwnershipStore::run`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Run {
+    /// The host runs the virtual machine, and what the disk holds is good for nothing any more.
+    Running(Token),
+    /// The host does not resume it under this token, and this call changed nothing that still stands; with the present
+    /// owner, if there is one. That owner is the host itself, running it, when an earlier call did this.
+    Refused(Option<Owner>),
+}
+
+/// The answer to [`OwnershipStore::discard`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Discard {
+    /// Nobody will resume anything from the disk.
+    Discarded,
+    /// This host is resuming the guest from the disk.
+    Refused(Owner),
+}
+
 /// The answer to [`OwnershipStore::claim_disk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimDisk {
@@ -149,6 +187,43 @@ pub trait OwnershipStore: Send + Sync + fmt::Debug {
     /// [`StoreError::Unknown`] when it may or may not have been kept; the domain must not be resumed. Else
     /// [`StoreError`].
     async fn abort(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Abort, StoreError>;
+
+    /// Writes down that all of the guest is in `disk`, if `me` owns `vm` under `token`. Nobody can start it afresh from
+    /// then on.
+    ///
+    /// To be called when the domain is suspended and all of it is stored for good, or, after a [`OwnershipStore::resume`],
+    /// when the guest is not to be resumed after all and no domain of it is left. The domain is destroyed only after a
+    /// read of its own has shown it saved. A guest that is to run on instead does so only after
+    /// [`OwnershipStore::abort`]: a copy of this transaction may still be under way.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when it may or may not be saved now, or may yet become so. Else [`StoreError`].
+    async fn save(&self, vm: VmUid, me: &HostBoot, token: Token, disk: DiskUid) -> Result<Save, StoreError>;
+
+    /// Makes `me` the one who resumes `vm`, if it is saved in `disk`.
+    ///
+    /// To be called before the domain is built from the disk. The domain must not run before [`OwnershipStore::run`].
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when `me` may or may not be the owner now. Else [`StoreError`].
+    async fn resume(&self, vm: VmUid, me: &HostBoot, disk: DiskUid) -> Result<Resume, StoreError>;
+
+    /// Takes the disk's content out of use, if `me` resumes `vm` under `token`.
+    ///
+    /// To be called when the domain is whole and paused. It may run afterwards, and what is in the disk must never be
+    /// resumed again.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when it may or may not run now: ask [`OwnershipStore::owner`]. Else [`StoreError`].
+    async fn run(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Run, StoreError>;
+
+    /// Gives up what is saved of `vm` in `disk`, unless a host is resuming it. Does nothing if nothing is.
+    ///
+    /// To be called before the content of the disk is deleted, and obeyed.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when it may or may not be given up. Else [`StoreError`].
+    async fn discard(&self, vm: VmUid, disk: DiskUid) -> Result<Discard, StoreError>;
 
     /// Gives a shared disk to `vm`, which the caller owns under `token`.
     ///

@@ -109,6 +109,7 @@ fn guest(name: &str) -> Guest {
                 interfaces: Vec::new(),
             },
             lifecycle: Lifecycle::default(),
+            saved_state: None,
             migration: None,
         },
         status: Some(DomainStatus {

@@ -77,6 +77,7 @@ async fn begin(context: &Context, observed: &Observed, host: &str) -> Result<boo
                 None,
                 context,
             )),
+            saved_state: None,
             ..source.spec.clone()
         },
         status: None,

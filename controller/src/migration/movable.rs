@@ -12,6 +12,7 @@ pub(crate) fn obstacle(machine: &VirtualMachine, source: Option<&Domain>, sends:
         PowerState::Running => {}
         PowerState::Halted => return Some(Cause::NotRunning("Halted")),
         PowerState::Paused => return Some(Cause::NotRunning("Paused")),
+        PowerState::Suspended => return Some(Cause::NotRunning("Suspended")),
     }
     let source = source?;
     match source.status.as_ref().and_then(|status| status.phase) {
@@ -22,6 +23,7 @@ pub(crate) fn obstacle(machine: &VirtualMachine, source: Option<&Domain>, sends:
             DomainPhase::Pending
             | DomainPhase::Running
             | DomainPhase::Paused
+            | DomainPhase::Suspended
             | DomainPhase::Receiving
             | DomainPhase::Departed
             | DomainPhase::Stopping

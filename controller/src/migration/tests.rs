@@ -113,6 +113,7 @@ fn domain(host: &str) -> Domain {
                 interfaces: Vec::new(),
             },
             lifecycle: Lifecycle::default(),
+            saved_state: None,
             migration: None,
         },
         status: Some(DomainStatus {

@@ -26,7 +26,7 @@ use crate::{
         DiskNeed, NetworkNeed, Rejections, Request, Snapshot, Verdict, group_key, growth_overhead, place,
     },
     view::uid,
-    virtual_machine::references::{Resolved, Site, resolve},
+    virtual_machine::references::{Resolved, Site, resolve_to_start},
 };
 use kubexen_crds::{ByteQuantity, VirtualMachine, domain::Machine};
 use kubexen_runtime::Key;
@@ -291,7 +291,7 @@ fn batch(context: &Context, waiting: &[Key], claims: &[Claim]) -> Vec<Candidate>
     let mut batch = Vec::with_capacity(machines.len());
     for machine in machines {
         // A problem is reported by the machine's own look, which every change of what it refers to causes.
-        let Ok(resolved) = resolve(&context.view, &machine) else { continue };
+        let Ok(resolved) = resolve_to_start(&context.view, &machine) else { continue };
         let candidate = candidate(&machine, &resolved);
         if candidate.disks.is_disjoint(&claimed) {
             claimed.extend(candidate.disks.iter().cloned());

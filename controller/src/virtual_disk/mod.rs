@@ -66,6 +66,7 @@ fn observe(context: &Context, key: &Key) -> Option<Observed> {
         .iter()
         .map(|domain| Key::new(&domain.spec.virtual_machine.namespace, &domain.spec.virtual_machine.name))
         .collect();
+    users.extend(context.view.suspended_of_disk.to(key));
     users.sort();
     users.dedup();
     let repository = Key::cluster(&disk.spec.repository);

@@ -56,6 +56,7 @@ fn volume(phase: Option<VolumePhase>) -> Volume {
             },
             location: "local".to_owned(),
             shared: false,
+            saved_machine: None,
             size: size("2Gi"),
             source: Source::default(),
             reclaim: Reclaim::Delete,

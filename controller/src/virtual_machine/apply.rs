@@ -5,6 +5,7 @@ use super::{
     observe::Observed,
     references::{Resolved, Site},
     status::{self, Report},
+    suspension,
 };
 use crate::{
     context::{Applied, Context},
@@ -50,6 +51,17 @@ pub(crate) async fn apply(context: &Context, observed: &Observed, plan: Plan) ->
                 true
             }
             Action::DeleteDomain { domain, uid } => context.delete_known::<Domain>(&domain, &uid).await?,
+            Action::DeleteUnchanged(domain) => match context.view.domains.get(&domain) {
+                Some(seen) => context.delete_unchanged(&*seen).await?,
+                None => false,
+            },
+            Action::MakeStateDisk { repository, size } => {
+                context.create(&suspension::new_state_disk(machine, &repository, size)).await?;
+                // The watch shows what is known already.
+                context.queues.add(&context.queues.disks, suspension::state_disk_key(machine));
+                true
+            }
+            Action::DiscardState(disk) => discard_state(context, machine, &disk).await?,
             Action::SettleDuplicates { domains } => settle(context, machine, &domains).await?,
         };
         if !went_through {
@@ -86,6 +98,21 @@ async fn confirm_gone(context: &Context, machine: &VirtualMachine) -> Result<boo
         context.learn(domain);
     }
     Ok(gone)
+}
+
+/// Deletes the disk that a guest was saved to; says whether it may be.
+async fn discard_state(context: &Context, machine: &VirtualMachine, disk: &Key) -> Result<bool, Error> {
+    let Some(present) = context.get::<VirtualMachine>(&Key::of(machine)).await? else { return Ok(false) };
+    let mut domains: Vec<Domain> = context.list_named(&domain_name(machine)).await?;
+    domains.retain(|domain| domain.spec.virtual_machine.uid == uid(machine));
+    if uid(&present) != uid(machine) || !suspension::may_be_discarded(&present, &domains) {
+        return Ok(false);
+    }
+    let Some(present) = context.view.disks.get(disk) else { return Ok(true) };
+    let deleted = context.delete(&*present).await?;
+    // The watch shows what is known already.
+    context.queues.add(&context.queues.disks, disk.clone());
+    Ok(deleted)
 }
 
 fn domain_name(machine: &VirtualMachine) -> String {
@@ -133,7 +160,8 @@ async fn make_volumes(
     chosen: impl Fn(&Key) -> bool,
 ) -> Result<(), Error> {
     let resolved = observed.references.as_ref().ok().or(observed.references_in_part.as_ref());
-    for disk in resolved.iter().flat_map(|resolved| &resolved.disks) {
+    let state = observed.state.as_ref().and_then(|state| state.found.as_ref().ok());
+    for disk in resolved.iter().flat_map(|resolved| &resolved.disks).chain(state) {
         match &disk.site {
             Site::New { location, shared, .. } if chosen(&Key::of(&*disk.disk)) => {
                 context.create(&volume(&disk.disk, location, *shared, host)).await?;
@@ -159,6 +187,7 @@ fn volume(disk: &VirtualDisk, location: &str, shared: bool, host: &str) -> Volum
             virtual_disk: VirtualDiskReference { namespace, name, uid: uid(disk).to_owned() },
             location: location.to_owned(),
             shared,
+            saved_machine: suspension::saved_machine(disk).map(|(_, machine)| machine.to_owned()),
             size: disk.spec.size.clone(),
             source: disk.spec.source.clone(),
             reclaim: disk.spec.reclaim,
@@ -184,6 +213,7 @@ pub(crate) fn domain(machine: &VirtualMachine, resolved: &Resolved, host: &str) 
             restart_requested: restart_requested(machine),
             machine: resolved.machine.clone(),
             lifecycle: machine.spec.lifecycle.clone(),
+            saved_state: resolved.saved_state.clone(),
             migration: None,
         },
         status: None,
@@ -199,7 +229,7 @@ fn labels(kind: &str, namespace: &str, name: &str) -> BTreeMap<String, String> {
 }
 
 fn adjustment(change: Adjustment) -> Result<Value, Error> {
-    let Adjustment { power_state, lifecycle, restart_requested, machine } = change;
+    let Adjustment { power_state, lifecycle, restart_requested, machine, saved_state } = change;
     let mut spec = Map::new();
     if let Some(power_state) = power_state {
         spec.insert("powerState".to_owned(), serde_json::to_value(power_state)?);
@@ -209,6 +239,9 @@ fn adjustment(change: Adjustment) -> Result<Value, Error> {
     }
     if let Some(at) = restart_requested {
         spec.insert("restartRequested".to_owned(), Value::String(at));
+    }
+    if let Some(saved_state) = saved_state {
+        spec.insert("savedState".to_owned(), serde_json::to_value(saved_state)?);
     }
     if let Some(machine) = machine {
         spec.insert("machine".to_owned(), replacing(serde_json::to_value(machine)?));

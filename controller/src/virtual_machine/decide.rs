@@ -5,6 +5,7 @@ use super::{
     observe::{Observed, host_of},
     references::Problem,
     status::{self, Report},
+    suspension,
     synchronized::Synchronized,
 };
 use crate::{
@@ -13,8 +14,8 @@ use crate::{
     view::{has_finalizer, is_deleting, uid},
 };
 use kubexen_crds::{
-    Domain,
-    domain::{DomainPowerState, Machine},
+    ByteQuantity, Domain,
+    domain::{DomainPowerState, Machine, SavedState},
     names::RESTART_REQUESTED_AT,
     virtual_machine::{Lifecycle, Phase, PowerState},
 };
@@ -76,6 +77,17 @@ pub(crate) enum Action {
         /// Its uid, so that no other of its name is meant.
         uid: String,
     },
+    /// Delete a Domain if it is as it was seen: nobody has told it to do something else meanwhile.
+    DeleteUnchanged(Key),
+    /// Make the disk that the guest is saved to.
+    MakeStateDisk {
+        /// The repository.
+        repository: String,
+        /// Its size.
+        size: ByteQuantity,
+    },
+    /// See by linearizable reads that what the disk of a saved guest holds is of no use any more, and delete it.
+    DiscardState(Key),
     /// Of several Domains leave one.
     SettleDuplicates {
         /// All of them.
@@ -94,14 +106,16 @@ pub(crate) struct Adjustment {
     pub(crate) restart_requested: Option<String>,
     /// What it is made of now.
     pub(crate) machine: Option<Box<Machine>>,
+    /// Where its guest is saved now: nowhere, if there is none in it.
+    pub(crate) saved_state: Option<Option<SavedState>>,
 }
 
 impl Plan {
-    fn act(action: Action) -> Self {
+    pub(super) fn act(action: Action) -> Self {
         Self { actions: vec![action], ..Self::default() }
     }
 
-    fn say(report: Report) -> Self {
+    pub(super) fn say(report: Report) -> Self {
         Self { report: Some(report), ..Self::default() }
     }
 
@@ -119,6 +133,7 @@ pub(crate) fn decide(observed: &Observed) -> Plan {
         (true, true) => let_go(observed),
         (false, true) => match machine.spec.power_state {
             PowerState::Halted => halt(observed),
+            PowerState::Suspended => suspension::suspend(observed),
             PowerState::Running | PowerState::Paused => run(observed),
         },
     }
@@ -127,7 +142,9 @@ pub(crate) fn decide(observed: &Observed) -> Plan {
 /// The machine is being deleted.
 fn let_go(observed: &Observed) -> Plan {
     if observed.domains.is_empty() && observed.empty_domains.is_empty() {
-        return Plan { actions: vec![Action::ConfirmGone, Action::RemoveFinalizer], ..Plan::default() };
+        let discard = observed.discard();
+        let actions = [Action::ConfirmGone].into_iter().chain(discard).chain([Action::RemoveFinalizer]);
+        return Plan { actions: actions.collect(), ..Plan::default() };
     }
     stop(observed, "the machine is being deleted")
 }
@@ -135,7 +152,8 @@ fn let_go(observed: &Observed) -> Plan {
 /// The machine is to be off.
 fn halt(observed: &Observed) -> Plan {
     if observed.domains.is_empty() && observed.empty_domains.is_empty() {
-        return Plan { actions: confirmation(observed), ..Plan::say(status::halted()) };
+        let actions = confirmation(observed).into_iter().chain(observed.discard()).collect();
+        return Plan { actions, ..Plan::say(status::halted()) };
     }
     stop(observed, "the machine is to be halted")
 }
@@ -148,7 +166,7 @@ fn stop(observed: &Observed, why: &str) -> Plan {
     Plan { actions, report, ..Plan::default() }
 }
 
-fn deletion(domain: &Arc<Domain>) -> Action {
+pub(super) fn deletion(domain: &Arc<Domain>) -> Action {
     Action::DeleteDomain { domain: Key::of(&**domain), uid: uid(&**domain).to_owned() }
 }
 
@@ -238,7 +256,9 @@ fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
     let moves =
         observed.empty_domains.iter().chain([domain]).any(|part| migration::under_way(part).is_some());
     let next = change.as_ref().map(|change| &change.next).filter(|next| **next != domain.spec.machine);
+    let resumed = suspension::is_resumed(domain);
     let adjustment = Adjustment {
+        saved_state: (resumed && domain.spec.saved_state.is_some()).then_some(None),
         power_state: (power_state != domain.spec.power_state).then_some(power_state),
         lifecycle: (machine.spec.lifecycle != domain.spec.lifecycle).then(|| machine.spec.lifecycle.clone()),
         restart_requested: restart_in_place,
@@ -250,6 +270,9 @@ fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
             (!disks.is_empty()).then(|| Action::MakeVolumes { host: around.host.to_owned(), disks });
         let adjust = Action::Adjust { domain: Key::of(&**domain), change: adjustment };
         return Plan { actions: volumes.into_iter().chain([adjust]).collect(), ..Plan::default() };
+    }
+    if let Some(discard) = observed.discard().filter(|_| resumed) {
+        return Plan::act(discard);
     }
     let synchronized = match (problem, change) {
         (Some(problem), _) => Synchronized::Unresolved(problem.clone()),
@@ -284,7 +307,7 @@ pub(crate) fn restart_requested(machine: &kubexen_crds::VirtualMachine) -> Optio
 pub(crate) fn domain_power_state(wanted: PowerState) -> DomainPowerState {
     match wanted {
         PowerState::Paused => DomainPowerState::Paused,
-        // A halted machine has no Domain, so this is never asked for one.
-        PowerState::Running | PowerState::Halted => DomainPowerState::Running,
+        // A halted machine has no Domain, and one that is to be suspended is told so otherwise.
+        PowerState::Running | PowerState::Halted | PowerState::Suspended => DomainPowerState::Running,
     }
 }

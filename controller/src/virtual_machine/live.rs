@@ -229,9 +229,16 @@ fn target_for(
         host_object_name(&namespace, &name) == entry.volume
     };
     let Some(disk) = wanted.disks.iter().find(of_entry) else { return Ok((target, None)) };
+    let new = reach(disk, around)?.then(|| Key::of(&*disk.disk));
+    Ok((target, new))
+}
+
+/// Whether the disk has to be made on the Domain's host first; or why it cannot be had there.
+pub(crate) fn reach(disk: &Disk, around: &Surroundings<'_>) -> Result<bool, Held> {
+    let held = |reason, message| Err(Held { reason, message });
     let key = Key::of(&*disk.disk);
     match &disk.site {
-        Site::On(host) if host == around.host => Ok((target, None)),
+        Site::On(host) if host == around.host => Ok(false),
         Site::On(host) => held(
             "DiskElsewhere",
             format!(
@@ -247,7 +254,7 @@ fn target_for(
             let reaches =
                 host.locations.get(location).is_some_and(|room| room.storage.as_ref() == Some(storage));
             if reaches && selector.matches(&host.labels) {
-                Ok((target, None))
+                Ok(false)
             } else {
                 not_attached(disk, &key, around)
             }
@@ -258,7 +265,7 @@ fn target_for(
             };
             let size = disk.disk.spec.size.bytes().unwrap_or(u64::MAX);
             match offered(host, location, *shared).filter(|_| selector.matches(&host.labels)) {
-                Some(room) if size <= room.left() => Ok((target, Some(key))),
+                Some(room) if size <= room.left() => Ok(true),
                 Some(_) => held(
                     "NoRoom",
                     format!(
@@ -276,7 +283,7 @@ fn offered<'a>(host: &'a HostView, location: &str, shared: bool) -> Option<&'a R
     host.locations.get(location).filter(|room| room.storage.is_some() == shared)
 }
 
-fn not_attached<T>(disk: &Disk, key: &Key, around: &Surroundings<'_>) -> Result<T, Held> {
+fn not_attached(disk: &Disk, key: &Key, around: &Surroundings<'_>) -> Result<bool, Held> {
     let message = format!(
         "StorageRepository {} of VirtualDisk {} is not attached on host {}",
         disk.disk.spec.repository, key.name, around.host

@@ -21,7 +21,8 @@
 //!   let go, a linearizable read shows that the Domain is gone.
 //! - A machine on a silent host is never started elsewhere: silence proves nothing about a guest.
 //!
-//! What of a running machine changes without a restart is decided in [`live`].
+//! What of a running machine changes without a restart is decided in [`live`], how one is suspended and resumed in
+//! [`suspension`].
 //!
 //! # What it writes
 //! A plain start costs the finalizer, the Domain, and the status twice: when the Domain is there and when the guest
@@ -35,6 +36,7 @@ mod live;
 mod observe;
 pub(crate) mod references;
 mod status;
+pub(crate) mod suspension;
 mod synchronized;
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use super::{
     live,
     references::{self, Problem, Resolved},
+    suspension::{StateDisk, state_disk_key},
 };
 use crate::{
     context::Context,
@@ -11,7 +12,7 @@ use crate::{
     view::{host_of_namespace, uid},
 };
 use kube::Resource;
-use kubexen_crds::{Domain, MigrationRole, VirtualMachine};
+use kubexen_crds::{Domain, MigrationRole, VirtualMachine, virtual_machine::PowerState};
 use kubexen_runtime::Key;
 use std::{sync::Arc, time::Duration};
 
@@ -27,6 +28,8 @@ pub(crate) struct Observed {
     pub(crate) empty_domains: Vec<Arc<Domain>>,
     /// Domains of an earlier machine of the same name.
     pub(crate) predecessors: Vec<Key>,
+    /// The disk that its guest is saved to, or is to be.
+    pub(crate) state: Option<StateDisk>,
     /// What it refers to.
     pub(crate) references: Result<Resolved, Problem>,
     /// What it refers to as far as that is there, if it has a Domain and not all of it is.
@@ -53,7 +56,15 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         .partition(|domain| domain.spec.virtual_machine.uid == uid(&*machine));
     let (domains, empty_domains) = migration::whereabouts(domains);
     let host = domains.first().and_then(|domain| host_of(domain));
-    let references = references::resolve(&context.view, &machine);
+    let references = match domains.is_empty() {
+        true => references::resolve_to_start(&context.view, &machine),
+        false => references::resolve(&context.view, &machine),
+    };
+    let state = context
+        .view
+        .disks
+        .get(&state_disk_key(&machine))
+        .map(|disk| StateDisk { found: references::state_disk(&context.view, &machine), disk });
     let references_in_part = match (&references, domains.first()) {
         (Err(_), Some(domain)) => {
             Some(references::resolve_in_part(&context.view, &machine, &domain.spec.machine))
@@ -61,7 +72,10 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         (Ok(_) | Err(_), _) => None,
     };
     let room = match (references.as_ref().ok().or(references_in_part.as_ref()), domains.first()) {
-        (Some(wanted), Some(domain)) if live::needs_room(&wanted.machine, &domain.spec.machine) => {
+        (Some(wanted), Some(domain))
+            if live::needs_room(&wanted.machine, &domain.spec.machine)
+                || (state.is_some() && machine.spec.power_state == PowerState::Suspended) =>
+        {
             host.and_then(|host| scheduler::room_on(context, host))
         }
         (_, _) => None,
@@ -70,6 +84,7 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         domain.spec.migration.as_ref().is_some_and(|part| part.role == MigrationRole::Destination)
     };
     Some(Observed {
+        state,
         references,
         references_in_part,
         room,

@@ -1,19 +1,23 @@
 //! What a machine refers to, resolved: the disks, networks and repositories that it names, and what a Domain for it
 //! is therefore made of.
 
-use super::{address, live::targets};
+use super::{
+    address,
+    live::targets,
+    suspension::{saved_machine, saved_state, state_disk_key},
+};
 use crate::{
     pool::level::level,
-    view::{View, has_finalizer, host_of_namespace, is_deleting, uid},
+    view::{View, has_finalizer, host_of_namespace, is_deleting, uid, user_key},
 };
 use kubexen_crds::{
     ByteQuantity, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineSpec, Volume,
-    domain::{DomainDisk, DomainInterface, Machine, SharedDisk},
+    domain::{DomainDisk, DomainInterface, Machine, SavedState, SharedDisk},
     names::host_object_name,
     network::NetworkType,
     quantity::HostSelector,
     storage_repository::RepositoryType,
-    virtual_machine::{Disk as MachineDisk, Interface},
+    virtual_machine::{Disk as MachineDisk, Interface, Suspended},
 };
 use kubexen_runtime::Key;
 use std::{collections::BTreeSet, sync::Arc};
@@ -27,6 +31,8 @@ pub(crate) struct Resolved {
     pub(crate) disks: Vec<Disk>,
     /// Its networks, in the order of its interfaces.
     pub(crate) networks: Vec<Network>,
+    /// Where its guest is saved, if it is to be resumed from there; that disk is one of `disks`.
+    pub(crate) saved_state: Option<SavedState>,
 }
 
 /// A disk of a machine.
@@ -89,6 +95,8 @@ pub(crate) enum Problem {
     DiskListedTwice { disk: String },
     /// Another machine's Domain has the disk.
     DiskInUse { disk: String, machine: Key },
+    /// A disk is for the memory of a suspended guest.
+    DiskHoldsGuest { disk: String, machine: Key },
     /// A disk that had the same name is still being removed from a host.
     DiskPredecessor { disk: String, host: String },
     /// A disk was made, and its Volume is not there any more.
@@ -112,6 +120,7 @@ impl Problem {
             Self::DiskNew => "DiskNotReady",
             Self::DiskListedTwice { .. } => "DiskListedTwice",
             Self::DiskInUse { .. } => "DiskInUse",
+            Self::DiskHoldsGuest { .. } => "DiskHoldsGuest",
             Self::DiskPredecessor { .. } => "DiskPredecessorDeleting",
             Self::DiskLost { .. } => "DiskLost",
             Self::RepositoryNotFound { .. } => "RepositoryNotFound",
@@ -137,6 +146,10 @@ impl Problem {
             Self::DiskInUse { disk, machine } => format!(
                 "VirtualDisk {disk} is used by VirtualMachine {machine}: halt that one, or change `spec.disks`"
             ),
+            Self::DiskHoldsGuest { disk, machine } => format!(
+                "VirtualDisk {disk} is for the memory of VirtualMachine {machine} while that is suspended: change \
+                 `spec.disks`"
+            ),
             Self::DiskPredecessor { disk, host } => {
                 format!("an earlier VirtualDisk {disk} is still being deleted from host {host}")
             }
@@ -160,7 +173,7 @@ impl Problem {
     /// Whether nothing but a change of the machine itself helps.
     pub(crate) fn is_terminal(&self) -> bool {
         match self {
-            Self::DiskListedTwice { .. } | Self::Malformed { .. } => true,
+            Self::DiskListedTwice { .. } | Self::DiskHoldsGuest { .. } | Self::Malformed { .. } => true,
             Self::DiskNotFound { .. }
             | Self::DiskDeleting { .. }
             | Self::DiskNew
@@ -180,13 +193,14 @@ pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved,
         machine: without_devices(view, &machine.spec)?,
         disks: Vec::with_capacity(machine.spec.disks.len()),
         networks: Vec::with_capacity(machine.spec.interfaces.len()),
+        saved_state: None,
     };
     let mut seen = BTreeSet::new();
     for (entry, target) in machine.spec.disks.iter().zip(targets()) {
         if !seen.insert(&entry.disk) {
             return Err(Problem::DiskListedTwice { disk: entry.disk.clone() });
         }
-        let found = disk(view, machine, entry)?;
+        let found = disk_of_spec(view, machine, entry)?;
         resolved.machine.disks.push(domain_disk(machine, entry, &found, target));
         resolved.disks.push(found);
     }
@@ -196,6 +210,52 @@ pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved,
         resolved.networks.push(network);
     }
     Ok(resolved)
+}
+
+/// As [`resolve`], for a machine that has no Domain: if its guest is saved, it is resumed as what it was made of. If the
+/// disk that it was saved to was deleted, which is how its owner gives it up, it boots afresh.
+pub(crate) fn resolve_to_start(view: &View, machine: &VirtualMachine) -> Result<Resolved, Problem> {
+    let suspended = machine.status.as_ref().and_then(|status| status.suspended.as_ref());
+    let kept =
+        |_: &&Suspended| view.disks.get(&state_disk_key(machine)).is_some_and(|disk| !is_deleting(&*disk));
+    match suspended.filter(kept) {
+        Some(suspended) => resolve_suspended(view, machine, suspended),
+        None => resolve(view, machine),
+    }
+}
+
+fn resolve_suspended(
+    view: &View,
+    machine: &VirtualMachine,
+    suspended: &Suspended,
+) -> Result<Resolved, Problem> {
+    let memory = state_disk(view, machine)?;
+    let mut disks = Vec::new();
+    for entry in suspended.machine.disks.iter().filter(|entry| !entry.detach) {
+        let key = user_key(&entry.volume);
+        disks.push(disk(view, machine, key.as_ref().map_or(entry.volume.as_str(), |key| key.name.as_str()))?);
+    }
+    let of_spec = |name: &str| machine.spec.interfaces.iter().find(|interface| interface.name == name);
+    let networks = suspended.machine.interfaces.iter().map(|entry| {
+        let named = of_spec(&entry.name).and_then(|interface| network(view, &interface.network).ok());
+        // The spec may have come to name another network, to which the guest moves when it runs.
+        named.filter(|network| network.uplink == entry.uplink).unwrap_or_else(|| Network {
+            name: entry.uplink.clone(),
+            uplink: entry.uplink.clone(),
+            selector: HostSelector::default(),
+        })
+    });
+    Ok(Resolved {
+        machine: suspended.machine.clone(),
+        networks: networks.collect(),
+        saved_state: Some(saved_state(&memory)),
+        disks: disks.into_iter().chain([memory]).collect(),
+    })
+}
+
+/// The disk that the machine's guest is saved to, or is to be.
+pub(crate) fn state_disk(view: &View, machine: &VirtualMachine) -> Result<Disk, Problem> {
+    disk(view, machine, &state_disk_key(machine).name)
 }
 
 /// As [`resolve`], for a machine that has a Domain made of `present`: what cannot be resolved is as the guest has it, so
@@ -209,9 +269,10 @@ pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, present: &M
         }),
         disks: Vec::new(),
         networks: Vec::new(),
+        saved_state: None,
     };
     for (entry, target) in machine.spec.disks.iter().zip(targets()) {
-        match disk(view, machine, entry) {
+        match disk_of_spec(view, machine, entry) {
             Ok(found) => {
                 resolved.machine.disks.push(domain_disk(machine, entry, &found, target));
                 resolved.disks.push(found);
@@ -291,9 +352,17 @@ fn domain_interface(
     }
 }
 
-fn disk(view: &View, machine: &VirtualMachine, entry: &MachineDisk) -> Result<Disk, Problem> {
+fn disk_of_spec(view: &View, machine: &VirtualMachine, entry: &MachineDisk) -> Result<Disk, Problem> {
+    let found = disk(view, machine, &entry.disk)?;
+    match saved_machine(&found.disk) {
+        Some((machine, _)) => Err(Problem::DiskHoldsGuest { disk: entry.disk.clone(), machine }),
+        None => Ok(found),
+    }
+}
+
+fn disk(view: &View, machine: &VirtualMachine, name: &str) -> Result<Disk, Problem> {
     let namespace = machine.metadata.namespace.as_deref().unwrap_or_default();
-    let name = entry.disk.clone();
+    let name = name.to_owned();
     let key = Key::new(namespace, &name);
     let Some(disk) = view.disks.get(&key) else {
         return Err(Problem::DiskNotFound { disk: name, namespace: namespace.to_owned() });
@@ -307,6 +376,10 @@ fn disk(view: &View, machine: &VirtualMachine, entry: &MachineDisk) -> Result<Di
     let user = view.domains_of_disk(&key).into_iter().map(|domain| domain.spec.virtual_machine.clone());
     if let Some(other) = user.into_iter().find(|user| user.uid != uid(machine)) {
         return Err(Problem::DiskInUse { disk: name, machine: Key::new(other.namespace, other.name) });
+    }
+    if let Some(other) = view.suspended_of_disk.to(&key).into_iter().find(|other| *other != Key::of(machine))
+    {
+        return Err(Problem::DiskInUse { disk: name, machine: other });
     }
     let volumes = view.volumes_of_disk(&key);
     let site = site(view, &key, &disk, &volumes)?;

@@ -2,6 +2,7 @@
 
 use super::{
     references::Problem,
+    suspension::is_resumed,
     synchronized::{self, Synchronized},
 };
 use crate::{migration, view::is_deleting};
@@ -11,7 +12,7 @@ use kubexen_crds::{
     ByteQuantity, Domain, GuestStatus, MigrationRole, VirtualMachine, VirtualMachineStatus,
     condition::{self, State, Wanted, find},
     domain::{DomainPhase, DomainPowerState, DomainStatus},
-    virtual_machine::{DomainReference, InterfaceStatus, Phase},
+    virtual_machine::{DomainReference, InterfaceStatus, Phase, Suspended},
 };
 use kubexen_runtime::{Key, events::Severity};
 
@@ -20,7 +21,19 @@ use kubexen_runtime::{Key, events::Severity};
 pub(crate) struct Report {
     pub(crate) phase: Phase,
     pub(crate) placed: Option<Placed>,
+    pub(crate) memory: SavedMemory,
     pub(crate) conditions: Vec<Wanted>,
+}
+
+/// What is known of a saved guest.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum SavedMemory {
+    /// What was known before.
+    AsBefore,
+    /// This.
+    Saved(Box<Suspended>),
+    /// There is none.
+    None,
 }
 
 /// Where a machine is.
@@ -54,7 +67,31 @@ pub(crate) fn halted() -> Report {
     Report {
         phase: Phase::Halted,
         placed: None,
+        memory: SavedMemory::None,
         conditions: vec![ready(State::True, "Halted", "the machine is off, as `spec.powerState` asks for")],
+    }
+}
+
+/// Its guest is saved, as it is to be; told for the first time with what it was made of.
+pub(crate) fn suspended(newly: Option<Suspended>) -> Report {
+    let message = "the guest is saved, and goes on when `spec.powerState` is set to Running";
+    Report {
+        phase: Phase::Suspended,
+        placed: None,
+        memory: newly.map_or(SavedMemory::AsBefore, |suspended| SavedMemory::Saved(Box::new(suspended))),
+        conditions: vec![ready(State::True, "Suspended", message)],
+    }
+}
+
+/// It is to be suspended, and is off.
+pub(crate) fn nothing_to_suspend() -> Report {
+    let message =
+        "the machine is off, so there is no guest to suspend: set `spec.powerState` to Running to start it";
+    Report {
+        phase: Phase::Halted,
+        placed: None,
+        memory: SavedMemory::None,
+        conditions: vec![ready(State::True, "NothingToSuspend", message)],
     }
 }
 
@@ -63,6 +100,7 @@ pub(crate) fn waiting_for_host() -> Report {
     Report {
         phase: Phase::Scheduling,
         placed: None,
+        memory: SavedMemory::AsBefore,
         conditions: vec![
             ready(State::False, "Scheduling", "a host is being looked for"),
             scheduled(State::False, "Scheduling", "a host is being looked for"),
@@ -75,6 +113,7 @@ pub(crate) fn unschedulable(why: &str) -> Report {
     Report {
         phase: Phase::Scheduling,
         placed: None,
+        memory: SavedMemory::AsBefore,
         conditions: vec![
             ready(State::False, "Unschedulable", why),
             scheduled(State::False, "Unschedulable", why),
@@ -90,7 +129,7 @@ pub(crate) fn pending(problem: &Problem) -> Report {
     if problem.is_terminal() {
         conditions.push(stalled(reason, message));
     }
-    Report { phase: Phase::Pending, placed: None, conditions }
+    Report { phase: Phase::Pending, placed: None, memory: SavedMemory::AsBefore, conditions }
 }
 
 /// An earlier machine of its name is not gone.
@@ -99,6 +138,7 @@ pub(crate) fn predecessor_stopping(predecessor: &Key) -> Report {
     Report {
         phase: Phase::Pending,
         placed: None,
+        memory: SavedMemory::AsBefore,
         conditions: vec![
             ready(State::False, "PredecessorStopping", message.clone()),
             scheduled(State::False, "PredecessorStopping", message),
@@ -116,7 +156,7 @@ pub(crate) fn stopping(domain: &Domain, host_ready: bool, why: &str) -> Report {
         ready(State::False, "Stopping", format!("host {} is stopping the guest: {why}", placed.host)),
         placed_condition(&placed),
     ];
-    Report { phase: Phase::Stopping, placed: Some(placed), conditions }
+    Report { phase: Phase::Stopping, placed: Some(placed), memory: SavedMemory::AsBefore, conditions }
 }
 
 /// Its host does not answer.
@@ -126,7 +166,7 @@ fn silent(placed: Placed) -> Report {
         placed.host
     );
     let conditions = vec![ready(State::Unknown, "HostSilent", message), placed_condition(&placed)];
-    Report { phase: Phase::Unknown, placed: Some(placed), conditions }
+    Report { phase: Phase::Unknown, placed: Some(placed), memory: SavedMemory::AsBefore, conditions }
 }
 
 /// It has a Domain.
@@ -149,12 +189,35 @@ pub(crate) fn of_domain(
         conditions.push(stalled("Preserved", ready.message.clone()));
     }
     conditions.push(ready);
-    Report { phase, placed: Some(placed), conditions }
+    let memory = match domain.spec.saved_state.is_none() && is_resumed(domain) {
+        true => SavedMemory::None,
+        false => SavedMemory::AsBefore,
+    };
+    Report { phase, placed: Some(placed), memory, conditions }
+}
+
+/// It is to be suspended and cannot be.
+pub(crate) fn not_suspended(
+    domain: &Domain,
+    host: &str,
+    host_ready: bool,
+    reason: &'static str,
+    message: String,
+) -> Report {
+    let mut report = of_domain(domain, host, host_ready, &Synchronized::AsTheHostSays);
+    if host_ready {
+        report.conditions.retain(|condition| condition.type_ != "Ready");
+        report.conditions.push(ready(State::False, reason, message));
+    }
+    report
 }
 
 fn condition_of_domain(domain: &Domain, host: &str) -> (Phase, Wanted) {
     let not_yet = |phase, reason, message: String| (phase, ready(State::False, reason, message));
-    let starting = || not_yet(Phase::Starting, "Starting", format!("host {host} is starting the guest"));
+    let starting = || match domain.spec.saved_state {
+        None => not_yet(Phase::Starting, "Starting", format!("host {host} is starting the guest")),
+        Some(_) => not_yet(Phase::Starting, "Resuming", format!("host {host} is resuming the guest")),
+    };
     let Some(status) = domain.status.as_ref() else { return starting() };
     let outdated = status.observed_generation != domain.meta().generation;
     let restarting =
@@ -163,6 +226,16 @@ fn condition_of_domain(domain: &Domain, host: &str) -> (Phase, Wanted) {
         migration::under_way(domain).is_some_and(|migration| migration.role == MigrationRole::Source);
     let said = agent_message(status);
     match status.phase {
+        _ if domain.spec.power_state == DomainPowerState::Suspended
+            && status.phase != Some(DomainPhase::Stopping) =>
+        {
+            let failed =
+                find(&status.conditions, "Ready").filter(|ready| ready.status != State::True.as_str());
+            let message = failed
+                .filter(|_| status.observed_generation == domain.meta().generation)
+                .map_or_else(|| format!("host {host} is saving the guest"), |ready| ready.message.clone());
+            not_yet(Phase::Running, "Suspending", message)
+        }
         None => starting(),
         Some(DomainPhase::Pending) => not_yet(
             Phase::Starting,
@@ -204,7 +277,7 @@ fn condition_of_domain(domain: &Domain, host: &str) -> (Phase, Wanted) {
             DomainPowerState::Running if outdated => {
                 not_yet(Phase::Running, "Applying", format!("host {host} is applying a change"))
             }
-            DomainPowerState::Running => {
+            DomainPowerState::Running | DomainPowerState::Suspended => {
                 (Phase::Running, ready(State::True, "Running", format!("the guest runs on host {host}")))
             }
         },
@@ -214,8 +287,11 @@ fn condition_of_domain(domain: &Domain, host: &str) -> (Phase, Wanted) {
             "Migrating",
             said.unwrap_or_else(|| format!("the guest is on its way from or to host {host}")),
         ),
+        Some(DomainPhase::Suspended) => {
+            not_yet(Phase::Starting, "Resuming", format!("host {host} is resuming the guest"))
+        }
         Some(DomainPhase::Paused) => match domain.spec.power_state {
-            DomainPowerState::Running => {
+            DomainPowerState::Running | DomainPowerState::Suspended => {
                 not_yet(Phase::Paused, "Resuming", format!("host {host} is resuming the guest"))
             }
             DomainPowerState::Paused if outdated => {
@@ -279,7 +355,7 @@ fn placed(domain: &Domain) -> Placed {
 pub(crate) fn render(machine: &VirtualMachine, report: &Report, now: Timestamp) -> VirtualMachineStatus {
     let before = machine.status.clone().unwrap_or_default();
     let generation = machine.metadata.generation;
-    let Report { phase, placed, conditions } = report.clone();
+    let Report { phase, placed, memory, conditions } = report.clone();
     let conditions = condition::set(&before.conditions, conditions, generation, now);
     let status = VirtualMachineStatus {
         observed_generation: generation,
@@ -292,6 +368,11 @@ pub(crate) fn render(machine: &VirtualMachine, report: &Report, now: Timestamp) 
         domain: None,
         cpus: None,
         memory: None,
+        suspended: match memory {
+            SavedMemory::AsBefore => before.suspended,
+            SavedMemory::Saved(suspended) => Some(*suspended),
+            SavedMemory::None => None,
+        },
     };
     match placed {
         None => status,
@@ -318,6 +399,7 @@ fn is_on(phase: Phase) -> bool {
         | Phase::Scheduling
         | Phase::Starting
         | Phase::Stopping
+        | Phase::Suspended
         | Phase::Halted
         | Phase::Failed
         | Phase::Unknown => false,
@@ -371,6 +453,7 @@ pub(crate) fn happenings(machine: &VirtualMachine, report: &Report) -> Vec<Happe
         }
         Phase::Paused if ready.state == State::True => tell(Severity::Normal, "Paused", note()),
         Phase::Halted => tell(Severity::Normal, "Halted", note()),
+        Phase::Suspended => tell(Severity::Normal, "Suspended", note()),
         Phase::Pending | Phase::Failed | Phase::Unknown => tell(Severity::Warning, ready.reason, note()),
         Phase::Scheduling if ready.reason == "Unschedulable" => {
             tell(Severity::Warning, "Unschedulable", note())

@@ -20,6 +20,7 @@ use kubexen_runtime::Key;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 mod properties;
+mod suspension;
 
 const UID: &str = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
 
@@ -74,7 +75,7 @@ fn machine() -> Machine {
 }
 
 fn resolved() -> Resolved {
-    Resolved { machine: machine(), disks: Vec::new(), networks: Vec::new() }
+    Resolved { machine: machine(), disks: Vec::new(), networks: Vec::new(), saved_state: None }
 }
 
 fn domain_on(host: &str) -> Domain {
@@ -96,6 +97,7 @@ fn domain_on(host: &str) -> Domain {
             restart_requested: None,
             machine: machine(),
             lifecycle: Lifecycle::default(),
+            saved_state: None,
             migration: None,
         },
         status: None,
@@ -119,6 +121,7 @@ fn observed(machine: VirtualMachine, domains: Vec<Domain>) -> Observed {
         domains: domains.into_iter().map(Arc::new).collect(),
         empty_domains: Vec::new(),
         predecessors: Vec::new(),
+        state: None,
         references: Ok(resolved()),
         references_in_part: None,
         room: None,

@@ -5,11 +5,11 @@ use super::{
     decide::{DestroyReason, Plan},
     move_steps,
     observe::Observed,
-    resolve, status,
+    resolve, save_steps, status,
 };
 use kube::ResourceExt;
 use kubexen_crds::{Domain, names::AGENT_FINALIZER};
-use kubexen_ownership::{ClaimDisk, DiskUid, Start, Token, VmUid};
+use kubexen_ownership::{ClaimDisk, DiskUid, Owner, Phase, Start, Token, VmUid};
 use kubexen_runtime::{
     events::Severity,
     write::{self, WriteError},
@@ -70,6 +70,7 @@ pub async fn apply(
             match reason {
                 DestroyReason::Deleted | DestroyReason::Restart => confirm(domains, domain, seen).await?,
                 DestroyReason::Departed => confirm_departed(domains, uuid).await?,
+                DestroyReason::Saved => confirm_saved(domains, uuid).await?,
                 DestroyReason::HalfBuilt | DestroyReason::Stopped => {}
             }
             domains.hypervisor.destroy(uuid).await?;
@@ -81,6 +82,7 @@ pub async fn apply(
             Ok(Applied::Unchanged)
         }
         Plan::Move(step) => move_steps::apply(domains, domain, uuid, seen, step).await,
+        Plan::Save(step) => save_steps::apply(domains, domain, uuid, seen, step).await,
         Plan::Finish => finish(domains, domain, uuid).await,
         // A change is made by the walk itself, which goes on when it fails.
         Plan::Change(_) | Plan::Wait(..) | Plan::Settled => Ok(Applied::Unchanged),
@@ -103,6 +105,9 @@ async fn start(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applied
     let _starting = domains.starts.read().await;
     let token = match domains.ownership.start(VmUid(uuid), &domains.me).await? {
         Start::Acquired(token) | Start::AlreadyMine(token) => token,
+        Start::Refused(Owner { phase: Phase::Saved(disk) | Phase::Resuming(disk), .. }) => {
+            return Err(ReconcileError::Saved(disk));
+        }
         Start::Refused(owner) => return Err(ReconcileError::OwnedElsewhere(owner.host.to_string())),
     };
     claim_disks(domains, domain, VmUid(uuid), token).await?;
@@ -113,13 +118,15 @@ async fn start(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applied
 }
 
 /// Makes sure that no other virtual machine, on whichever host, has a disk that several hosts reach.
-async fn claim_disks(
+pub(super) async fn claim_disks(
     domains: &Domains,
     domain: &Domain,
     vm: VmUid,
     token: Token,
 ) -> Result<(), ReconcileError> {
-    for (volume, disk) in resolve::shared_disks(domain) {
+    let saved = domain.spec.saved_state.as_ref().map(|saved| saved.volume.as_str());
+    let saved = saved.zip(resolve::saved_disk(domain));
+    for (volume, disk) in resolve::shared_disks(domain).chain(saved) {
         claim_disk(domains, volume, disk, vm, token).await?;
     }
     Ok(())
@@ -161,8 +168,17 @@ async fn confirm_departed(domains: &Domains, uuid: Uuid) -> Result<(), Reconcile
     }
 }
 
+/// Reads from the pool's store that all of the guest is in a volume.
+async fn confirm_saved(domains: &Domains, uuid: Uuid) -> Result<(), ReconcileError> {
+    match domains.ownership.owner(VmUid(uuid)).await?.map(|owner| owner.phase) {
+        Some(Phase::Saved(_)) => Ok(()),
+        Some(Phase::Running | Phase::Resuming(_)) | None => Err(ReconcileError::Outdated),
+    }
+}
+
 async fn detach(domains: &Domains, domain: &Domain) -> Result<(), ReconcileError> {
-    for volume in resolve::volumes(domains, domain).into_iter().flatten() {
+    let saved = resolve::saved_volume(domains, domain);
+    for volume in resolve::volumes(domains, domain).into_iter().flatten().chain(saved) {
         domains.storage.detach(&volume).await?;
     }
     Ok(())

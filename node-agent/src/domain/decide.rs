@@ -7,6 +7,7 @@ use super::{
     live::LiveStep,
     moves::{self, MoveStep},
     observe::{Observed, Unmet},
+    saves::{self, SaveStep},
 };
 use crate::hypervisor::{DomainInfo, DomainState};
 use jiff::{SignedDuration, Timestamp};
@@ -46,6 +47,8 @@ pub enum Plan {
     Change(LiveStep),
     /// A step of the migration that the domain takes part in.
     Move(MoveStep),
+    /// A step towards a saved guest, or back.
+    Save(SaveStep),
     /// The domain is gone for good: give back its disks and its ownership, and let its object go.
     Finish,
     /// Nothing now; look again after this time, even if nothing changes.
@@ -78,6 +81,8 @@ pub enum DestroyReason {
     Restart,
     /// Another host owns the guest, which stands still here.
     Departed,
+    /// All of the guest is in a volume, and it stands still here.
+    Saved,
 }
 
 /// What is waited for.
@@ -97,8 +102,12 @@ pub enum Waiting {
     Guest,
     /// The session that sends or receives the guest.
     Move(MigrationRole),
+    /// The session that saves or resumes the guest.
+    Session,
     /// People: another host owns the guest that is here.
     TakenBy(String),
+    /// People: the guest that is here is in a volume too.
+    SavedToo,
 }
 
 /// A guest that ran this long without a crash starts over with the shortest back-off.
@@ -123,6 +132,9 @@ pub fn backoff(crashes: i32) -> SignedDuration {
 pub fn decide(seen: &Observed, now: Timestamp) -> Plan {
     if let Some(part) = &seen.part {
         return moves::decide(seen, part);
+    }
+    if let Some(plan) = seen.saved.as_ref().and_then(|saved| saves::decide(seen, saved)) {
+        return plan;
     }
     match (seen.deleting, &seen.present) {
         (true, None) => Plan::Finish,
@@ -168,6 +180,7 @@ fn bring_up(seen: &Observed, now: Timestamp) -> Plan {
             DomainPhase::Pending
             | DomainPhase::Receiving
             | DomainPhase::Departed
+            | DomainPhase::Suspended
             | DomainPhase::Stopping
             | DomainPhase::Failed,
         )
@@ -199,7 +212,7 @@ fn keep(seen: &Observed, present: &DomainInfo, now: Timestamp) -> Plan {
         DomainState::Suspended => Plan::Settled,
         DomainState::Shutdown(reason) => after_stop(seen, present, reason),
         DomainState::Running if seen.power_state == DomainPowerState::Paused => Plan::Pause,
-        DomainState::Paused if seen.power_state == DomainPowerState::Running => Plan::Unpause,
+        DomainState::Paused if seen.power_state != DomainPowerState::Paused => Plan::Unpause,
         DomainState::Running | DomainState::Paused => follow(seen, present, now),
     }
 }
@@ -228,6 +241,7 @@ fn after_stop(seen: &Observed, present: &DomainInfo, reason: StopReason) -> Plan
             | DomainPhase::Paused
             | DomainPhase::Receiving
             | DomainPhase::Departed
+            | DomainPhase::Suspended
             | DomainPhase::Stopping
             | DomainPhase::Halted
             | DomainPhase::Failed,

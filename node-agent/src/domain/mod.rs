@@ -23,6 +23,8 @@ mod move_steps;
 pub mod moves;
 pub mod observe;
 pub(crate) mod resolve;
+mod save_steps;
+pub mod saves;
 mod shutdowns;
 pub mod status;
 mod strays;
@@ -36,7 +38,7 @@ pub use shutdowns::Shutdowns;
 use crate::{
     config::Catalogue,
     hypervisor::{Hypervisor, HypervisorError},
-    migration::{Sessions, World, link::MigrationNetwork},
+    migration::{Failure, Sessions, World, link::MigrationNetwork},
     mirrors::Mirrors,
     network::{HostNetwork, NetworkError},
     storage::{Storage, StorageError},
@@ -45,7 +47,7 @@ use decide::{Plan, Waiting, decide};
 use jiff::SignedDuration;
 use kube::{Api, Client, ResourceExt};
 use kubexen_crds::{Domain, DomainStatus, MigrationRole, domain::DomainPhase};
-use kubexen_ownership::{HostBoot, OwnershipStore, StoreError, VmUid};
+use kubexen_ownership::{DiskUid, HostBoot, HostName, OwnershipStore, StoreError, VmUid};
 use kubexen_runtime::{
     Clock, Key, Outcome,
     events::{Events, Severity},
@@ -134,6 +136,17 @@ pub enum ReconcileError {
     /// The data of a shared disk is being deleted.
     #[error("Volume {0} is being deleted")]
     DiskRetired(String),
+    /// The guest is saved, or is being resumed by another host.
+    #[error(
+        "The guest is saved in the disk with uid {0}: it is resumed from there, or the disk is deleted first"
+    )]
+    Saved(DiskUid),
+    /// Another host is resuming the guest that the volume holds.
+    #[error("Host {0} is resuming the guest that is saved in this volume")]
+    BeingResumed(HostName),
+    /// The guest could not be saved or resumed.
+    #[error("{}", .0.message)]
+    Suspension(Failure),
     /// The object changed under our hands.
     #[error("The Domain changed meanwhile")]
     Outdated,
@@ -155,6 +168,9 @@ impl ReconcileError {
             Self::OwnedElsewhere(_) => "OwnedElsewhere",
             Self::DiskTaken { .. } => "VolumeInUse",
             Self::DiskRetired(_) => "VolumeDeleting",
+            Self::Saved(_) => "Suspended",
+            Self::BeingResumed(_) => "BeingResumed",
+            Self::Suspension(failure) => failure.reason,
             Self::Outdated => "Outdated",
             Self::Malformed(_) => "Malformed",
         }
@@ -170,6 +186,9 @@ impl ReconcileError {
             | Self::OwnedElsewhere(_)
             | Self::DiskTaken { .. }
             | Self::DiskRetired(_)
+            | Self::Saved(_)
+            | Self::BeingResumed(_)
+            | Self::Suspension(_)
             | Self::Malformed(_) => true,
             Self::Write(_) | Self::Outdated => false,
         }
@@ -221,6 +240,7 @@ impl Domains {
                 | Plan::Destroy(_)
                 | Plan::DetachDisks
                 | Plan::Move(_)
+                | Plan::Save(_)
                 | Plan::Finish => {
                     info!(domain = %domain.name_any(), ?plan, "step");
                     match apply::apply(self, &domain, uuid, &seen, &plan).await? {
@@ -248,11 +268,12 @@ impl Domains {
         if passing {
             return Ok(Outcome::Again(Duration::from_secs(1)));
         }
-        // That a guest is being sent is known by whoever asked for it, and what comes of it is told at the end.
+        // That a guest is being sent, saved or resumed is known by whoever asked for it, and what comes of it is told at the end.
         let told = observe::moved(domain).is_some();
         let under_way = match plan {
             Plan::Wait(Waiting::Move(MigrationRole::Source), _) => true,
             Plan::Wait(Waiting::Move(MigrationRole::Destination), _) => told,
+            Plan::Wait(Waiting::Session, _) => true,
             _ => false,
         };
         if !under_way {
@@ -266,6 +287,8 @@ impl Domains {
             | Plan::Wait(Waiting::Stability, after)
             | Plan::Wait(Waiting::Guest, after)
             | Plan::Wait(Waiting::Move(_), after)
+            | Plan::Wait(Waiting::Session, after)
+            | Plan::Wait(Waiting::SavedToo, after)
             | Plan::Wait(Waiting::TakenBy(_), after) => Outcome::Again(*after),
             _ => Outcome::Settled,
         })

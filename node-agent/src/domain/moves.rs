@@ -243,6 +243,7 @@ mod tests {
             live: Live::default(),
             moved: None,
             part: Some(part),
+            saved: None,
         }
     }
 

@@ -5,6 +5,7 @@ use super::{
     live::{Live, Tried},
     moves::{Move, OwnedBy},
     resolve,
+    saves::{Keeper, Saved},
 };
 use crate::{
     hypervisor::{DomId, DomainInfo, DomainState},
@@ -15,7 +16,7 @@ use kubexen_crds::{
     domain::{DomainPhase, DomainPowerState},
     virtual_machine::Lifecycle,
 };
-use kubexen_ownership::VmUid;
+use kubexen_ownership::{DiskUid, Phase, VmUid};
 use kubexen_runtime::Key;
 use serde::Serialize;
 use std::{collections::BTreeSet, time::Duration};
@@ -48,6 +49,8 @@ pub struct Observed {
     pub live: Live,
     /// The migration that the domain takes part in, unless it is over for this host.
     pub part: Option<Move>,
+    /// How it stands with the volume that the guest is saved to, or was.
+    pub saved: Option<Saved>,
     /// How the migration ended that the domain took part in last.
     pub moved: Option<(MigrationRole, MigrationStage)>,
 }
@@ -72,6 +75,8 @@ pub enum Unmet {
     KernelMissing(String),
     /// No such uplink is configured, or it is down.
     UplinkMissing(String),
+    /// The guest is to be resumed, and the pool's store does not know it as saved in this volume.
+    NotSaved,
     /// The object says something that this agent cannot read.
     Malformed(String),
 }
@@ -87,6 +92,7 @@ impl Unmet {
             Self::VolumeInUse { .. } => "VolumeInUse",
             Self::KernelMissing(_) => "KernelMissing",
             Self::UplinkMissing(_) => "UplinkMissing",
+            Self::NotSaved => "NotSaved",
             Self::Malformed(_) => "Malformed",
         }
     }
@@ -109,6 +115,11 @@ impl Unmet {
             Self::UplinkMissing(uplink) => {
                 format!("This host has no uplink `{uplink}`, or it is down; see the agent's configuration")
             }
+            Self::NotSaved => {
+                "The guest is to be resumed, but it is not in the volume that is named for that; it is not \
+                               booted afresh as long as the VirtualDisk of that volume exists"
+                    .to_owned()
+            }
             Self::Malformed(what) => format!("The Domain cannot be carried out: {what}"),
         }
     }
@@ -122,6 +133,7 @@ impl Observed {
         let started_before = self.status.phase.is_some_and(|phase| match phase {
             DomainPhase::Running
             | DomainPhase::Paused
+            | DomainPhase::Suspended
             | DomainPhase::Stopping
             | DomainPhase::Halted
             | DomainPhase::Preserved => true,
@@ -143,6 +155,7 @@ impl Observed {
             Some(
                 DomainPhase::Running
                 | DomainPhase::Paused
+                | DomainPhase::Suspended
                 | DomainPhase::Receiving
                 | DomainPhase::Departed
                 | DomainPhase::Stopping,
@@ -165,6 +178,10 @@ pub async fn observe(
 ) -> Result<Observed, ReconcileError> {
     // A session is looked at before all that it changes: one that is over changes nothing more.
     let unfinished = unfinished(domains, domain, uuid)?;
+    let session_of_save = domain.spec.saved_state.as_ref().map(|wanted| {
+        let volume = resolve::saved_volume(domains, domain);
+        (wanted, volume.map_or(Standing::None, |volume| domains.sessions.standing(uuid, volume.uuid)))
+    });
     let present = domains.hypervisor.find(uuid).await?;
     let part = match unfinished {
         None => None,
@@ -181,13 +198,27 @@ pub async fn observe(
         None => {
             let attached = domains.storage.attached().await?;
             let ours = resolve::volumes(domains, domain);
-            let disks_attached = ours.iter().flatten().any(|volume| attached.contains(volume));
+            let saved = resolve::saved_volume(domains, domain);
+            let disks_attached = ours.iter().flatten().chain(&saved).any(|volume| attached.contains(volume));
             (resolve::unmet(domains, domain, &users_of_volumes(domains, domain).await?).await, disks_attached)
         }
     };
-    let live = match &part {
-        Some(Move { session: Standing::Alive { .. }, .. }) => Live::default(),
-        Some(_) | None => live(domains, domain, present.as_ref(), tried).await?,
+    let saved = match &session_of_save {
+        None => None,
+        Some((wanted, session)) => Some(Saved {
+            keeper: keeper(domains, domain, uuid).await?,
+            session: session.clone(),
+            unmet: match (session, resolve::unmet_of_saved(domains, domain, wanted).await) {
+                (_, Some(need)) => Some(need),
+                (_, None) if present.is_none() => unmet.clone(),
+                (_, None) => None,
+            },
+        }),
+    };
+    let sessions = [part.as_ref().map(|part| &part.session), saved.as_ref().map(|saved| &saved.session)];
+    let live = match sessions.into_iter().flatten().any(|session| matches!(session, Standing::Alive { .. })) {
+        true => Live::default(),
+        false => live(domains, domain, present.as_ref(), tried).await?,
     };
     let guest = present.as_ref().and_then(|present| {
         guests::status(domain, present.domid, domains.guests.said(uuid, present.domid).as_ref())
@@ -206,6 +237,7 @@ pub async fn observe(
         shutdown_left: domains.shutdowns.left(uuid, timeout),
         live,
         part,
+        saved,
         moved: moved(domain),
     })
 }
@@ -217,7 +249,11 @@ async fn live(
     present: Option<&DomainInfo>,
     tried: &Tried,
 ) -> Result<Live, ReconcileError> {
-    let stands_still = domain.spec.power_state == DomainPowerState::Paused;
+    let stands_still = match domain.spec.power_state {
+        DomainPowerState::Running => false,
+        DomainPowerState::Paused => true,
+        DomainPowerState::Suspended => return Ok(Live::default()),
+    };
     let settings = match present {
         Some(DomainInfo { uuid, state: DomainState::Running, .. }) if !stands_still => {
             Some(domains.hypervisor.settings(*uuid).await?)
@@ -270,6 +306,20 @@ async fn owner(domains: &Domains, uuid: Uuid) -> Result<OwnedBy, ReconcileError>
         Some(owner) if owner.host == domains.me.host => OwnedBy::Me(owner.token),
         Some(owner) => OwnedBy::Another(owner),
         None => OwnedBy::Nobody,
+    })
+}
+
+/// Where the guest is, by a linearizable read.
+async fn keeper(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Keeper, ReconcileError> {
+    let disk = resolve::saved_volume(domains, domain).map(|volume| DiskUid(volume.uuid));
+    let Some(owner) = domains.ownership.owner(VmUid(uuid)).await? else { return Ok(Keeper::Nobody) };
+    let here = owner.host == domains.me.host;
+    Ok(match owner.phase {
+        Phase::Running if here => Keeper::RunsHere(owner.token),
+        Phase::Resuming(from) if here && Some(from) == disk => Keeper::ResumesHere(owner.token),
+        Phase::Saved(to) if Some(to) == disk => Keeper::Volume,
+        Phase::Running | Phase::Resuming(_) => Keeper::Elsewhere(owner.host.to_string()),
+        Phase::Saved(other) => Keeper::Elsewhere(format!("the disk with uid {other}")),
     })
 }
 

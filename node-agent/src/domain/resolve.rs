@@ -11,7 +11,7 @@ use crate::{
 };
 use kubexen_crds::{
     Boot, Domain, Volume, condition,
-    domain::{DomainDisk, DomainInterface, Machine, SharedDisk},
+    domain::{DomainDisk, DomainInterface, Machine, SavedState, SharedDisk},
 };
 use kubexen_ownership::{DiskUid, Token};
 use kubexen_runtime::Key;
@@ -41,6 +41,32 @@ fn volume_of(domains: &Domains, domain: &Domain, disk: &DomainDisk) -> Option<Vo
 pub(crate) fn volume_id(volume: &Volume) -> Option<VolumeId> {
     let uuid = Uuid::parse_str(&volume.spec.virtual_disk.uid).ok()?;
     Some(VolumeId { location: volume.spec.location.clone(), uuid })
+}
+
+/// The volume that the guest is saved to.
+pub(super) fn saved_volume(domains: &Domains, domain: &Domain) -> Option<VolumeId> {
+    let saved = domain.spec.saved_state.as_ref()?;
+    let namespace = domain.metadata.namespace.clone().unwrap_or_default();
+    match &saved.shared {
+        Some(shared) => shared_volume(shared),
+        None => volume_id(&*domains.mirrors.volumes.get(&Key::new(namespace, saved.volume.clone()))?),
+    }
+}
+
+/// The disk that the guest is saved to, if several hosts reach it.
+pub(super) fn saved_disk(domain: &Domain) -> Option<DiskUid> {
+    Some(DiskUid(shared_volume(domain.spec.saved_state.as_ref()?.shared.as_ref()?)?.uuid))
+}
+
+/// What keeps the guest from being saved to its volume, or resumed from there.
+pub(super) async fn unmet_of_saved(domains: &Domains, domain: &Domain, saved: &SavedState) -> Option<Unmet> {
+    match &saved.shared {
+        Some(shared) => unmet_of_shared(domains, &saved.volume, shared).await,
+        None => {
+            let namespace = domain.metadata.namespace.as_deref().unwrap_or_default();
+            unmet_of_local(domains, namespace, &saved.volume)
+        }
+    }
 }
 
 /// Where the data of a disk on shared storage is.

@@ -149,7 +149,14 @@ fn phase(seen: &Observed, plan: &Plan) -> (DomainPhase, Wanted) {
                     format!("The guest crashed {crashes} times in a row; it is started again after a while");
                 return (DomainPhase::Pending, not_ready("CrashLoop", message));
             }
-            Waiting::Stability | Waiting::Guest | Waiting::Move(MigrationRole::Source) => {}
+            Waiting::Stability | Waiting::Guest | Waiting::Session | Waiting::Move(MigrationRole::Source) => {
+            }
+            Waiting::SavedToo => {
+                let message = "The pool's store says that this guest is saved in a volume, but it is here too; nothing is \
+                               done to either: find out which one is right, and delete the other one by hand";
+                let phase = seen.status.phase.unwrap_or(DomainPhase::Failed);
+                return (phase, not_ready("OwnershipViolated", message.to_owned()));
+            }
             Waiting::Move(MigrationRole::Destination) => {
                 let message = "All is ready for the guest, which is to come from another host".to_owned();
                 return (DomainPhase::Receiving, not_ready("Receiving", message));
@@ -165,6 +172,10 @@ fn phase(seen: &Observed, plan: &Plan) -> (DomainPhase, Wanted) {
         }
     }
     match seen.present.as_ref().map(|present| present.state) {
+        None if seen.is_saved() => (
+            DomainPhase::Suspended,
+            Wanted::new(READY, State::True, "Suspended", "The guest is saved, and uses nothing of this host"),
+        ),
         Some(DomainState::Running) => {
             (DomainPhase::Running, Wanted::new(READY, State::True, "Running", "The domain runs"))
         }
@@ -272,6 +283,7 @@ pub fn failed(
             | DomainPhase::Stopping
             | DomainPhase::Receiving
             | DomainPhase::Departed
+            | DomainPhase::Suspended
             | DomainPhase::Halted
             | DomainPhase::Preserved),
         ) => phase,

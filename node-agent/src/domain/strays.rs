@@ -6,7 +6,7 @@
 use super::{Domains, ReconcileError};
 use kube::{Api, api::ListParams};
 use kubexen_crds::{Domain, names::host_namespace};
-use kubexen_ownership::{Owner, VmUid};
+use kubexen_ownership::{Owner, Phase, VmUid};
 use kubexen_runtime::write::limited;
 use tracing::info;
 
@@ -16,7 +16,11 @@ impl Domains {
     /// # Errors
     /// When the store, the API server or the hypervisor cannot be asked; what was not given back stays as it is.
     pub async fn give_back_strays(&self) -> Result<(), ReconcileError> {
-        let mine = self.ownership.owners().await?.into_iter().filter(|(_, owner)| owner.host == self.me.host);
+        let used = |owner: &Owner| match owner.phase {
+            Phase::Running | Phase::Resuming(_) => owner.host == self.me.host,
+            Phase::Saved(_) => false,
+        };
+        let mine = self.ownership.owners().await?.into_iter().filter(|(_, owner)| used(owner));
         for (vm, owner) in mine.filter(|(vm, _)| !self.is_known(*vm)) {
             self.give_back(vm, &owner).await?;
         }
@@ -37,7 +41,12 @@ impl Domains {
         {
             return Ok(());
         }
-        self.ownership.release(vm, &self.me, owner.token).await?;
+        match owner.phase {
+            Phase::Running => drop(self.ownership.release(vm, &self.me, owner.token).await?),
+            Phase::Resuming(disk) => drop(self.ownership.save(vm, &self.me, owner.token, disk).await?),
+            // It waits for whoever resumes it.
+            Phase::Saved(_) => return Ok(()),
+        }
         info!(%vm, token = %owner.token, "ownership without a domain is given back");
         Ok(())
     }

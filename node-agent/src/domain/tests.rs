@@ -27,7 +27,7 @@ fn domain(state: DomainState) -> DomainInfo {
     DomainInfo { uuid: Uuid::from_u128(1), domid: DomId(5), state, token, memory_kib: 1024, vcpus: 1 }
 }
 
-fn observed(present: Option<DomainState>) -> Observed {
+pub(super) fn observed(present: Option<DomainState>) -> Observed {
     Observed {
         deleting: false,
         power_state: DomainPowerState::Running,
@@ -41,6 +41,7 @@ fn observed(present: Option<DomainState>) -> Observed {
         shutdown_left: None,
         live: Live::default(),
         part: None,
+        saved: None,
         moved: None,
     }
 }
@@ -330,8 +331,8 @@ fn step(mut seen: Observed, plan: &Plan, at: &mut Timestamp) -> Observed {
         Plan::DetachDisks => seen.disks_attached = false,
         Plan::Wait(Waiting::Dying, _) => seen.present = None,
         Plan::Wait(_, time) => *at += SignedDuration::try_from(*time).unwrap(),
-        // A model host takes part in no migration, and nothing of it changes.
-        Plan::Move(_) | Plan::Change(_) => unreachable!("{plan:?}"),
+        // A model host takes part in no migration, saves nothing, and nothing of it changes.
+        Plan::Move(_) | Plan::Save(_) | Plan::Change(_) => unreachable!("{plan:?}"),
         Plan::Finish | Plan::Settled => {}
     }
     seen

@@ -26,6 +26,7 @@ mod sessions;
 
 pub(crate) use arrival::{Arrival, receive_connections};
 pub(crate) use departure::Departure;
+pub(crate) use sessions::until_ended;
 pub use sessions::{Sessions, Standing};
 
 use crate::{
@@ -68,7 +69,7 @@ pub struct Report {
 }
 
 impl Report {
-    fn failed(failure: impl Into<Failure>) -> Self {
+    pub(crate) fn failed(failure: impl Into<Failure>) -> Self {
         Self { failure: Some(failure.into()), ..Self::default() }
     }
 }
@@ -83,7 +84,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
 
@@ -94,6 +95,15 @@ impl Failure {
             _ => format!("the connection to the other host's agent broke: {error}"),
         };
         Self::new("ConnectionLost", message)
+    }
+
+    /// The volume that a guest is saved to, or was saved to, cannot be written or read, or does not hold the guest.
+    pub(crate) fn of_volume(error: &std::io::Error) -> Self {
+        let reason = match error.kind() {
+            std::io::ErrorKind::InvalidData => "SavedStateDamaged",
+            _ => "StorageFailed",
+        };
+        Self::new(reason, format!("the volume of the guest's memory: {error}"))
     }
 
     /// It was called off.

@@ -80,7 +80,7 @@ impl Sessions {
         }
     }
 
-    /// Begins a session that sends a guest. Nothing happens while another one of the guest is alive.
+    /// Begins a session that waits for no other host: one that sends a guest, saves it or resumes it. Nothing happens while another one of the guest is alive.
     pub(crate) fn depart(
         &self,
         guest: Uuid,
@@ -194,7 +194,7 @@ impl Sessions {
 }
 
 /// Runs `work` until it is told to end.
-pub(super) async fn until_ended<T>(
+pub(crate) async fn until_ended<T>(
     end: &CancellationToken,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {

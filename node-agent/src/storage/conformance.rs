@@ -17,6 +17,7 @@ pub(super) async fn every_promise_holds(storage: &dyn Storage, location: &str) {
     a_volume_grows_and_never_shrinks(storage, &volume()).await;
     capacity_bounds_the_sum_of_sizes(storage, [volume(), volume(), volume(), volume()], &volume()).await;
     an_attached_volume_keeps_its_device(storage, &volume()).await;
+    what_is_written_and_synced_is_read_after_it_was_attached_anew(storage, &volume()).await;
     what_is_not_there_is_said_so(storage, &volume()).await;
     assert!(storage.attached().await.unwrap().is_empty(), "the suite left something attached");
 }
@@ -92,6 +93,26 @@ async fn an_attached_volume_keeps_its_device(storage: &dyn Storage, volume: &Vol
         storage.detach(volume).await.unwrap();
         assert!(!storage.attached().await.unwrap().contains(volume));
     }
+    storage.delete(volume).await.unwrap();
+}
+
+async fn what_is_written_and_synced_is_read_after_it_was_attached_anew(
+    storage: &dyn Storage,
+    volume: &VolumeId,
+) {
+    storage.create(volume, SIZE).await.unwrap();
+    let content = storage.open(volume).await.unwrap();
+    assert!(storage.attached().await.unwrap().contains(volume));
+    content.write_at(4096, b"what was written".to_vec()).await.unwrap();
+    content.sync().await.unwrap();
+    assert!(content.write_at(SIZE - 1, b"too long".to_vec()).await.is_err(), "beyond the end");
+    drop(content);
+    storage.detach(volume).await.unwrap();
+    let content = storage.open(volume).await.unwrap();
+    assert_eq!(content.read_at(4096, 18).await.unwrap(), b"what was written\0\0");
+    assert_eq!(content.read_at(SIZE - 2, 100).await.unwrap(), [0, 0], "the volume ends");
+    drop(content);
+    storage.detach(volume).await.unwrap();
     storage.delete(volume).await.unwrap();
 }
 

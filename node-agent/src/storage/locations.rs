@@ -1,7 +1,7 @@
 //! The locations of a host, each with the kind of storage that the agent's configuration names.
 
 use super::{
-    DirectoryStorage, LocationFacts, LvmStorage, Storage, StorageError, VolumeId,
+    Content, DirectoryStorage, LocationFacts, LvmStorage, Storage, StorageError, VolumeId,
     directory::DirectoryConfig,
     lvm::{LvmConfig, Wipe},
 };
@@ -165,6 +165,10 @@ impl Storage for Locations {
 
     async fn attach(&self, volume: &VolumeId, read_only: bool) -> Result<PathBuf, StorageError> {
         self.of(volume).attach(volume, read_only).await
+    }
+
+    async fn open(&self, volume: &VolumeId) -> Result<Box<dyn Content>, StorageError> {
+        self.of(volume).open(volume).await
     }
 
     async fn detach(&self, volume: &VolumeId) -> Result<(), StorageError> {

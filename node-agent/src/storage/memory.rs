@@ -1,6 +1,6 @@
 //! Storage in memory: a model for simulation and tests, with faults to inject.
 
-use super::{LocationFacts, Storage, StorageError, VolumeId, check_size};
+use super::{Content, LocationFacts, Storage, StorageError, VolumeId, check_size};
 use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -30,7 +30,7 @@ impl SharedLocation {
     /// An empty location that is called `id`, with room for `capacity` bytes.
     #[must_use]
     pub fn new(id: &str, capacity: u64) -> Self {
-        Self(Arc::new(Mutex::new(Place { capacity, id: Some(id.to_owned()), volumes: BTreeMap::new() })))
+        Self(Arc::new(Mutex::new(Place { capacity, id: Some(id.to_owned()), ..Place::default() })))
     }
 
     /// All volumes with their sizes in bytes.
@@ -40,7 +40,7 @@ impl SharedLocation {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Place {
     /// Bytes.
     capacity: u64,
@@ -48,6 +48,8 @@ struct Place {
     id: Option<String>,
     /// Size in bytes.
     volumes: BTreeMap<Uuid, u64>,
+    /// What was written to volumes and synced; beyond that they read as zeroes.
+    contents: BTreeMap<Uuid, Vec<u8>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -72,7 +74,7 @@ impl MemoryStorage {
     /// Empty storage with these locations of its own and their capacities in bytes.
     #[must_use]
     pub fn new(locations: BTreeMap<String, u64>) -> Self {
-        let place = |capacity| Place { capacity, id: None, volumes: BTreeMap::new() };
+        let place = |capacity| Place { capacity, ..Place::default() };
         let places = locations
             .into_iter()
             .map(|(name, capacity)| (name, Arc::new(Mutex::new(place(capacity)))))
@@ -199,7 +201,7 @@ impl Storage for MemoryStorage {
             return Vec::new();
         }
         let facts = |(name, place): (&String, &Arc<Mutex<Place>>)| {
-            let Place { capacity, id, volumes: _ } = &*lock(place);
+            let Place { capacity, id, .. } = &*lock(place);
             LocationFacts { name: name.clone(), capacity: *capacity, shared: id.is_some(), id: id.clone() }
         };
         self.places.iter().map(facts).collect()
@@ -248,6 +250,7 @@ impl Storage for MemoryStorage {
                 return Err(StorageError::InUse(volume.clone()));
             }
             place.volumes.remove(&volume.uuid);
+            place.contents.remove(&volume.uuid);
             Ok(())
         })
         .await
@@ -264,6 +267,15 @@ impl Storage for MemoryStorage {
             Ok(PathBuf::from(format!("/dev/simulated/{}/{}", volume.location, volume.uuid)))
         })
         .await
+    }
+
+    async fn open(&self, volume: &VolumeId) -> Result<Box<dyn Content>, StorageError> {
+        self.attach(volume, false).await?;
+        let place = self.places.get(&volume.location).map(Arc::clone);
+        let place = place.ok_or_else(|| StorageError::UnknownLocation(volume.location.clone()))?;
+        let written = lock(&place).contents.get(&volume.uuid).cloned().unwrap_or_default();
+        let host = Arc::clone(&self.host);
+        Ok(Box::new(MemoryContent { volume: volume.clone(), place, host, written: Mutex::new(written) }))
     }
 
     async fn detach(&self, volume: &VolumeId) -> Result<(), StorageError> {
@@ -286,6 +298,63 @@ impl Storage for MemoryStorage {
         tokio::task::yield_now().await;
         self.reach("attached")?;
         Ok(self.host().attached.keys().cloned().collect())
+    }
+}
+
+/// What a volume holds. Nothing of what is written is there for others, or after this is dropped, before it is synced.
+#[derive(Debug)]
+struct MemoryContent {
+    volume: VolumeId,
+    place: Arc<Mutex<Place>>,
+    host: Arc<Mutex<Host>>,
+    written: Mutex<Vec<u8>>,
+}
+
+impl MemoryContent {
+    async fn reach(&self) -> io::Result<u64> {
+        tokio::task::yield_now().await;
+        let host = lock(&self.host);
+        if host.outage || !host.attached.contains_key(&self.volume) {
+            return Err(io::Error::other("the device is gone"));
+        }
+        let size = lock(&self.place).volumes.get(&self.volume.uuid).copied();
+        size.ok_or_else(|| io::Error::other("the volume is gone"))
+    }
+}
+
+#[async_trait]
+impl Content for MemoryContent {
+    async fn read_at(&self, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let left = usize::try_from(self.reach().await?.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let offset = usize::try_from(offset).map_err(io::Error::other)?;
+        let mut bytes = vec![0; length.min(left)];
+        let written = lock(&self.written);
+        if let Some(there) = written.get(offset..) {
+            let known = there.len().min(bytes.len());
+            bytes[..known].copy_from_slice(&there[..known]);
+        }
+        Ok(bytes)
+    }
+
+    async fn write_at(&self, offset: u64, bytes: Vec<u8>) -> io::Result<()> {
+        if offset + bytes.len() as u64 > self.reach().await? {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let offset = usize::try_from(offset).map_err(io::Error::other)?;
+        let mut written = lock(&self.written);
+        let end = offset + bytes.len();
+        if written.len() < end {
+            written.resize(end, 0);
+        }
+        written[offset..end].copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        self.reach().await?;
+        let written = lock(&self.written).clone();
+        lock(&self.place).contents.insert(self.volume.uuid, written);
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 //! `VirtualDisk`. What exists and what is attached is read from the storage and from the kernel each time, so an
 //! agent that was killed loses nothing. Every call ends within a time limit.
 //!
+//! - [`content`] is what a volume holds, for the agent's own use.
 //! - [`directory`] keeps raw sparse files in a folder and attaches them through loop devices.
 //! - [`lvm`] keeps logical volumes in a volume group, on a LUN that several hosts may see.
 //! - [`locations`] puts them together as the agent's configuration says.
@@ -18,6 +19,7 @@ use uuid::Uuid;
 pub mod command;
 #[cfg(any(test, feature = "conformance"))]
 mod conformance;
+pub mod content;
 pub mod directory;
 mod folder;
 pub mod locations;
@@ -26,6 +28,7 @@ pub mod lvm;
 mod marker;
 pub mod memory;
 
+pub use content::Content;
 pub use directory::DirectoryStorage;
 pub use locations::{LocationConfig, Locations};
 pub use lvm::LvmStorage;
@@ -197,6 +200,16 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// `NoSuchVolume`; `InUse` when it is attached with another `read_only`.
     async fn attach(&self, volume: &VolumeId, read_only: bool) -> Result<PathBuf, StorageError>;
+
+    /// Attaches a volume for reading and writing, if it is not yet, and opens what it holds. To be dropped before the volume
+    /// is detached.
+    ///
+    /// # Errors
+    /// As [`Storage::attach`].
+    async fn open(&self, volume: &VolumeId) -> Result<Box<dyn Content>, StorageError> {
+        let device = self.attach(volume, false).await?;
+        Ok(Box::new(content::FileContent::open(&device).await?))
+    }
 
     /// Takes the device away. Succeeds when the volume is not attached, or does not exist.
     ///

@@ -17,9 +17,9 @@ use crate::{
 use decide::{Observed, Plan, decide};
 use kube::{Api, ResourceExt};
 use kubexen_crds::{Volume, VolumeStatus, names::AGENT_FINALIZER};
-use kubexen_ownership::{DiskUid, RetireDisk};
+use kubexen_ownership::{Discard, DiskUid, RetireDisk, VmUid};
 use kubexen_runtime::{Key, Outcome, events::Severity, write};
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 use tracing::{info, warn};
 
 /// Most steps in one reconcile: detach, delete, let go.
@@ -103,7 +103,7 @@ impl Domains {
             .domains
             .list()
             .into_iter()
-            .find(|domain| domain.spec.machine.disks.iter().any(|disk| disk.volume == name))
+            .find(|domain| domain.spec.volumes().any(|volume| volume == name))
             .map(|domain| domain.name_any());
         Ok(Observed {
             deleting: volume.metadata.deletion_timestamp.is_some(),
@@ -125,8 +125,16 @@ impl Domains {
         if same { Ok(()) } else { Err(ReconcileError::Outdated) }
     }
 
-    /// Sees to it that no host uses a shared volume, now or later.
+    /// Sees to it that no host uses a shared volume, and that none resumes a guest from any, now or later.
     async fn retire(&self, volume: &Volume, id: &VolumeId) -> Result<(), ReconcileError> {
+        if let Some(machine) = &volume.spec.saved_machine {
+            let vm = VmUid::from_str(machine)
+                .map_err(|_| ReconcileError::Malformed("`savedMachine` is no UUID".to_owned()))?;
+            match self.ownership.discard(vm, DiskUid(id.uuid)).await? {
+                Discard::Discarded => {}
+                Discard::Refused(owner) => return Err(ReconcileError::BeingResumed(owner.host)),
+            }
+        }
         if !volume.spec.shared {
             return Ok(());
         }
@@ -140,8 +148,10 @@ impl Domains {
 
     /// Leaves nothing of a shared volume in the pool's store.
     async fn forget(&self, volume: &Volume, id: &VolumeId) -> Result<(), ReconcileError> {
-        if volume.spec.shared {
+        if volume.spec.shared || volume.spec.saved_machine.is_some() {
             self.retire(volume, id).await?;
+        }
+        if volume.spec.shared {
             self.ownership.forget_disk(DiskUid(id.uuid)).await?;
         }
         Ok(())

@@ -17,9 +17,15 @@ use self::link::{Link, revision};
 use crate::disk::{self, DiskUid};
 use crate::drive::{self, Backend, RequestError};
 use crate::names::{HostBoot, Owner, Token, VmUid};
-use crate::protocol::{AbortVerb, CommitVerb, Compare, Outcome, ReleaseVerb, StartVerb, Transaction, Write};
+use crate::protocol::{
+    AbortVerb, CommitVerb, Compare, DiscardVerb, Outcome, ReleaseVerb, ResumeVerb, RunVerb, SaveVerb,
+    StartVerb, Transaction, Write,
+};
 use crate::record::{Entry, Key, OWNERS, vm_of};
-use crate::store::{Abort, ClaimDisk, Commit, OwnershipStore, Release, RetireDisk, Start, StoreError};
+use crate::store::{
+    Abort, ClaimDisk, Commit, Discard, OwnershipStore, Release, Resume, RetireDisk, Run, Save, Start,
+    StoreError,
+};
 
 /// How many records one answer holds at most: 1,000 of 150 bytes are far below the 4 MiB that the client accepts.
 const PAGE: i64 = 1_000;
@@ -135,6 +141,22 @@ impl OwnershipStore for EtcdStore {
 
     async fn abort(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Abort, StoreError> {
         drive::run(self, &AbortVerb { vm, me, token }).await
+    }
+
+    async fn save(&self, vm: VmUid, me: &HostBoot, token: Token, disk: DiskUid) -> Result<Save, StoreError> {
+        drive::run(self, &SaveVerb { vm, me, token, disk }).await
+    }
+
+    async fn resume(&self, vm: VmUid, me: &HostBoot, disk: DiskUid) -> Result<Resume, StoreError> {
+        drive::run(self, &ResumeVerb { vm, me, disk }).await
+    }
+
+    async fn run(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Run, StoreError> {
+        drive::run(self, &RunVerb { vm, me, token }).await
+    }
+
+    async fn discard(&self, vm: VmUid, disk: DiskUid) -> Result<Discard, StoreError> {
+        drive::run(self, &DiscardVerb { vm, disk }).await
     }
 
     async fn claim_disk(&self, disk: DiskUid, vm: VmUid, token: Token) -> Result<ClaimDisk, StoreError> {

@@ -1,7 +1,7 @@
 //! ABORT: a virtual machine stays where it is, whatever becomes of a COMMIT.
 
 use super::{Decision, Verb, put_owner, unchanged};
-use crate::names::{HostBoot, Owner, Token, VmUid};
+use crate::names::{HostBoot, Owner, Phase, Token, VmUid};
 use crate::store::Abort;
 
 /// ABORT: `vm`, which `me` owns under `token`, stays `me`'s under a new one.
@@ -28,11 +28,18 @@ impl Verb for AbortVerb<'_> {
 
     fn decide(&self, owner: Option<&Owner>, unresolved: bool) -> Decision<Abort> {
         match owner {
-            Some(owner) if owner.token == self.token && owner.is(self.me) => {
+            Some(owner)
+                if owner.token == self.token && owner.is(self.me) && owner.phase == Phase::Running =>
+            {
                 put_owner(self.vm, self.me, unchanged(self.vm, owner))
             }
             // It was mine under `token` when the lost transaction was sent, so `token` ended since.
-            Some(owner) if unresolved && owner.token > self.token && owner.is(self.me) => {
+            Some(owner)
+                if unresolved
+                    && owner.token > self.token
+                    && owner.is(self.me)
+                    && owner.phase == Phase::Running =>
+            {
                 Decision::Answer(Abort::Aborted(owner.token))
             }
             None | Some(_) => Decision::Answer(Abort::Refused(owner.cloned())),

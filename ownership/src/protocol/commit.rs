@@ -1,7 +1,7 @@
 //! COMMIT: a virtual machine goes from one host to another.
 
 use super::{Decision, Verb, put_owner, unchanged};
-use crate::names::{HostBoot, Owner, Token, VmUid};
+use crate::names::{HostBoot, Owner, Phase, Token, VmUid};
 use crate::store::Commit;
 
 /// COMMIT: `vm`, which `from` owns under `token`, goes to `to`.
@@ -30,7 +30,9 @@ impl Verb for CommitVerb<'_> {
 
     fn decide(&self, owner: Option<&Owner>, unresolved: bool) -> Decision<Commit> {
         match owner {
-            Some(owner) if owner.token == self.token && owner.is(self.from) => {
+            Some(owner)
+                if owner.token == self.token && owner.is(self.from) && owner.phase == Phase::Running =>
+            {
                 put_owner(self.vm, self.to, unchanged(self.vm, owner))
             }
             // The record was the source's when the lost transaction was sent, so it became the destination's since.

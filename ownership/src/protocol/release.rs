@@ -1,7 +1,7 @@
 //! RELEASE: a host gives a virtual machine up.
 
 use super::{Decision, Transaction, Verb, Write, unchanged};
-use crate::names::{HostBoot, Owner, Token, VmUid};
+use crate::names::{HostBoot, Owner, Phase, Token, VmUid};
 use crate::record::Key;
 use crate::store::Release;
 
@@ -30,7 +30,11 @@ impl Verb for ReleaseVerb<'_> {
     fn decide(&self, owner: Option<&Owner>, unresolved: bool) -> Decision<Release> {
         match owner {
             // The boot is not compared: a record of mine from an earlier boot is of a domain that died with it.
-            Some(owner) if owner.token == self.token && owner.host == self.me.host => {
+            Some(owner)
+                if owner.token == self.token
+                    && owner.host == self.me.host
+                    && owner.phase == Phase::Running =>
+            {
                 let condition = unchanged(self.vm, owner);
                 let write = Write::Delete(Key::Owner(self.vm));
                 Decision::Execute(Transaction { compares: vec![condition], writes: vec![write] })

@@ -1,7 +1,7 @@
 //! START: a host asks to run a virtual machine.
 
 use super::{Compare, Decision, Verb, put_owner, unchanged};
-use crate::names::{HostBoot, Owner, Token, VmUid};
+use crate::names::{HostBoot, Owner, Phase, Token, VmUid};
 use crate::record::Key;
 use crate::store::Start;
 
@@ -28,7 +28,8 @@ impl Verb for StartVerb<'_> {
     fn decide(&self, owner: Option<&Owner>, unresolved: bool) -> Decision<Start> {
         let condition = match owner {
             None => Compare::Absent(Key::Owner(self.vm)),
-            Some(owner) if owner.host != self.me.host => {
+            // What is saved is resumed, never started afresh.
+            Some(owner) if owner.host != self.me.host || owner.phase != Phase::Running => {
                 return Decision::Answer(Start::Refused(owner.clone()));
             }
             Some(owner) if owner.boot_id != self.me.boot_id => unchanged(self.vm, owner),
@@ -47,6 +48,7 @@ impl Verb for StartVerb<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::DiskUid;
     use crate::protocol::samples::{KEY, VM, at, owner, put};
 
     #[test]
@@ -61,7 +63,10 @@ mod tests {
                 put(&me, Compare::Unchanged { key: KEY, mod_revision: 7 })
             );
             // An equal boot id on another host is another boot.
-            for other in [owner("xen-2", "boot-1", 7), owner("xen-2", "boot-2", 7)] {
+            let disk = DiskUid(uuid::Uuid::from_u128(9));
+            let saved = Owner { phase: Phase::Saved(disk), ..owner("xen-1", "boot-2", 7) };
+            let resuming = Owner { phase: Phase::Resuming(disk), ..owner("xen-1", "boot-1", 7) };
+            for other in [owner("xen-2", "boot-1", 7), owner("xen-2", "boot-2", 7), saved, resuming] {
                 let refused = Decision::Answer(Start::Refused(other.clone()));
                 assert_eq!(start.decide(Some(&other), unresolved), refused);
             }

@@ -201,6 +201,12 @@ impl Pool {
         Ok(())
     }
 
+    /// The hosts of an agent process.
+    pub fn hosts_of_agent(&self, number: usize) -> impl Iterator<Item = &String> {
+        let per_process = self.options.hosts_per_process;
+        self.host_names().iter().skip(number * per_process).take(per_process)
+    }
+
     /// Starts an agent process that does not run.
     ///
     /// # Errors
@@ -209,8 +215,7 @@ impl Pool {
         let name = format!("agent-{number}");
         let mut command = std::process::Command::new(program("kubexen-node-agent", self.options.profile)?);
         command.args(["run", "--listen", "127.0.0.1:0"]);
-        let per_process = self.options.hosts_per_process;
-        for host in self.host_names().iter().skip(number * per_process).take(per_process) {
+        for host in self.hosts_of_agent(number) {
             command.arg("--config").arg(self.host_folder(host).join("agent.yaml"));
         }
         self.agents[number] = Some(Process::start(&name, command, &self.folder.join(format!("{name}.log")))?);

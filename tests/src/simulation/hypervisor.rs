@@ -6,7 +6,7 @@ use kubexen_node_agent::hypervisor::{
     Change, DomId, DomainConfig, DomainInfo, DomainUsage, GuestFacts, HostFacts, Hypervisor, HypervisorError,
     Incoming, OnProgress, Outgoing, Sent, Settings, SuspendMode, simulated::SimulatedHypervisor,
 };
-use kubexen_ownership::{MemoryStore, VmUid};
+use kubexen_ownership::{MemoryStore, Owner, Phase, VmUid};
 use std::sync::Arc;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -48,6 +48,11 @@ impl Hypervisor for Judged {
 
     async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {
         self.judge.creating(&self.host, config.uuid, config.token);
+        let owner = self.owners.owner_on_record(VmUid(config.uuid));
+        if let Some(Owner { phase: saved @ (Phase::Saved(_) | Phase::Resuming(_)), .. }) = owner {
+            let how = format_args!("{} boots {} afresh, which is {saved:?}", self.host, config.uuid);
+            self.judge.violated("I7", how);
+        }
         let devices = config.disks.iter().map(|disk| disk.device.clone()).collect();
         self.judge.using(&self.host, config.uuid, devices);
         self.inner.create(config).await
@@ -110,7 +115,9 @@ impl Hypervisor for Judged {
 
     async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError> {
         let owner = self.owners.owner_on_record(VmUid(uuid));
-        self.judge.destroying(&self.host, uuid, owner.as_ref().map(|owner| owner.host.as_str()));
+        let is_elsewhere =
+            owner.is_some_and(|owner| owner.phase != Phase::Running || owner.host.as_str() != self.host);
+        self.judge.destroying(&self.host, uuid, is_elsewhere);
         self.inner.destroy(uuid).await
     }
 

@@ -182,8 +182,8 @@ impl Judge {
         self.lock().devices.insert(uuid, devices);
     }
 
-    /// An agent is about to take a domain apart, which belongs to this host.
-    pub(super) fn destroying(&self, host: &str, uuid: Uuid, owner: Option<&str>) {
+    /// An agent is about to take a domain apart. `is_elsewhere` says that the guest is another host's, or in a volume.
+    pub(super) fn destroying(&self, host: &str, uuid: Uuid, is_elsewhere: bool) {
         let (present, record) = {
             let state = self.lock();
             let domains = state.hosts.get(host).and_then(|host| host.domains().ok()).unwrap_or_default();
@@ -192,9 +192,7 @@ impl Judge {
         };
         let Some(present) = present else { return };
         self.note(format_args!("{host} destroy {uuid} {:?}", present.state));
-        if let Err(why) =
-            may_be_destroyed(&present, record.as_deref(), owner.is_some_and(|owner| owner != host))
-        {
+        if let Err(why) = may_be_destroyed(&present, record.as_deref(), is_elsewhere) {
             self.violated("I4", format_args!("{host} destroys {uuid}: {why}"));
         }
     }
@@ -219,7 +217,7 @@ impl Judge {
         }
         // At one moment an end comes before a beginning.
         let begins = |event| match event {
-            StartEvent::Start | StartEvent::Resume => true,
+            StartEvent::Start | StartEvent::Arrive | StartEvent::Resume => true,
             StartEvent::Suspend | StartEvent::Claim | StartEvent::Stop => false,
         };
         records.sort_by_key(|(_, record)| (record.at, begins(record.event)));
@@ -227,7 +225,7 @@ impl Judge {
         let mut tokens: BTreeMap<Uuid, u64> = BTreeMap::new();
         for (host, record) in records {
             match record.event {
-                StartEvent::Start | StartEvent::Resume | StartEvent::Claim => {
+                StartEvent::Start | StartEvent::Arrive | StartEvent::Resume | StartEvent::Claim => {
                     if begins(record.event)
                         && let Some(other) = running.insert(record.uuid, host.clone())
                     {
@@ -298,12 +296,12 @@ fn may_run(state: DomainState) -> bool {
 
 /// Why this domain must not be destroyed now, given the truth about its object.
 ///
-/// A copy of a guest that stands still here while another host owns the guest may go, and nothing else that is whole.
-fn may_be_destroyed(present: &DomainInfo, record: Option<&Value>, is_anothers: bool) -> Result<(), String> {
+/// A copy of a guest that stands still here while the guest is elsewhere may go, and nothing else that is whole.
+fn may_be_destroyed(present: &DomainInfo, record: Option<&Value>, is_elsewhere: bool) -> Result<(), String> {
     let Some(record) = record else { return Err("it has no object on this host".to_owned()) };
     match present.state {
         DomainState::HalfBuilt | DomainState::Shutdown(_) | DomainState::Dying => return Ok(()),
-        DomainState::Suspended | DomainState::Restored if is_anothers => return Ok(()),
+        DomainState::Suspended | DomainState::Restored if is_elsewhere => return Ok(()),
         DomainState::Running | DomainState::Paused | DomainState::Suspended | DomainState::Restored => {}
     }
     let asked = &record["spec"]["restartRequested"];

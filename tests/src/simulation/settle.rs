@@ -162,6 +162,10 @@ fn machine_unmet(world: &World, machine: &VirtualMachine) -> Option<String> {
         PowerState::Running => Phase::Running,
         PowerState::Halted => Phase::Halted,
         PowerState::Paused => Phase::Paused,
+        PowerState::Suspended if ready.is_some_and(|ready| ready.reason == "NothingToSuspend") => {
+            Phase::Halted
+        }
+        PowerState::Suspended => Phase::Suspended,
     };
     if status.phase != Some(wanted) {
         return Some(told());

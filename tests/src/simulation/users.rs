@@ -68,7 +68,7 @@ impl Users {
             0..5 => self.make_machine(world, &name).await,
             5 => self.delete_machine(world, &name).await,
             6 | 7 => {
-                let state = *dice.pick(&["Running", "Halted", "Paused"]);
+                let state = *dice.pick(&["Running", "Running", "Halted", "Paused", "Suspended", "Suspended"]);
                 change(world, &self.machines, &name, json!({"spec": {"powerState": state}})).await;
             }
             8 => {
@@ -252,6 +252,14 @@ impl Users {
         }
         for machine in world.api.objects("virtualmachines") {
             let name = machine["metadata"]["name"].as_str().unwrap_or_default();
+            let conditions = machine["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let hindered = conditions.iter().any(|condition| {
+                let reason = condition["reason"].as_str().unwrap_or_default();
+                condition["type"] == "Ready" && ["NoRepository", "NoRoom"].contains(&reason)
+            });
+            if machine["spec"]["powerState"] == "Suspended" && hindered {
+                change(world, &self.machines, name, json!({"spec": {"powerState": "Running"}})).await;
+            }
             let mut disks = machine["spec"]["disks"].as_array().cloned().unwrap_or_default();
             if let Some(root) = disks.iter_mut().find(|disk| disk["name"] == "root")
                 && root["disk"] != disk_of(name)

@@ -292,6 +292,16 @@ async fn the_controller_is_confined_to_what_belongs_to_hosts() -> Result<()> {
         .await
     })
     .await?;
+    let disk = json!({
+        "apiVersion": "kubexen.io/v1alpha1", "kind": "VirtualDisk", "metadata": {"name": "any"},
+        "spec": {"repository": "any", "size": "1Gi"},
+    });
+    all_are(
+        &client,
+        Some("the controller must not make or delete a disk that is not for a suspended guest"),
+        vec![(Method::POST, kind_path("virtualdisks", Some("access-bystander")), disk)],
+    )
+    .await?;
     all_are(
         &client,
         Some(&format!("user \"{user}\" (groups=")),

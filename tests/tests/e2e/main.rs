@@ -19,5 +19,6 @@ mod scene;
 mod shared_storage;
 mod starts;
 mod storm;
+mod suspension;
 mod traces;
 mod world;

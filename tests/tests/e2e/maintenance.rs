@@ -15,14 +15,12 @@ use kubexen_crds::{
     Domain, EvacuationAction, Host, HostStatus, MigrationPhase, VirtualMachine, VirtualMachineMigration,
     condition::{find, is_true},
 };
-use kubexen_node_agent::hypervisor::simulated::{Profile, SimulatedHost};
-use kubexen_runtime::clock::SystemClock;
 use kubexen_testbed::{
     pool::{PoolOptions, SimulatedHostOptions},
     process::wait_until,
 };
 use serde_json::{Value, json};
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, time::Duration};
 
 /// The how-to's loop.
 const ROLLING_REBOOT: &str = include_str!("../../../docs/how-to/rolling-reboot.md");
@@ -302,15 +300,6 @@ async fn a_maintenance_that_is_undone_calls_off_what_has_not_begun_and_lets_the_
     fixpoint::is_kept(&world).await
 }
 
-/// Reboots a simulated host: its guests are gone, and its agent starts anew.
-fn reboot(world: &mut World, number: usize) -> Result<()> {
-    let name = world.pool.host_names().get(number).context("no such host")?.clone();
-    world.pool.kill_agent(number)?;
-    let folder = world.pool.host_folder(&name).join("state/simulated");
-    SimulatedHost::ledgered(&folder, Profile::default(), Arc::new(SystemClock))?.reboot()?;
-    world.pool.start_agent(number)
-}
-
 /// The hosts that the loop asked to reboot since the last look.
 fn asked(world: &World, requests: &Path) -> Vec<usize> {
     let asked = |name: &String| std::fs::remove_file(requests.join(name)).is_ok();
@@ -362,7 +351,7 @@ async fn the_loop_of_the_how_to_reboots_a_whole_pool_with_one_hosts_worth_of_res
     let status = loop {
         for number in asked(&world, &requests) {
             ensure!(scene.domains_on(&world.pool.host_names()[number]).await? == 0, "it is not empty");
-            reboot(&mut world, number)?;
+            world.reboot(number)?;
         }
         match tokio::time::timeout(Duration::from_millis(200), rolling.wait()).await {
             Ok(status) => break status?,

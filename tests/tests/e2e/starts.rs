@@ -11,6 +11,8 @@ use uuid::Uuid;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
     pub host: String,
+    /// Whether it was built, and not restored or resumed.
+    pub booted: bool,
     pub token: u64,
     pub from: Timestamp,
     pub to: Option<Timestamp>,
@@ -27,8 +29,9 @@ pub fn runs(pool: &Pool) -> Result<BTreeMap<Uuid, Vec<Run>>> {
             let known = of_domain.iter().any(|run| run.host == *host);
             let open = of_domain.iter_mut().rev().find(|run| run.host == *host && run.to.is_none());
             match (event, open) {
-                (StartEvent::Start | StartEvent::Resume, None) => {
-                    of_domain.push(Run { host: host.clone(), token, from: at, to: None });
+                (StartEvent::Start | StartEvent::Arrive | StartEvent::Resume, None) => {
+                    let booted = event == StartEvent::Start;
+                    of_domain.push(Run { host: host.clone(), booted, token, from: at, to: None });
                 }
                 (StartEvent::Stop | StartEvent::Suspend, Some(run)) if run.token == token => {
                     run.to = Some(at);

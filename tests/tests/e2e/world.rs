@@ -1,10 +1,13 @@
 //! A control plane with a pool on it.
 
 use anyhow::Result;
+use kubexen_node_agent::hypervisor::simulated::{Profile, SimulatedHost};
+use kubexen_runtime::clock::SystemClock;
 use kubexen_testbed::{
     control_plane::{ControlPlane, Options},
     pool::{Pool, PoolOptions},
 };
+use std::sync::Arc;
 use tokio::sync::OnceCell;
 
 /// A control plane with a pool on it.
@@ -21,6 +24,16 @@ impl World {
         let control_plane = ControlPlane::start(&Options::default()).await?;
         let pool = Pool::start(&control_plane, options).await?;
         Ok(Self { pool, control_plane })
+    }
+
+    /// Reboots the simulated hosts of an agent process: their guests are gone, and the agent starts anew.
+    pub fn reboot(&mut self, number: usize) -> Result<()> {
+        self.pool.kill_agent(number)?;
+        for name in self.pool.hosts_of_agent(number) {
+            let folder = self.pool.host_folder(name).join("state/simulated");
+            SimulatedHost::ledgered(&folder, Profile::default(), Arc::new(SystemClock))?.reboot()?;
+        }
+        self.pool.start_agent(number)
     }
 
     /// The world that peaceful tests share: four hosts, `host-1` to `host-4`.

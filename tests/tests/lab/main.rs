@@ -9,3 +9,4 @@ mod life;
 mod lvm;
 mod migrations;
 mod stops;
+mod suspension;

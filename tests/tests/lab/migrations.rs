@@ -35,7 +35,7 @@ async fn counting_guest(
 }
 
 /// The last number that the guest with this UUID counted to on the console of this host.
-async fn counted_to(host: &LabHost, uuid: &str) -> Result<u64> {
+pub async fn counted_to(host: &LabHost, uuid: &str) -> Result<u64> {
     let console = host.check(&format!("cat /srv/kubexen/state/console/{uuid}.log*")).await?;
     let last = console.lines().rev().find_map(|line| line.trim().strip_prefix("TICK ")?.parse().ok());
     last.with_context(|| format!("it never counted on {}", host.name()))

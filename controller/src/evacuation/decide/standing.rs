@@ -103,7 +103,7 @@ pub(super) fn standing(guest: &Guest, observed: &Observed, now: Timestamp) -> St
     let wanted = guest.machine.as_deref().filter(|machine| {
         let wanted_on = match machine.spec.power_state {
             PowerState::Running | PowerState::Paused => true,
-            PowerState::Halted => false,
+            PowerState::Halted | PowerState::Suspended => false,
         };
         wanted_on && !is_deleting(*machine)
     });
@@ -198,7 +198,11 @@ fn not_running(domain: &Domain, wanted: PowerState) -> Option<Standing> {
     match phase(domain) {
         None
         | Some(
-            DomainPhase::Pending | DomainPhase::Stopping | DomainPhase::Receiving | DomainPhase::Departed,
+            DomainPhase::Pending
+            | DomainPhase::Suspended
+            | DomainPhase::Stopping
+            | DomainPhase::Receiving
+            | DomainPhase::Departed,
         ) => in_a_moment(),
         Some(DomainPhase::Paused) if wanted == PowerState::Running => in_a_moment(),
         // One that is off, and is to be so, does not get here.

@@ -55,7 +55,7 @@ fn machine() -> Machine {
 }
 
 fn resolved(machine: Machine) -> Resolved {
-    Resolved { machine, disks: Vec::new(), networks: Vec::new() }
+    Resolved { machine, disks: Vec::new(), networks: Vec::new(), saved_state: None }
 }
 
 fn domain() -> Domain {

@@ -36,8 +36,10 @@ pub struct StartRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum StartEvent {
-    /// Its building begins; or, if it was restored, it is let run for the first time.
+    /// Its building begins.
     Start,
+    /// It was restored, and is let run for the first time.
+    Arrive,
     /// It was suspended and stands still.
     Suspend,
     /// It runs on where it was suspended.

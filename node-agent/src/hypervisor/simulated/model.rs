@@ -100,7 +100,11 @@ impl Model {
         let mut open = BTreeMap::new();
         for record in ledger.records().map_err(lost)? {
             match record.event {
-                StartEvent::Start | StartEvent::Resume | StartEvent::Claim | StartEvent::Suspend => {
+                StartEvent::Start
+                | StartEvent::Arrive
+                | StartEvent::Resume
+                | StartEvent::Claim
+                | StartEvent::Suspend => {
                     open.insert(record.uuid, (record.token, record.event));
                 }
                 StartEvent::Stop => drop(open.remove(&record.uuid)),
@@ -241,7 +245,7 @@ impl Model {
         }
         if !guest.started {
             guest.started = true;
-            self.record(StartEvent::Start, uuid, guest.token, now)?;
+            self.record(StartEvent::Arrive, uuid, guest.token, now)?;
         }
         guest.unpause(now);
         guest.follow(self.free_kib());

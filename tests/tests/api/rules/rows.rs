@@ -412,6 +412,12 @@ pub fn bad_on_update() -> Vec<Row> {
         row(volume, [("/spec/size", json!("10Gi"))], "spec.size", "`size` must not become smaller"),
         row(volume, [("/spec/location", json!("fast"))], "spec.location", "`location` must not change"),
         row(
+            volume,
+            [("/spec/savedMachine", json!(OTHER_UID))],
+            "spec.savedMachine",
+            "`savedMachine` must not change",
+        ),
+        row(
             migration,
             [("/spec/virtualMachine", json!("web-2"))],
             "spec.virtualMachine",

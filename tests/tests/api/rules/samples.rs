@@ -138,6 +138,7 @@ pub fn volume() -> Sample {
             "spec": {
                 "virtualDisk": {"namespace": "shop", "name": "web-1-root", "uid": UID},
                 "location": "disks",
+                "savedMachine": UID,
                 "size": "20Gi",
             },
         }),

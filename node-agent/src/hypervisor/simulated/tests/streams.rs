@@ -73,7 +73,7 @@ async fn the_log_of_starts_tells_of_a_guest_on_one_host_at_a_time_while_it_moves
         events(&pair.from),
         [(StartEvent::Start, 41), (StartEvent::Suspend, 41), (StartEvent::Stop, 41)]
     );
-    assert_eq!(events(&pair.to), [(StartEvent::Start, 42)]);
+    assert_eq!(events(&pair.to), [(StartEvent::Arrive, 42)]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,158 @@
+//! The policy of a machine that is suspended and resumed.
+
+use super::*;
+use crate::virtual_machine::{
+    references::{Disk, Site},
+    suspension::{StateDisk, may_be_discarded, new_state_disk, saved_machine, saved_state, state_size},
+};
+use kubexen_crds::{VirtualDisk, virtual_machine::Suspended};
+
+/// The disk for the guest's memory, on this host.
+pub(super) fn state_disk(host: &str) -> StateDisk {
+    let disk = Arc::new(new_state_disk(&vm(), "local", ByteQuantity("2Gi".to_owned())));
+    let found = Disk { disk: Arc::clone(&disk), site: Site::On(host.to_owned()), shared: None };
+    StateDisk { disk, found: Ok(found) }
+}
+
+fn suspended() -> Suspended {
+    Suspended { disk: format!("suspended-{UID}"), machine: machine() }
+}
+
+fn to_be_suspended() -> VirtualMachine {
+    changed(|machine| machine.spec.power_state = PowerState::Suspended)
+}
+
+fn with_memory_of(machine: VirtualMachine) -> VirtualMachine {
+    let status = VirtualMachineStatus { suspended: Some(suspended()), ..VirtualMachineStatus::default() };
+    VirtualMachine { status: Some(status), ..machine }
+}
+
+/// A Domain that was told to save its guest.
+fn saving(phase: DomainPhase) -> Domain {
+    let mut domain = in_phase(domain_on("a"), phase);
+    domain.spec.power_state = DomainPowerState::Suspended;
+    domain.spec.saved_state = state_disk("a").found.ok().map(|disk| saved_state(&disk));
+    domain
+}
+
+fn with_disk(mut seen: Observed) -> Observed {
+    let spec = serde_json::json!({"repository": "san", "size": "1Gi"});
+    let disk = VirtualDisk {
+        metadata: ObjectMeta { name: Some("root".to_owned()), ..ObjectMeta::default() },
+        spec: serde_json::from_value(spec).unwrap(),
+        status: None,
+    };
+    let disk = Disk { disk: Arc::new(disk), site: Site::On("a".to_owned()), shared: None };
+    seen.references = Ok(Resolved { disks: vec![disk], ..resolved() });
+    seen
+}
+
+#[test]
+fn a_running_machine_gets_a_disk_for_its_memory_and_is_told_to_save_to_it() {
+    let running =
+        || with_disk(observed(to_be_suspended(), vec![in_phase(domain_on("a"), DomainPhase::Running)]));
+    let size = ByteQuantity::from_bytes(state_size(&machine()));
+    assert_eq!(decide(&running()).actions, [Action::MakeStateDisk { repository: "san".to_owned(), size }]);
+    let there = decide(&Observed { state: Some(state_disk("a")), ..running() }).actions;
+    let [Action::Adjust { change, .. }] = &there[..] else { panic!("{there:?}") };
+    assert_eq!(change.power_state, Some(DomainPowerState::Suspended));
+    let saved_state = change.saved_state.clone().flatten().map(|state| state.volume);
+    assert_eq!(saved_state, Some(format!("shop.suspended-{UID}")));
+    let elsewhere = decide(&Observed { state: Some(state_disk("b")), ..running() }).actions;
+    assert!(
+        matches!(&elsewhere[..], [Action::DiscardState(_)]),
+        "one that is left of an earlier time: {elsewhere:?}"
+    );
+}
+
+#[test]
+fn a_machine_without_a_disk_says_why_it_is_not_suspended() {
+    let seen = observed(to_be_suspended(), vec![in_phase(domain_on("a"), DomainPhase::Running)]);
+    is(&seen, Phase::Running, "False", "NoRepository");
+}
+
+#[test]
+fn what_is_saved_is_written_down_before_the_domain_goes() {
+    let seen = observed(to_be_suspended(), vec![saving(DomainPhase::Suspended)]);
+    is(&seen, Phase::Suspended, "True", "Suspended");
+    let status = status_after(&seen);
+    assert_eq!(status.suspended, Some(suspended()));
+    let known = VirtualMachine { status: Some(status), ..to_be_suspended() };
+    let actions = decide(&observed(known.clone(), vec![saving(DomainPhase::Suspended)])).actions;
+    assert!(matches!(&actions[..], [Action::DeleteUnchanged(_)]), "{actions:?}");
+    is(&observed(known, Vec::new()), Phase::Suspended, "True", "Suspended");
+}
+
+#[test]
+fn a_guest_that_is_being_saved_is_not_said_to_be_suspended() {
+    is(
+        &observed(to_be_suspended(), vec![saving(DomainPhase::Running)]),
+        Phase::Running,
+        "False",
+        "Suspending",
+    );
+}
+
+#[test]
+fn a_machine_that_is_off_has_nothing_to_suspend() {
+    is(&observed(to_be_suspended(), Vec::new()), Phase::Halted, "True", "NothingToSuspend");
+    let off = observed(to_be_suspended(), vec![in_phase(domain_on("a"), DomainPhase::Halted)]);
+    assert_eq!(decide(&off).actions, [delete_on("a")]);
+}
+
+#[test]
+fn a_machine_that_runs_again_forgets_what_was_saved_step_by_step() {
+    let resuming = |phase| {
+        let mut domain = saving(phase);
+        domain.spec.power_state = DomainPowerState::Running;
+        Observed { state: Some(state_disk("a")), ..observed(with_memory_of(vm()), vec![domain]) }
+    };
+    assert!(decide(&resuming(DomainPhase::Pending)).actions.is_empty(), "it is not resumed yet");
+    assert_eq!(status_after(&resuming(DomainPhase::Pending)).suspended, Some(suspended()));
+    let actions = decide(&resuming(DomainPhase::Running)).actions;
+    assert!(
+        matches!(&actions[..], [Action::Adjust { change: Adjustment { saved_state: Some(None), .. }, .. }]),
+        "{actions:?}"
+    );
+    let mut runs = resuming(DomainPhase::Running);
+    Arc::make_mut(&mut runs.domains[0]).spec.saved_state = None;
+    assert!(matches!(&decide(&runs).actions[..], [Action::DiscardState(_)]));
+    runs.state = None;
+    assert_eq!(status_after(&runs).suspended, None);
+}
+
+#[test]
+fn a_halted_or_deleted_machine_gives_up_what_was_saved() {
+    let halted = changed(|machine| machine.spec.power_state = PowerState::Halted);
+    let seen = Observed { state: Some(state_disk("a")), ..observed(with_memory_of(halted), Vec::new()) };
+    assert!(decide(&seen).actions.iter().any(|action| matches!(action, Action::DiscardState(_))));
+    assert_eq!(status_after(&seen).suspended, None);
+    let gone =
+        Observed { state: Some(state_disk("a")), ..observed(deleting(with_memory_of(vm())), Vec::new()) };
+    assert!(decide(&gone).actions.iter().any(|action| matches!(action, Action::DiscardState(_))));
+}
+
+#[test]
+fn what_is_saved_is_discarded_only_for_a_machine_that_is_off_or_runs() {
+    let running = in_phase(domain_on("a"), DomainPhase::Running);
+    let halted = changed(|machine| machine.spec.power_state = PowerState::Halted);
+    assert!(may_be_discarded(&halted, &[]));
+    assert!(may_be_discarded(&with_memory_of(vm()), std::slice::from_ref(&running)));
+    assert!(may_be_discarded(&to_be_suspended(), &[]), "nothing was saved");
+    assert!(!may_be_discarded(&with_memory_of(to_be_suspended()), &[]));
+    assert!(!may_be_discarded(&with_memory_of(vm()), &[]), "it is about to be resumed");
+    assert!(!may_be_discarded(&vm(), &[saving(DomainPhase::Running)]), "it is being saved");
+    let mut resuming = saving(DomainPhase::Pending);
+    resuming.spec.power_state = DomainPowerState::Running;
+    assert!(!may_be_discarded(&vm(), &[resuming]));
+}
+
+#[test]
+fn the_disk_for_a_guests_memory_is_known_by_its_owner_and_name() {
+    let disk = new_state_disk(&vm(), "local", ByteQuantity("2Gi".to_owned()));
+    assert_eq!(saved_machine(&disk), Some((Key::new("shop", "web-1"), UID)));
+    let mut other = disk.clone();
+    other.metadata.name = Some("data".to_owned());
+    assert_eq!(saved_machine(&other), None);
+    assert_eq!(state_size(&machine()), (1024 + 4 + 64) << 20);
+}
