@@ -7,7 +7,7 @@ use crate::{
 };
 use anyhow::{Result, ensure};
 use kube::{
-    Api, ResourceExt,
+    Api,
     api::{Patch, PatchParams},
 };
 use kubexen_crds::{Host, VirtualDisk, virtual_machine::Phase};
