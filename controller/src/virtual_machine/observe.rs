@@ -1,11 +1,12 @@
 //! What is known of a machine at one moment.
 
 use super::{
-    live,
+    cloud_init, live,
     references::{self, Problem, Resolved},
 };
 use crate::{
     context::Context,
+    error::Error,
     migration,
     scheduler::{self, Answer, HostRoom},
     view::{host_of_namespace, uid},
@@ -44,8 +45,11 @@ pub(crate) struct Observed {
 }
 
 /// Looks at a machine; none if there is no such machine.
-pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
-    let machine = context.view.machines.get(key)?;
+///
+/// # Errors
+/// When the Secret with its user data has to be looked at and cannot be asked for.
+pub(crate) async fn observe(context: &Context, key: &Key) -> Result<Option<Observed>, Error> {
+    let Some(machine) = context.view.machines.get(key) else { return Ok(None) };
     let (domains, others): (Vec<_>, Vec<_>) = context
         .view
         .domains_of_machine(key)
@@ -53,7 +57,16 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         .partition(|domain| domain.spec.virtual_machine.uid == uid(&*machine));
     let (domains, empty_domains) = migration::whereabouts(domains);
     let host = domains.first().and_then(|domain| host_of(domain));
-    let references = references::resolve(&context.view, &machine);
+    let references = match references::resolve(&context.view, &machine) {
+        Ok(_) if cloud_init::matters(&machine, &domains, &empty_domains) => {
+            // What it refers to may have changed while the Secret was asked for.
+            match cloud_init::problem(context, &machine).await? {
+                Some(problem) => Err(problem),
+                None => references::resolve(&context.view, &machine),
+            }
+        }
+        resolved => resolved,
+    };
     let references_in_part = match (&references, domains.first()) {
         (Err(_), Some(domain)) => {
             Some(references::resolve_in_part(&context.view, &machine, &domain.spec.machine))
@@ -69,7 +82,7 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
     let arriving = |domain: &&Arc<Domain>| {
         domain.spec.migration.as_ref().is_some_and(|part| part.role == MigrationRole::Destination)
     };
-    Some(Observed {
+    Ok(Some(Observed {
         references,
         references_in_part,
         room,
@@ -81,7 +94,7 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         domains,
         empty_domains,
         machine,
-    })
+    }))
 }
 
 /// The host that a Domain is on.

@@ -19,6 +19,7 @@ use kubexen_crds::{
 use kubexen_runtime::Key;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+mod cloud_init;
 mod properties;
 
 const UID: &str = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
@@ -47,6 +48,7 @@ fn vm() -> VirtualMachine {
             interfaces: Vec::new(),
             placement: Placement::default(),
             lifecycle: Lifecycle::default(),
+            cloud_init: None,
         },
         status: None,
     }
@@ -62,6 +64,7 @@ fn machine() -> Machine {
         max_memory: ByteQuantity("1Gi".to_owned()),
         boot: boot(),
         cpu_level: None,
+        cloud_init: None,
         disks: Vec::new(),
         interfaces: vec![DomainInterface {
             name: "eth0".to_owned(),

@@ -77,7 +77,7 @@ pub async fn apply(
             Ok(Applied::Unchanged)
         }
         Plan::DetachDisks => {
-            detach(domains, domain).await?;
+            detach(domains, domain, uuid).await?;
             Ok(Applied::Unchanged)
         }
         Plan::Move(step) => move_steps::apply(domains, domain, uuid, seen, step).await,
@@ -161,16 +161,16 @@ async fn confirm_departed(domains: &Domains, uuid: Uuid) -> Result<(), Reconcile
     }
 }
 
-async fn detach(domains: &Domains, domain: &Domain) -> Result<(), ReconcileError> {
+async fn detach(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<(), ReconcileError> {
     for volume in resolve::volumes(domains, domain).into_iter().flatten() {
         domains.storage.detach(&volume).await?;
     }
-    Ok(())
+    Ok(domains.seeds.remove(uuid).await?)
 }
 
 /// The domain is gone: gives back what it had, then lets the object go.
 async fn finish(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applied, ReconcileError> {
-    detach(domains, domain).await?;
+    detach(domains, domain, uuid).await?;
     let vm = VmUid(uuid);
     if let Some(owner) = domains.ownership.owner(vm).await?
         && owner.host == domains.me.host

@@ -1,7 +1,7 @@
 //! What is: the object, the domain in Xen, and what it needs on this host.
 
 use super::{
-    Domains, ReconcileError, guests,
+    Domains, ReconcileError, cloud_init, guests,
     live::{Live, Tried},
     moves::{Move, OwnedBy},
     resolve,
@@ -20,6 +20,9 @@ use kubexen_runtime::Key;
 use serde::Serialize;
 use std::{collections::BTreeSet, time::Duration};
 use uuid::Uuid;
+
+/// How often an unmet need is looked at, although its change is told.
+const NEEDS_LOOK: Duration = Duration::from_secs(10);
 
 /// All that [`super::decide::decide`] looks at.
 #[derive(Clone, Debug, PartialEq)]
@@ -72,6 +75,8 @@ pub enum Unmet {
     KernelMissing(String),
     /// No such uplink is configured, or it is down.
     UplinkMissing(String),
+    /// The Secret that the seed is made of is not in this host's namespace.
+    SecretMissing(String),
     /// The object says something that this agent cannot read.
     Malformed(String),
 }
@@ -87,7 +92,23 @@ impl Unmet {
             Self::VolumeInUse { .. } => "VolumeInUse",
             Self::KernelMissing(_) => "KernelMissing",
             Self::UplinkMissing(_) => "UplinkMissing",
+            Self::SecretMissing(_) => "SecretMissing",
             Self::Malformed(_) => "Malformed",
+        }
+    }
+
+    /// When to look again: soon for what comes a moment after the Domain.
+    #[must_use]
+    pub fn look_again(&self) -> Duration {
+        match self {
+            Self::SecretMissing(_) => Duration::from_secs(1),
+            Self::VolumeMissing(_)
+            | Self::VolumeNotReady(_)
+            | Self::StorageUnavailable(_)
+            | Self::VolumeInUse { .. }
+            | Self::KernelMissing(_)
+            | Self::UplinkMissing(_)
+            | Self::Malformed(_) => NEEDS_LOOK,
         }
     }
 
@@ -108,6 +129,9 @@ impl Unmet {
             }
             Self::UplinkMissing(uplink) => {
                 format!("This host has no uplink `{uplink}`, or it is down; see the agent's configuration")
+            }
+            Self::SecretMissing(secret) => {
+                format!("The user data is not there: Secret {secret} in this host's namespace")
             }
             Self::Malformed(what) => format!("The Domain cannot be carried out: {what}"),
         }
@@ -181,8 +205,15 @@ pub async fn observe(
         None => {
             let attached = domains.storage.attached().await?;
             let ours = resolve::volumes(domains, domain);
-            let disks_attached = ours.iter().flatten().any(|volume| attached.contains(volume));
-            (resolve::unmet(domains, domain, &users_of_volumes(domains, domain).await?).await, disks_attached)
+            let has_seed =
+                domain.spec.machine.cloud_init.is_some() && domains.seeds.present().await?.contains(&uuid);
+            let disks_attached = has_seed || ours.iter().flatten().any(|volume| attached.contains(volume));
+            let users = users_of_volumes(domains, domain).await?;
+            let unmet = match resolve::unmet(domains, domain, &users).await {
+                Some(unmet) => Some(unmet),
+                None => cloud_init::unmet(domains, domain).await?,
+            };
+            (unmet, disks_attached)
         }
     };
     let live = match &part {

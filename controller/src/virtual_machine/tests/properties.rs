@@ -36,7 +36,7 @@ fn apply(mut observed: Observed, plan: Plan) -> Option<Observed> {
                     }
                 }
             }
-            Action::MakeVolumes { .. } => {}
+            Action::MakeVolumes { .. } | Action::CopyUserData { .. } => {}
             Action::DeleteDomain { domain, .. } => {
                 observed.domains.retain(|present| Key::of(&**present) != domain)
             }
