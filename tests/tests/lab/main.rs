@@ -8,4 +8,5 @@ mod cpu_levels;
 mod life;
 mod lvm;
 mod migrations;
+mod seeds;
 mod stops;
