@@ -2,6 +2,7 @@
 
 use crate::{
     boot::Boot,
+    cloud_init::DomainCloudInit,
     condition::conditions_schema,
     cpu::FeatureSet,
     domain_migration::{DomainMigration, DomainMigrationStatus},
@@ -65,6 +66,8 @@ pub struct DomainSpec {
     #[x_kube(validation = Rule::new("self.boot == oldSelf.boot").message("`boot` must not change: delete this Domain and make another"))]
     #[x_kube(validation = Rule::new("self.maxCpus == oldSelf.maxCpus").message("`maxCpus` must not change: delete this Domain and make another"))]
     #[x_kube(validation = Rule::new("self.maxMemory == oldSelf.maxMemory").message("`maxMemory` must not change: delete this Domain and make another"))]
+    #[x_kube(validation = Rule::new("has(self.cloudInit) == has(oldSelf.cloudInit) && (!has(self.cloudInit) || self.cloudInit == oldSelf.cloudInit)").message("`cloudInit` must not change: delete this Domain and make another"))]
+    #[x_kube(validation = Rule::new("!has(self.cloudInit) || !has(self.disks) || self.disks.all(disk, disk.target != 'xvdp')").message("`disks` must not have the target \"xvdp\" when `cloudInit` is set: the seed has it"))]
     #[x_kube(validation = Rule::new("self.cpus <= self.maxCpus").message("`cpus` must not exceed `maxCpus`"))]
     pub machine: Machine,
     /// What happens when the guest stops. Default: the defaults of its fields.
@@ -152,6 +155,9 @@ pub struct Machine {
         .message("`interfaces` must not have one `index` twice"))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub interfaces: Vec<DomainInterface>,
+    /// Where the seed comes from that the guest configures itself by. Default: it has none. Cannot be changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init: Option<DomainCloudInit>,
 }
 
 impl DomainSpec {

@@ -3,6 +3,7 @@
 pub use crate::guest_size::{Cpu, Memory};
 use crate::{
     boot::Boot,
+    cloud_init::CloudInit,
     condition::conditions_schema,
     domain::Machine,
     guest::GuestStatus,
@@ -47,6 +48,9 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.boot.type != 'HVM' || has(self.boot.kernel) || (has(self.disks) && size(self.disks) > 0)")
     .message("`disks` must name a disk to boot from: `boot.type` is \"HVM\" and there is no `boot.kernel`")
+    .field_path(".disks"))]
+#[x_kube(validation = Rule::new("!has(self.cloudInit) || !has(self.disks) || size(self.disks) <= 15")
+    .message("`disks` must not exceed 15 when `cloudInit` is set: the guest sees its seed as the last one")
     .field_path(".disks"))]
 pub struct VirtualMachineSpec {
     /// Whether the guest runs. `Running` (default), `Halted` (shut down, and what it used is free for others),
@@ -97,6 +101,10 @@ pub struct VirtualMachineSpec {
     /// What happens when the guest stops. Default: the defaults of its fields.
     #[serde(default)]
     pub lifecycle: Lifecycle,
+    /// What the guest configures itself by with cloud-init. It finds that on a read-only disk, `xvdp`, which carries the
+    /// label that the data source NoCloud looks for. Default: none. A change takes effect at the next restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloud_init: Option<CloudInit>,
 }
 
 /// Whether a guest runs.

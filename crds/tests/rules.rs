@@ -139,6 +139,10 @@ fn machine() -> Value {
 #[test]
 fn a_virtual_machine_is_held_to_its_rules() {
     let sample = machine();
+    let user_data = json!({"userDataSecret": {"name": "web-1"}});
+    let disks = |count: usize| -> Value {
+        (0..count).map(|number| json!({"name": format!("d{number}"), "disk": format!("d{number}")})).collect()
+    };
     accepts::<VirtualMachine>(
         &sample,
         &[
@@ -153,6 +157,9 @@ fn a_virtual_machine_is_held_to_its_rules() {
             &[("/spec/interfaces/0/rateLimit", json!("1Ki"))],
             &[("/spec/interfaces/0/rateLimit", json!("100Gi"))],
             &[("/spec/boot", json!({"type": "HVM"}))],
+            &[("/spec/disks", disks(16))],
+            &[("/spec/cloudInit", user_data.clone()), ("/spec/disks", disks(15))],
+            &[("/spec/cloudInit", user_data.clone()), ("/spec/disks", Value::Null)],
             &[
                 ("/spec/boot", json!({"type": "HVM", "kernel": {"name": "debian-12"}})),
                 ("/spec/disks", json!([])),
@@ -203,6 +210,10 @@ fn a_virtual_machine_is_held_to_its_rules() {
             (
                 &[("/spec/boot", json!({"type": "HVM"})), ("/spec/disks", json!([]))],
                 "`disks` must name a disk to boot from: `boot.type` is \"HVM\" and there is no `boot.kernel`",
+            ),
+            (
+                &[("/spec/cloudInit", user_data.clone()), ("/spec/disks", disks(16))],
+                "`disks` must not exceed 15 when `cloudInit` is set: the guest sees its seed as the last one",
             ),
             (
                 &[("/spec/disks/1", json!({"name": "data", "disk": "web-1-root"}))],
@@ -472,6 +483,16 @@ fn a_domain_is_held_to_its_rules() {
                 "`interfaces` must not have one `index` twice",
             ),
             (&[("/spec/machine/cpus", json!(5))], "`cpus` must not exceed `maxCpus`"),
+            (
+                &[
+                    (
+                        "/spec/machine/cloudInit",
+                        json!({"secret": "cloud-init.shop.web-1", "userDataSecret": "web"}),
+                    ),
+                    ("/spec/machine/disks/0/target", json!("xvdp")),
+                ],
+                "`disks` must not have the target \"xvdp\" when `cloudInit` is set: the seed has it",
+            ),
         ],
     );
     accepts_update::<Domain>(
@@ -490,6 +511,13 @@ fn a_domain_is_held_to_its_rules() {
     refuses_update::<Domain>(
         &sample,
         &[
+            (
+                &[(
+                    "/spec/machine/cloudInit",
+                    json!({"secret": "cloud-init.shop.web-1", "userDataSecret": "web"}),
+                )],
+                "`cloudInit` must not change: delete this Domain and make another",
+            ),
             (
                 &[("/spec/machine/maxCpus", json!(3))],
                 "`maxCpus` must not change: delete this Domain and make another",

@@ -19,7 +19,7 @@ use crate::{
     migration::{self, Sessions, link::MigrationNetwork},
     mirrors::Mirrors,
     network::HostNetwork,
-    storage::Storage,
+    storage::{Seeds, Storage},
 };
 use kube::{Api, Client, ResourceExt, runtime::watcher};
 use kubexen_crds::{Domain, names::host_namespace};
@@ -59,6 +59,8 @@ pub struct Dependencies {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Disks.
     pub storage: Arc<dyn Storage>,
+    /// Disks that the agent writes.
+    pub seeds: Arc<dyn Seeds>,
     /// Bridges.
     pub network: Arc<dyn HostNetwork>,
     /// Who may run what.
@@ -126,6 +128,7 @@ async fn run_inside(
         me: me.clone(),
         hypervisor: Arc::clone(&world.hypervisor),
         storage: Arc::clone(&world.storage),
+        seeds: Arc::clone(&world.seeds),
         network: Arc::clone(&world.network),
         ownership: Arc::clone(&world.ownership),
         catalogue: catalogue.clone(),
@@ -327,12 +330,13 @@ async fn look_at_guests(
     }
 }
 
-/// Gives back ownership that has no domain, at first and from time to time: it is rare and harms nobody meanwhile.
+/// Gives back ownership and removes seeds that have no domain, at first and from time to time: they are rare and harm nobody
+/// meanwhile.
 async fn give_back_strays(domains: &Domains) {
     domains.mirrors.domains.synced().await;
     loop {
         if let Err(error) = domains.give_back_strays().await {
-            warn!(%error, "ownership without a domain was not looked for");
+            warn!(%error, "what has no domain was not looked for");
         }
         sleep(STRAYS_LOOK).await;
     }

@@ -7,7 +7,7 @@ use crate::{
     metrics::Metrics,
     migration::link::{MigrationNetwork, NoMigrations, TlsNetwork},
     network::{BridgeNetwork, HostNetwork, SimulatedNetwork},
-    storage::{Locations, Storage},
+    storage::{HostSeeds, Locations, Seeds, Storage},
 };
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
@@ -155,6 +155,11 @@ async fn dependencies(config: &AgentConfig, host: &HostName) -> Result<Dependenc
     std::fs::create_dir_all(&config.state_directory)
         .with_context(|| format!("Cannot make the state directory {}", config.state_directory.display()))?;
     let locks: Arc<dyn Locks> = Arc::new(EtcdLocks::new(config.pool_store.etcd(), host.clone()));
+    let seeds = config.state_directory.join("seeds");
+    let seeds: Arc<dyn Seeds> = Arc::new(match &config.hypervisor {
+        HypervisorConfig::Simulated { .. } => HostSeeds::files_only(&seeds),
+        HypervisorConfig::Xen => HostSeeds::new(&seeds),
+    });
     let (hypervisor, storage, network): (Arc<dyn Hypervisor>, Arc<dyn Storage>, Arc<dyn HostNetwork>) =
         match &config.hypervisor {
             HypervisorConfig::Simulated { profile } => (
@@ -180,7 +185,7 @@ async fn dependencies(config: &AgentConfig, host: &HostName) -> Result<Dependenc
         Some(migration) => Arc::new(TlsNetwork::listen(migration.clone()).await?),
         None => Arc::new(NoMigrations),
     };
-    Ok(Dependencies { client, hypervisor, storage, network, ownership, migrations, clock })
+    Ok(Dependencies { client, hypervisor, storage, seeds, network, ownership, migrations, clock })
 }
 
 #[cfg(feature = "xen")]

@@ -83,6 +83,7 @@ fn guest(name: &str) -> Guest {
             interfaces: Vec::new(),
             placement: Placement::default(),
             lifecycle: Lifecycle::default(),
+            cloud_init: None,
         },
         status: None,
     };
@@ -105,6 +106,7 @@ fn guest(name: &str) -> Guest {
                 max_memory: ByteQuantity("1Gi".to_owned()),
                 boot: boot(),
                 cpu_level: None,
+                cloud_init: None,
                 disks: Vec::new(),
                 interfaces: Vec::new(),
             },

@@ -10,6 +10,7 @@ use crate::{
     context::{Applied, Context},
     error::Error,
     view::uid,
+    virtual_machine::cloud_init::{self, Origin},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kubexen_crds::{
@@ -83,6 +84,9 @@ async fn begin(context: &Context, observed: &Observed, host: &str) -> Result<boo
         status: None,
     };
     context.create(&arriving).await?;
+    if let Some(arriving) = context.view.domains.get(&Key::of(&arriving)) {
+        cloud_init::copy(context, &arriving, Origin::Host(observe::host_of(&source))).await?;
+    }
     Ok(true)
 }
 

@@ -46,6 +46,7 @@ fn machine() -> VirtualMachine {
             interfaces: Vec::new(),
             placement: Placement::default(),
             lifecycle: Lifecycle::default(),
+            cloud_init: None,
         },
         status: None,
     }
@@ -109,6 +110,7 @@ fn domain(host: &str) -> Domain {
                 max_memory: ByteQuantity("1Gi".to_owned()),
                 boot: boot(),
                 cpu_level: None,
+                cloud_init: None,
                 disks: Vec::new(),
                 interfaces: Vec::new(),
             },

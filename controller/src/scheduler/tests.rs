@@ -51,6 +51,7 @@ fn machine(name: &str) -> VirtualMachine {
                 ..Placement::default()
             },
             lifecycle: Lifecycle::default(),
+            cloud_init: None,
         },
         status: None,
     }
@@ -99,6 +100,7 @@ fn domain(machine: &str, host: &str) -> Domain {
                 max_memory: ByteQuantity("1Gi".to_owned()),
                 boot: boot(),
                 cpu_level: None,
+                cloud_init: None,
                 disks: Vec::new(),
                 interfaces: Vec::new(),
             },

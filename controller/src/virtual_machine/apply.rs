@@ -1,6 +1,7 @@
 //! Carries out what was decided for a machine.
 
 use super::{
+    cloud_init::{self, Origin},
     decide::{Action, Adjustment, Plan, domain_power_state, restart_requested},
     observe::Observed,
     references::{Resolved, Site},
@@ -10,11 +11,12 @@ use super::{
 use crate::{
     context::{Applied, Context},
     error::Error,
+    migration,
     view::{is_deleting, uid},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kubexen_crds::{
-    Domain, DomainSpec, VirtualMachine, Volume, VolumeSpec,
+    Domain, DomainSpec, MigrationRole, VirtualMachine, Volume, VolumeSpec,
     domain::VirtualMachineReference,
     names::{AGENT_FINALIZER, GROUP, host_namespace, host_object_name},
     virtual_disk::VirtualDisk,
@@ -42,6 +44,13 @@ pub(crate) async fn apply(context: &Context, observed: &Observed, plan: Plan) ->
                 true
             }
             Action::Start { host } => start(context, observed, &host).await?,
+            Action::CopyUserData { domain } => {
+                if !copy_user_data(context, &domain).await? {
+                    // The copy was there already: whoever misses it will see it.
+                    continue;
+                }
+                true
+            }
             Action::MakeVolumes { host, disks } => {
                 make_volumes(context, observed, &host, |disk| disks.contains(disk)).await?;
                 true
@@ -115,7 +124,7 @@ async fn discard_state(context: &Context, machine: &VirtualMachine, disk: &Key) 
     Ok(deleted)
 }
 
-fn domain_name(machine: &VirtualMachine) -> String {
+pub(super) fn domain_name(machine: &VirtualMachine) -> String {
     let Key { namespace, name } = Key::of(machine);
     host_object_name(&namespace, &name)
 }
@@ -140,6 +149,7 @@ async fn start(context: &Context, observed: &Observed, host: &str) -> Result<boo
     match started {
         Ok(()) => {
             context.scheduler.started(&Key::of(machine));
+            copy_user_data(context, &Key::new(host_namespace(host), domain_name(machine))).await?;
             Ok(true)
         }
         Err(error) => {
@@ -150,6 +160,15 @@ async fn start(context: &Context, observed: &Observed, host: &str) -> Result<boo
             Err(error)
         }
     }
+}
+
+/// Gives the host of a Domain what its seed is made of: what the machine's owner wrote, or, for a guest that is to come
+/// from another host, what it found there when it started. Says whether there was anything to write.
+async fn copy_user_data(context: &Context, domain: &Key) -> Result<bool, Error> {
+    let Some(domain) = context.view.domains.get(domain) else { return Ok(false) };
+    let source = migration::under_way(&domain).filter(|part| part.role == MigrationRole::Destination);
+    let origin = source.map_or(Origin::Machine, |part| Origin::Host(&part.peer));
+    cloud_init::copy(context, &domain, origin).await
 }
 
 /// Makes the Volumes of the `chosen` disks that are not made yet.

@@ -1,6 +1,7 @@
 //! The whole policy of a virtual machine, pure.
 
 use super::{
+    cloud_init,
     live::{self, Surroundings},
     observe::{Observed, host_of},
     references::Problem,
@@ -55,6 +56,11 @@ pub(crate) enum Action {
     Start {
         /// The host.
         host: String,
+    },
+    /// Give the host of a Domain what the guest's seed is made of.
+    CopyUserData {
+        /// The Domain.
+        domain: Key,
     },
     /// Make the Volumes of disks on the host of the Domain that is to have them.
     MakeVolumes {
@@ -206,7 +212,7 @@ fn start(observed: &Observed) -> Plan {
     }
     match (&observed.references, &observed.answer) {
         (Err(Problem::DiskNew), _) => Plan::default(),
-        (Err(problem), _) => Plan::say(status::pending(problem)),
+        (Err(problem), _) => Plan { again: problem.again(), ..Plan::say(status::pending(problem)) },
         (Ok(_), None) => Plan::act(Action::AskForHost).keeping_place(),
         (Ok(_), Some(Answer::Waiting)) => Plan::default().keeping_place(),
         (Ok(_), Some(Answer::Rejected(why))) => Plan::say(status::unschedulable(why)).keeping_place(),
@@ -268,12 +274,21 @@ fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
         let disks = change.filter(|_| !moves).map(|change| change.new_disks).unwrap_or_default();
         let volumes =
             (!disks.is_empty()).then(|| Action::MakeVolumes { host: around.host.to_owned(), disks });
+        // A guest that is restarted finds what its owner wrote since.
+        let seed = adjustment.restart_requested.is_some() && domain.spec.machine.cloud_init.is_some();
+        let seed = seed.then(|| Action::CopyUserData { domain: Key::of(&**domain) });
         let adjust = Action::Adjust { domain: Key::of(&**domain), change: adjustment };
-        return Plan { actions: volumes.into_iter().chain([adjust]).collect(), ..Plan::default() };
+        return Plan {
+            actions: volumes.into_iter().chain(seed).chain([adjust]).collect(),
+            ..Plan::default()
+        };
     }
     if let Some(discard) = observed.discard().filter(|_| resumed) {
         return Plan::act(discard);
     }
+    let missing = observed.domains.iter().chain(&observed.empty_domains);
+    let missing = missing.filter(|domain| cloud_init::is_missing(domain));
+    let copies: Vec<_> = missing.map(|domain| Action::CopyUserData { domain: Key::of(&**domain) }).collect();
     let synchronized = match (problem, change) {
         (Some(problem), _) => Synchronized::Unresolved(problem.clone()),
         (None, Some(change)) if !change.restart.is_empty() => Synchronized::RestartRequired(change.restart),
@@ -281,11 +296,12 @@ fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
         (None, Some(change)) if !change.held.is_empty() => Synchronized::Held(change.held),
         (None, _) => Synchronized::AsTheHostSays,
     };
-    let again = matches!(synchronized, Synchronized::Held(_)).then_some(ROOM_LOOK);
+    let held = matches!(synchronized, Synchronized::Held(_)).then_some(ROOM_LOOK);
+    let again = problem.and_then(Problem::again).or(held);
     let report = status::of_domain(domain, around.host, observed.host_ready, &synchronized);
     match quiet_for(observed, &report) {
-        Some(left) => Plan { again: Some(left), ..Plan::default() },
-        None => Plan { again, ..Plan::say(report) },
+        Some(left) => Plan { actions: copies, again: Some(left), ..Plan::default() },
+        None => Plan { actions: copies, again, ..Plan::say(report) },
     }
 }
 

@@ -13,11 +13,11 @@ use crate::{
 };
 use kubexen_crds::{
     ByteQuantity, Domain, VirtualMachineSpec,
+    cloud_init::SEED_TARGET,
     domain::{DomainDisk, DomainInterface, Machine},
     names::host_object_name,
 };
 use kubexen_runtime::Key;
-use std::collections::BTreeSet;
 
 /// What a changed machine means for its Domain.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,6 +79,7 @@ pub(crate) fn change(
     for (field, differs) in [
         ("spec.boot.type", wanted.machine.boot.type_ != present.boot.type_),
         ("spec.boot.kernel", wanted.machine.boot.kernel != present.boot.kernel),
+        ("spec.cloudInit", wanted.machine.cloud_init != present.cloud_init),
     ] {
         if differs {
             change.restart.push(field.to_owned());
@@ -186,7 +187,8 @@ fn change_disks(change: &mut Change, wanted: &Resolved, domain: &Domain, around:
         if next.iter().any(|disk| disk.name == entry.name) {
             continue;
         }
-        match target_for(entry, wanted, &next, around) {
+        let free = free_target(&next, domain.spec.machine.cloud_init.is_some());
+        match target_for(entry, wanted, free, around) {
             Ok((target, new)) => {
                 change.new_disks.extend(new);
                 next.push(DomainDisk { target, ..entry.clone() });
@@ -211,16 +213,23 @@ fn is_detached(domain: &Domain, disk: &str) -> bool {
     })
 }
 
+/// A name that no disk has, and that is not the seed's.
+fn free_target(present: &[DomainDisk], has_seed: bool) -> Option<String> {
+    let is_taken = |target: &String| {
+        present.iter().any(|disk| disk.target == *target) || (has_seed && target == SEED_TARGET)
+    };
+    targets().find(|target| !is_taken(target))
+}
+
 /// The name that the guest will see, and the disk if it has to be made first; or why it cannot be attached here.
 fn target_for(
     entry: &DomainDisk,
     wanted: &Resolved,
-    present: &[DomainDisk],
+    free: Option<String>,
     around: &Surroundings<'_>,
 ) -> Result<(String, Option<Key>), Held> {
     let held = |reason, message| Err(Held { reason, message });
-    let taken: BTreeSet<&str> = present.iter().map(|disk| disk.target.as_str()).collect();
-    let Some(target) = targets().find(|target| !taken.contains(target.as_str())) else {
+    let Some(target) = free else {
         let message = format!("disk {} is attached when the guest has let go of another", entry.name);
         return held("TooManyDisks", message);
     };

@@ -13,7 +13,8 @@
 //!
 //! # What it watches
 //! The machine; its Domains, found by the machine's name and told apart by its uid; the disks, networks and
-//! repositories that it names; whether its host is Ready.
+//! repositories that it names; whether its host is Ready. The Secret with its user data is not watched: see
+//! [`cloud_init`].
 //!
 //! # What it decides
 //! All policy is in [`decide`], which is pure. Two rules are worth more than the others:
@@ -31,6 +32,7 @@
 
 mod address;
 mod apply;
+pub(crate) mod cloud_init;
 mod decide;
 mod live;
 mod observe;
@@ -57,7 +59,7 @@ const LATER: Duration = Duration::from_secs(1);
 /// One look at a machine.
 pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, Error> {
     for _ in 0..ROUNDS {
-        let Some(observed) = observe::observe(context, key) else {
+        let Some(observed) = observe::observe(context, key).await? else {
             context.scheduler.forget(key);
             return Ok(Outcome::Settled);
         };

@@ -1,12 +1,13 @@
 //! What is known of a machine at one moment.
 
 use super::{
-    live,
+    cloud_init, live,
     references::{self, Problem, Resolved},
     suspension::{StateDisk, state_disk_key},
 };
 use crate::{
     context::Context,
+    error::Error,
     migration,
     scheduler::{self, Answer, HostRoom},
     view::{host_of_namespace, uid},
@@ -47,8 +48,11 @@ pub(crate) struct Observed {
 }
 
 /// Looks at a machine; none if there is no such machine.
-pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
-    let machine = context.view.machines.get(key)?;
+///
+/// # Errors
+/// When the Secret with its user data has to be looked at and cannot be asked for.
+pub(crate) async fn observe(context: &Context, key: &Key) -> Result<Option<Observed>, Error> {
+    let Some(machine) = context.view.machines.get(key) else { return Ok(None) };
     let (domains, others): (Vec<_>, Vec<_>) = context
         .view
         .domains_of_machine(key)
@@ -56,9 +60,19 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         .partition(|domain| domain.spec.virtual_machine.uid == uid(&*machine));
     let (domains, empty_domains) = migration::whereabouts(domains);
     let host = domains.first().and_then(|domain| host_of(domain));
-    let references = match domains.is_empty() {
+    let resolve = || match domains.is_empty() {
         true => references::resolve_to_start(&context.view, &machine),
         false => references::resolve(&context.view, &machine),
+    };
+    let references = match resolve() {
+        Ok(_) if cloud_init::matters(&machine, &domains, &empty_domains) => {
+            // What it refers to may have changed while the Secret was asked for.
+            match cloud_init::problem(context, &machine).await? {
+                Some(problem) => Err(problem),
+                None => resolve(),
+            }
+        }
+        resolved => resolved,
     };
     let state = context
         .view
@@ -83,7 +97,7 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
     let arriving = |domain: &&Arc<Domain>| {
         domain.spec.migration.as_ref().is_some_and(|part| part.role == MigrationRole::Destination)
     };
-    Some(Observed {
+    Ok(Some(Observed {
         state,
         references,
         references_in_part,
@@ -96,7 +110,7 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         domains,
         empty_domains,
         machine,
-    })
+    }))
 }
 
 /// The host that a Domain is on.

@@ -3,6 +3,7 @@
 
 use super::{
     address,
+    apply::domain_name,
     live::targets,
     suspension::{saved_machine, saved_state, state_disk_key},
 };
@@ -11,7 +12,8 @@ use crate::{
     view::{View, has_finalizer, host_of_namespace, is_deleting, uid, user_key},
 };
 use kubexen_crds::{
-    ByteQuantity, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineSpec, Volume,
+    ByteQuantity, DomainCloudInit, StorageRepository, VirtualDisk, VirtualMachine, Volume,
+    cloud_init::{USER_DATA, seed_secret_name},
     domain::{DomainDisk, DomainInterface, Machine, SavedState, SharedDisk},
     names::host_object_name,
     network::NetworkType,
@@ -20,7 +22,10 @@ use kubexen_crds::{
     virtual_machine::{Disk as MachineDisk, Interface, Suspended},
 };
 use kubexen_runtime::Key;
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+/// How often a Secret is looked for that a machine waits for.
+const SECRET_LOOK: Duration = Duration::from_secs(5);
 
 /// A machine's references, resolved.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,6 +112,10 @@ pub(crate) enum Problem {
     NetworkNotFound { network: String },
     /// A network is being deleted.
     NetworkDeleting { network: String },
+    /// The Secret with the user data does not exist.
+    SecretNotFound { secret: String, namespace: String },
+    /// The Secret has no user data.
+    SecretKeyMissing { secret: String },
     /// A field cannot be understood; the API server lets no such value through.
     Malformed { field: &'static str, value: String },
 }
@@ -126,6 +135,8 @@ impl Problem {
             Self::RepositoryNotFound { .. } => "RepositoryNotFound",
             Self::NetworkNotFound { .. } => "NetworkNotFound",
             Self::NetworkDeleting { .. } => "NetworkDeleting",
+            Self::SecretNotFound { .. } => "SecretNotFound",
+            Self::SecretKeyMissing { .. } => "SecretKeyMissing",
             Self::Malformed { .. } => "InvalidSpec",
         }
     }
@@ -166,6 +177,12 @@ impl Problem {
             Self::NetworkDeleting { network } => {
                 format!("Network {network} is being deleted: change `spec.interfaces`")
             }
+            Self::SecretNotFound { secret, namespace } => format!(
+                "Secret {secret} does not exist in namespace {namespace}: create it, or change `spec.cloudInit`"
+            ),
+            Self::SecretKeyMissing { secret } => format!(
+                "Secret {secret} has no key `{USER_DATA}`: put the user data there, or change `spec.cloudInit`"
+            ),
             Self::Malformed { field, value } => format!("`{field}` is {value:?}, which cannot be understood"),
         }
     }
@@ -182,7 +199,28 @@ impl Problem {
             | Self::DiskLost { .. }
             | Self::RepositoryNotFound { .. }
             | Self::NetworkNotFound { .. }
-            | Self::NetworkDeleting { .. } => false,
+            | Self::NetworkDeleting { .. }
+            | Self::SecretNotFound { .. }
+            | Self::SecretKeyMissing { .. } => false,
+        }
+    }
+
+    /// When to look again, where no watch tells that it has passed.
+    pub(crate) fn again(&self) -> Option<Duration> {
+        match self {
+            Self::SecretNotFound { .. } | Self::SecretKeyMissing { .. } => Some(SECRET_LOOK),
+            Self::DiskNotFound { .. }
+            | Self::DiskDeleting { .. }
+            | Self::DiskNew
+            | Self::DiskListedTwice { .. }
+            | Self::DiskInUse { .. }
+            | Self::DiskHoldsGuest { .. }
+            | Self::DiskPredecessor { .. }
+            | Self::DiskLost { .. }
+            | Self::RepositoryNotFound { .. }
+            | Self::NetworkNotFound { .. }
+            | Self::NetworkDeleting { .. }
+            | Self::Malformed { .. } => None,
         }
     }
 }
@@ -190,7 +228,7 @@ impl Problem {
 /// Resolves what a machine refers to. A machine that has a Domain keeps what it has: disks in its use are no problem.
 pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved, Problem> {
     let mut resolved = Resolved {
-        machine: without_devices(view, &machine.spec)?,
+        machine: without_devices(view, machine)?,
         disks: Vec::with_capacity(machine.spec.disks.len()),
         networks: Vec::with_capacity(machine.spec.interfaces.len()),
         saved_state: None,
@@ -262,7 +300,7 @@ pub(crate) fn state_disk(view: &View, machine: &VirtualMachine) -> Result<Disk, 
 /// that one reference that leads nowhere keeps nothing else from being changed.
 pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, present: &Machine) -> Resolved {
     let mut resolved = Resolved {
-        machine: without_devices(view, &machine.spec).unwrap_or_else(|_| Machine {
+        machine: without_devices(view, machine).unwrap_or_else(|_| Machine {
             disks: Vec::new(),
             interfaces: Vec::new(),
             ..present.clone()
@@ -300,7 +338,8 @@ pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, present: &M
 }
 
 /// What a machine is made of besides its disks and interfaces.
-fn without_devices(view: &View, spec: &VirtualMachineSpec) -> Result<Machine, Problem> {
+fn without_devices(view: &View, machine: &VirtualMachine) -> Result<Machine, Problem> {
+    let spec = &machine.spec;
     let bytes = |field, quantity: &ByteQuantity| match quantity.bytes() {
         Ok(bytes) => Ok(ByteQuantity::from_bytes(bytes)),
         Err(_) => Err(Problem::Malformed { field, value: quantity.to_string() }),
@@ -321,6 +360,10 @@ fn without_devices(view: &View, spec: &VirtualMachineSpec) -> Result<Machine, Pr
         cpu_level: level(view).and_then(|level| level.of(spec.boot.type_).cloned()),
         disks: Vec::new(),
         interfaces: Vec::new(),
+        cloud_init: machine.spec.cloud_init.as_ref().map(|wanted| DomainCloudInit {
+            secret: seed_secret_name(&domain_name(machine)),
+            user_data_secret: wanted.user_data_secret.name.clone(),
+        }),
     })
 }
 

@@ -19,6 +19,7 @@ use kubexen_crds::{
 use kubexen_runtime::Key;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+mod cloud_init;
 mod properties;
 mod suspension;
 
@@ -48,6 +49,7 @@ fn vm() -> VirtualMachine {
             interfaces: Vec::new(),
             placement: Placement::default(),
             lifecycle: Lifecycle::default(),
+            cloud_init: None,
         },
         status: None,
     }
@@ -63,6 +65,7 @@ fn machine() -> Machine {
         max_memory: ByteQuantity("1Gi".to_owned()),
         boot: boot(),
         cpu_level: None,
+        cloud_init: None,
         disks: Vec::new(),
         interfaces: vec![DomainInterface {
             name: "eth0".to_owned(),

@@ -78,7 +78,7 @@ pub async fn apply(
             Ok(Applied::Unchanged)
         }
         Plan::DetachDisks => {
-            detach(domains, domain).await?;
+            detach(domains, domain, uuid).await?;
             Ok(Applied::Unchanged)
         }
         Plan::Move(step) => move_steps::apply(domains, domain, uuid, seen, step).await,
@@ -176,17 +176,17 @@ async fn confirm_saved(domains: &Domains, uuid: Uuid) -> Result<(), ReconcileErr
     }
 }
 
-async fn detach(domains: &Domains, domain: &Domain) -> Result<(), ReconcileError> {
+async fn detach(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<(), ReconcileError> {
     let saved = resolve::saved_volume(domains, domain);
     for volume in resolve::volumes(domains, domain).into_iter().flatten().chain(saved) {
         domains.storage.detach(&volume).await?;
     }
-    Ok(())
+    Ok(domains.seeds.remove(uuid).await?)
 }
 
 /// The domain is gone: gives back what it had, then lets the object go.
 async fn finish(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applied, ReconcileError> {
-    detach(domains, domain).await?;
+    detach(domains, domain, uuid).await?;
     let vm = VmUid(uuid);
     if let Some(owner) = domains.ownership.owner(vm).await?
         && owner.host == domains.me.host

@@ -116,8 +116,6 @@ pub const STABLE_AFTER: SignedDuration = SignedDuration::from_mins(10);
 pub const LONGEST_BACKOFF: SignedDuration = SignedDuration::from_mins(5);
 /// How often Xen is looked at while it takes a domain apart.
 const DYING_LOOK: Duration = Duration::from_secs(1);
-/// How often an unmet need is looked at, although its change is told.
-const NEEDS_LOOK: Duration = Duration::from_secs(10);
 
 /// How long to wait before the start after `crashes` crashes in a row: nothing after the first, then 10 s, doubling
 /// to [`LONGEST_BACKOFF`].
@@ -195,7 +193,7 @@ fn bring_up(seen: &Observed, now: Timestamp) -> Plan {
         }
     }
     match &seen.unmet {
-        Some(unmet) => Plan::Wait(Waiting::Needs(unmet.clone()), NEEDS_LOOK),
+        Some(unmet) => Plan::Wait(Waiting::Needs(unmet.clone()), unmet.look_again()),
         None => Plan::Start,
     }
 }

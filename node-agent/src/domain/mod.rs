@@ -15,6 +15,7 @@
 //! object (uid). The ownership token is taken before a domain is built, and given back after it is confirmed gone.
 
 pub mod apply;
+mod cloud_init;
 pub mod decide;
 pub mod guests;
 pub mod live;
@@ -41,7 +42,7 @@ use crate::{
     migration::{Failure, Sessions, World, link::MigrationNetwork},
     mirrors::Mirrors,
     network::{HostNetwork, NetworkError},
-    storage::{Storage, StorageError},
+    storage::{Seeds, Storage, StorageError},
 };
 use decide::{Plan, Waiting, decide};
 use jiff::SignedDuration;
@@ -77,6 +78,8 @@ pub struct Domains {
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Disks.
     pub storage: Arc<dyn Storage>,
+    /// Disks that the agent writes.
+    pub seeds: Arc<dyn Seeds>,
     /// Bridges.
     pub network: Arc<dyn HostNetwork>,
     /// Who may run what.

@@ -1,7 +1,7 @@
 //! What is: the object, the domain in Xen, and what it needs on this host.
 
 use super::{
-    Domains, ReconcileError, guests,
+    Domains, ReconcileError, cloud_init, guests,
     live::{Live, Tried},
     moves::{Move, OwnedBy},
     resolve,
@@ -21,6 +21,9 @@ use kubexen_runtime::Key;
 use serde::Serialize;
 use std::{collections::BTreeSet, time::Duration};
 use uuid::Uuid;
+
+/// How often an unmet need is looked at, although its change is told.
+const NEEDS_LOOK: Duration = Duration::from_secs(10);
 
 /// All that [`super::decide::decide`] looks at.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,6 +80,8 @@ pub enum Unmet {
     UplinkMissing(String),
     /// The guest is to be resumed, and the pool's store does not know it as saved in this volume.
     NotSaved,
+    /// The Secret that the seed is made of is not in this host's namespace.
+    SecretMissing(String),
     /// The object says something that this agent cannot read.
     Malformed(String),
 }
@@ -93,7 +98,24 @@ impl Unmet {
             Self::KernelMissing(_) => "KernelMissing",
             Self::UplinkMissing(_) => "UplinkMissing",
             Self::NotSaved => "NotSaved",
+            Self::SecretMissing(_) => "SecretMissing",
             Self::Malformed(_) => "Malformed",
+        }
+    }
+
+    /// When to look again: soon for what comes a moment after the Domain.
+    #[must_use]
+    pub fn look_again(&self) -> Duration {
+        match self {
+            Self::SecretMissing(_) => Duration::from_secs(1),
+            Self::VolumeMissing(_)
+            | Self::VolumeNotReady(_)
+            | Self::StorageUnavailable(_)
+            | Self::VolumeInUse { .. }
+            | Self::KernelMissing(_)
+            | Self::UplinkMissing(_)
+            | Self::NotSaved
+            | Self::Malformed(_) => NEEDS_LOOK,
         }
     }
 
@@ -119,6 +141,9 @@ impl Unmet {
                 "The guest is to be resumed, but it is not in the volume that is named for that; it is not \
                                booted afresh as long as the VirtualDisk of that volume exists"
                     .to_owned()
+            }
+            Self::SecretMissing(secret) => {
+                format!("The user data is not there: Secret {secret} in this host's namespace")
             }
             Self::Malformed(what) => format!("The Domain cannot be carried out: {what}"),
         }
@@ -198,9 +223,17 @@ pub async fn observe(
         None => {
             let attached = domains.storage.attached().await?;
             let ours = resolve::volumes(domains, domain);
+            let has_seed =
+                domain.spec.machine.cloud_init.is_some() && domains.seeds.present().await?.contains(&uuid);
             let saved = resolve::saved_volume(domains, domain);
-            let disks_attached = ours.iter().flatten().chain(&saved).any(|volume| attached.contains(volume));
-            (resolve::unmet(domains, domain, &users_of_volumes(domains, domain).await?).await, disks_attached)
+            let disks_attached =
+                has_seed || ours.iter().flatten().chain(&saved).any(|volume| attached.contains(volume));
+            let users = users_of_volumes(domains, domain).await?;
+            let unmet = match resolve::unmet(domains, domain, &users).await {
+                Some(unmet) => Some(unmet),
+                None => cloud_init::unmet(domains, domain).await?,
+            };
+            (unmet, disks_attached)
         }
     };
     let saved = match &session_of_save {

@@ -1,7 +1,7 @@
 //! From names in a Domain to the files, devices and bridges of this host.
 
 use super::{
-    Domains, ReconcileError,
+    Domains, ReconcileError, cloud_init,
     live::{Asked, AskedDisk, AskedInterface, LiveStep, Tried},
     observe::Unmet,
 };
@@ -269,7 +269,8 @@ async fn unmet_of_shared(domains: &Domains, volume: &str, shared: &SharedDisk) -
     }
 }
 
-/// What the domain is made of on this host. Attaches its disks; attaching one that is attached changes nothing.
+/// What the domain is made of on this host. Makes its seed and attaches its disks; attaching one that is attached changes
+/// nothing.
 pub(super) async fn configuration(
     domains: &Domains,
     domain: &Domain,
@@ -281,6 +282,7 @@ pub(super) async fn configuration(
     for wanted in machine.disks.iter().filter(|disk| !disk.detach) {
         disks.push(disk(domains, domain, &wanted.name).await?);
     }
+    disks.extend(cloud_init::disk(domains, domain, uuid).await?);
     let mut interfaces = Vec::new();
     for wanted in &machine.interfaces {
         interfaces.push(interface(domains, domain, &wanted.name).await?);

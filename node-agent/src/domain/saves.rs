@@ -165,7 +165,7 @@ fn try_to(step: SaveStep, saved: &Saved) -> Plan {
     };
     match (failure, &saved.unmet) {
         (Some(failure), _) => Plan::Save(SaveStep::Fail(failure)),
-        (None, Some(unmet)) => Plan::Wait(Waiting::Needs(unmet.clone()), LONG_LOOK),
+        (None, Some(unmet)) => Plan::Wait(Waiting::Needs(unmet.clone()), unmet.look_again()),
         (None, None) => Plan::Save(step),
     }
 }

@@ -1,7 +1,7 @@
-//! Ownership that this host has and does not use.
+//! Ownership, and seeds, that this host has and does not use.
 //!
 //! A START that the network delivers very late names this host as the owner of a machine that is long gone. That is safe,
-//! but nobody else would ever give it back.
+//! but nobody else would ever give it back. A seed is left behind by a Domain whose finalizer was taken off by hand.
 
 use super::{Domains, ReconcileError};
 use kube::{Api, api::ListParams};
@@ -11,7 +11,7 @@ use kubexen_runtime::write::limited;
 use tracing::info;
 
 impl Domains {
-    /// Gives back every ownership of this host for which there is neither a Domain nor a domain.
+    /// Gives back every ownership of this host, and removes every seed, for which there is neither a Domain nor a domain.
     ///
     /// # Errors
     /// When the store, the API server or the hypervisor cannot be asked; what was not given back stays as it is.
@@ -24,6 +24,10 @@ impl Domains {
         for (vm, owner) in mine.filter(|(vm, _)| !self.is_known(*vm)) {
             self.give_back(vm, &owner).await?;
         }
+        let seeds = self.seeds.present().await?.into_iter().map(VmUid);
+        for vm in seeds.filter(|vm| !self.is_known(*vm)) {
+            self.remove_seed(vm).await?;
+        }
         Ok(())
     }
 
@@ -34,11 +38,7 @@ impl Domains {
     /// No domain begins meanwhile: a start that comes later takes the ownership anew.
     async fn give_back(&self, vm: VmUid, owner: &Owner) -> Result<(), ReconcileError> {
         let _no_start = self.starts.write().await;
-        let domains: Api<Domain> =
-            Api::namespaced(self.client.clone(), &host_namespace(self.me.host.as_str()));
-        let listed = limited(domains.list(&ListParams::default())).await?;
-        if listed.items.iter().any(|domain| is_of(domain, vm)) || self.hypervisor.find(vm.0).await?.is_some()
-        {
+        if self.is_there(vm).await? {
             return Ok(());
         }
         match owner.phase {
@@ -49,6 +49,24 @@ impl Domains {
         }
         info!(%vm, token = %owner.token, "ownership without a domain is given back");
         Ok(())
+    }
+
+    /// No domain begins meanwhile: a start that comes later makes the seed anew.
+    async fn remove_seed(&self, vm: VmUid) -> Result<(), ReconcileError> {
+        let _no_start = self.starts.write().await;
+        if !self.is_there(vm).await? {
+            self.seeds.remove(vm.0).await?;
+            info!(%vm, "a seed without a domain is removed");
+        }
+        Ok(())
+    }
+
+    /// Whether there is a Domain or a domain, by reads of this moment.
+    async fn is_there(&self, vm: VmUid) -> Result<bool, ReconcileError> {
+        let domains: Api<Domain> =
+            Api::namespaced(self.client.clone(), &host_namespace(self.me.host.as_str()));
+        let listed = limited(domains.list(&ListParams::default())).await?;
+        Ok(listed.items.iter().any(|domain| is_of(domain, vm)) || self.hypervisor.find(vm.0).await?.is_some())
     }
 }
 

@@ -9,6 +9,7 @@
 //! - [`lvm`] keeps logical volumes in a volume group, on a LUN that several hosts may see.
 //! - [`locations`] puts them together as the agent's configuration says.
 //! - [`memory`] is a model for simulation, with faults to inject.
+//! - [`seeds`] keeps the small disks that the agent itself writes.
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -27,12 +28,14 @@ mod loop_device;
 pub mod lvm;
 mod marker;
 pub mod memory;
+pub mod seeds;
 
 pub use content::Content;
 pub use directory::DirectoryStorage;
 pub use locations::{LocationConfig, Locations};
 pub use lvm::LvmStorage;
 pub use memory::{MemoryStorage, SharedLocation};
+pub use seeds::{HostSeeds, MemorySeeds, Seeds};
 
 /// A volume: where it lives and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

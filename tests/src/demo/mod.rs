@@ -153,6 +153,7 @@ fn small_machine() -> VirtualMachineSpec {
         interfaces: Vec::new(),
         placement: Placement::default(),
         lifecycle: Lifecycle::default(),
+        cloud_init: None,
     }
 }
 

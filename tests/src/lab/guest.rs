@@ -13,9 +13,9 @@ use super::cache::Digest;
 use super::modules::Modules;
 
 /// busybox's commands that the scripts use, and some for people who look around.
-const COMMANDS: [&str; 23] = [
+const COMMANDS: [&str; 24] = [
     "arping", "cat", "dd", "dmesg", "echo", "free", "grep", "ifconfig", "insmod", "ip", "ls", "mount", "nc",
-    "ping", "ps", "sed", "sh", "sleep", "sync", "top", "tr", "uname", "wget",
+    "ping", "ps", "sed", "sh", "sleep", "sync", "top", "tr", "umount", "uname", "wget",
 ];
 
 /// The guest's initial RAM file system.
@@ -24,14 +24,16 @@ const COMMANDS: [&str; 23] = [
 /// When busybox or a module is missing.
 pub fn archive(modules: &Modules) -> Result<Archive> {
     let mut archive = Archive::new();
-    for folder in ["/proc", "/sys", "/dev"] {
+    for folder in ["/proc", "/sys", "/dev", "/seed"] {
         archive.directory(folder);
     }
     archive.file("/bin/busybox", Path::new("/usr/bin/busybox"))?;
     for command in COMMANDS {
         archive.symlink(&format!("/bin/{command}"), "busybox");
     }
-    let order = modules.add_to(&mut archive, &["xen-blkfront", "xen-netfront"], &[])?;
+    // vfat: seeds; nls: the character sets that it asks for.
+    let wanted = ["xen-blkfront", "xen-netfront", "vfat", "nls_cp437", "nls_ascii"];
+    let order = modules.add_to(&mut archive, &wanted, &[])?;
     archive.bytes("/modules", false, order.join("\n") + "\n");
     archive.bytes("/init", true, include_str!("files/guest-init.sh"));
     for command in ["poweroff", "reboot"] {

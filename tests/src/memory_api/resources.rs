@@ -18,8 +18,9 @@ pub(super) struct Resource {
 }
 
 /// Kinds of Kubernetes itself: group, plural, kind, whether it is namespaced.
-const BUILT_IN: [(&str, &str, &str, bool); 8] = [
+const BUILT_IN: [(&str, &str, &str, bool); 9] = [
     ("", "namespaces", "Namespace", false),
+    ("", "secrets", "Secret", true),
     ("", "serviceaccounts", "ServiceAccount", true),
     ("coordination.k8s.io", "leases", "Lease", true),
     ("events.k8s.io", "events", "Event", true),

@@ -8,7 +8,7 @@ use kubexen_crds::{
 };
 use kubexen_node_agent::{
     hypervisor::{DomainInfo, DomainState},
-    storage::Storage,
+    storage::{Seeds, Storage},
 };
 use kubexen_ownership::OwnershipStore;
 use serde_json::Value;
@@ -211,7 +211,7 @@ fn unsynchronized(world: &World, machine: &VirtualMachine, host: &str) -> Option
         u32::try_from(spec.cpu.count).ok(),
         u32::try_from(spec.cpu.weight).ok(),
         spec.memory.size.bytes().ok().map(|bytes| bytes / 1024),
-        spec.disks.len(),
+        spec.disks.len() + usize::from(spec.cloud_init.is_some()),
         spec.interfaces.iter().map(|interface| interface.rate_limit.is_some()).collect::<Vec<_>>(),
     );
     let shown = (
@@ -283,6 +283,10 @@ async fn left(world: &World) -> Option<String> {
         }
         if let Some((volume, _)) = side.storage.volumes().first_key_value() {
             return Some(format!("{} still has the volume {volume}", side.name));
+        }
+        match side.seeds.present().await {
+            Ok(seeds) if seeds.is_empty() => {}
+            seeds => return Some(format!("{} still has seeds: {seeds:?}", side.name)),
         }
         match side.storage.attached().await {
             Ok(attached) if attached.is_empty() => {}

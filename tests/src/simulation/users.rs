@@ -2,6 +2,7 @@
 
 use super::world::{HOSTS, USERS, World};
 use crate::memory_api::Perfect;
+use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, PostParams},
@@ -24,6 +25,7 @@ pub(super) struct Users {
     networks: Api<Network>,
     repositories: Api<StorageRepository>,
     disks: Api<VirtualDisk>,
+    secrets: Api<Secret>,
     pub(super) migrations: Api<VirtualMachineMigration>,
     pub(super) machines: Api<VirtualMachine>,
 }
@@ -39,6 +41,7 @@ impl Users {
             networks: Api::all(client.clone()),
             repositories: Api::all(client.clone()),
             disks: Api::namespaced(client.clone(), USERS),
+            secrets: Api::namespaced(client.clone(), USERS),
             migrations: Api::namespaced(client.clone(), USERS),
             machines: Api::namespaced(client, USERS),
         }
@@ -64,7 +67,7 @@ impl Users {
     pub(super) async fn act(&self, world: &World) {
         let dice = &world.dice;
         let name = format!("vm-{}", dice.below(MACHINES));
-        match dice.below(26) {
+        match dice.below(27) {
             0..5 => self.make_machine(world, &name).await,
             5 => self.delete_machine(world, &name).await,
             6 | 7 => {
@@ -91,7 +94,8 @@ impl Users {
             }
             11..15 => self.migrate(world).await,
             15..23 => self.change_running(world, &name).await,
-            23 | 24 => {
+            23 => end(world, &self.secrets, &user_data_of(&name)).await,
+            24 | 25 => {
                 let (host, enabled) = (*dice.pick(&HOSTS), dice.chance(60));
                 self.maintain(world, host, enabled).await;
             }
@@ -165,6 +169,13 @@ impl Users {
             machine["spec"]["cpu"] = json!({"count": 1 + dice.below(2), "max": 4});
             machine["spec"]["memory"] = json!({"size": "256Mi", "min": "128Mi", "max": "512Mi"});
         }
+        let with_seed = dice.chance(40);
+        if with_seed {
+            machine["spec"]["cloudInit"] = json!({"userDataSecret": {"name": user_data_of(name)}});
+        }
+        if with_seed && dice.chance(70) {
+            self.make_user_data(world, name).await;
+        }
         if dice.chance(20) {
             machine["spec"]["placement"] = json!({"antiAffinity": {"group": "web"}});
         }
@@ -172,6 +183,12 @@ impl Users {
         if with_disk {
             self.make_disk(world, &disk_of(name)).await;
         }
+    }
+
+    async fn make_user_data(&self, world: &World, machine: &str) {
+        // "#cloud-config"
+        let secret = json!({"metadata": {"name": user_data_of(machine)}, "data": {"userData": "I2Nsb3VkLWNvbmZpZw=="}});
+        make(world, &self.secrets, secret).await;
     }
 
     async fn make_disk(&self, world: &World, name: &str) {
@@ -239,7 +256,7 @@ impl Users {
         kept
     }
 
-    /// Lets every host take machines, and makes every disk that a machine names.
+    /// Lets every host take machines, and makes every disk and the user data that a machine names.
     pub(super) async fn want_what_can_be(&self, world: &World) {
         for host in world.api.objects("hosts") {
             let spec = &host["spec"];
@@ -270,6 +287,9 @@ impl Users {
                 let at = json!({"metadata": {"annotations": {RESTART_REQUESTED_AT: "settle"}}});
                 change(world, &self.machines, name, at).await;
             }
+            if machine["spec"]["cloudInit"].is_object() {
+                self.make_user_data(world, name).await;
+            }
             for disk in &disks {
                 let disk = disk["disk"].as_str().unwrap_or_default();
                 if world.api.object("virtualdisks", USERS, disk).is_none() {
@@ -295,6 +315,10 @@ impl Users {
 
 fn disk_of(machine: &str) -> String {
     format!("{machine}-root")
+}
+
+fn user_data_of(machine: &str) -> String {
+    format!("{machine}-user-data")
 }
 
 fn data_disk_of(machine: &str) -> String {

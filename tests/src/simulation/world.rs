@@ -16,7 +16,7 @@ use kubexen_node_agent::{
     metrics::Metrics,
     migration::link::MemoryNetwork,
     network::SimulatedNetwork,
-    storage::{MemoryStorage, SharedLocation},
+    storage::{MemorySeeds, MemoryStorage, SharedLocation},
 };
 use kubexen_ownership::{HostName, MemoryStore};
 use kubexen_runtime::{Clock, clock::VirtualClock, telemetry::Readiness};
@@ -49,6 +49,7 @@ pub(super) struct HostSide {
     pub(super) name: &'static str,
     pub(super) host: SimulatedHost,
     pub(super) storage: MemoryStorage,
+    pub(super) seeds: MemorySeeds,
     pub(super) foreign: Uuid,
     pub(super) rebooted: bool,
     pub(super) agent: Process,
@@ -128,7 +129,15 @@ impl World {
                 let local = BTreeMap::from([("local".to_owned(), 1 << 40)]);
                 let storage = MemoryStorage::new(local).reaching("san", &san);
                 let agent = Process::new(format!("agent-{name}"), seed, &weather);
-                HostSide { name, host, storage, foreign, rebooted: false, agent }
+                HostSide {
+                    name,
+                    host,
+                    storage,
+                    seeds: MemorySeeds::default(),
+                    foreign,
+                    rebooted: false,
+                    agent,
+                }
             })
             .collect();
         let controllers = (0..CONTROLLERS)
@@ -191,6 +200,7 @@ impl World {
             client: self.api.client(&side.agent.name, Arc::new(side.agent.wire.clone())),
             hypervisor: Arc::new(hypervisor),
             storage: Arc::new(side.storage.clone()),
+            seeds: Arc::new(side.seeds.clone()),
             network: Arc::new(SimulatedNetwork::new(["lan".to_owned()])),
             ownership: Arc::new(self.pool_store.clone()),
             migrations: Arc::new(self.migrations.agent(&host)),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use http::Method;
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, RoleBinding};
 use kube::api::PostParams;
 use kube::{Api, Client};
@@ -23,7 +23,8 @@ async fn controller(control_plane: &ControlPlane) -> Result<Client> {
     control_plane.service_account(RELEASE_NAMESPACE, "kubexen-controller").await?.client().await
 }
 
-/// A Host, what the controller makes for it, one Domain in its namespace, and a client with the rights of its agent.
+/// A Host, what the controller makes for it, one Domain with its user data in its namespace, and a client with the rights of
+/// its agent.
 async fn join(control_plane: &ControlPlane, name: &str) -> Result<Client> {
     let hosts = Api::<Host>::all(control_plane.client().await?);
     let host = hosts
@@ -42,7 +43,9 @@ async fn join(control_plane: &ControlPlane, name: &str) -> Result<Client> {
     Api::<ClusterRole>::all(client.clone()).create(&create, &cluster_role).await?;
     Api::<ClusterRoleBinding>::all(client.clone()).create(&create, &cluster_role_binding).await?;
     let domain = serde_json::from_value::<Domain>(domain("shop.web"))?;
-    Api::<Domain>::namespaced(client, &namespace).create(&create, &domain).await?;
+    Api::<Domain>::namespaced(client.clone(), &namespace).create(&create, &domain).await?;
+    let user_data = serde_json::from_value::<Secret>(user_data("kubexen.io/cloud-init"))?;
+    Api::<Secret>::namespaced(client, &namespace).create(&create, &user_data).await?;
 
     let agent = control_plane.service_account(&namespace, AGENT_SERVICE_ACCOUNT).await?.client().await?;
     wait_until("the rights of the agent are in force", Duration::from_secs(30), async || {
@@ -65,6 +68,14 @@ fn domain(name: &str) -> Value {
             },
             "machine": {"cpus": 1, "maxCpus": 1, "memory": "1Gi", "maxMemory": "1Gi", "boot": {"kernel": {"name": "debian-12"}}},
         },
+    })
+}
+
+/// The copy of a machine's user data.
+fn user_data(type_: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "cloud-init.shop.web"},
+        "type": type_, "data": {"userData": "I2Nsb3VkLWNvbmZpZwo="},
     })
 }
 
@@ -125,6 +136,7 @@ async fn an_agent_can_do_its_work_in_its_own_namespace() -> Result<()> {
             (Method::GET, kind_path("domains", Some(&namespace)), Value::Null),
             (Method::GET, kind_path("volumes", Some(&namespace)), Value::Null),
             (Method::GET, host_path("access-own"), Value::Null),
+            (Method::GET, core_path(&namespace, "secrets/cloud-init.shop.web"), Value::Null),
             (Method::PATCH, domain.clone(), json!({"metadata": {"finalizers": null}})),
             (
                 Method::PATCH,
@@ -174,6 +186,10 @@ async fn an_agent_cannot_read_or_write_what_is_not_its_hosts() -> Result<()> {
             (Method::DELETE, host_path("access-mine"), Value::Null),
             (Method::GET, core_path(&own, "secrets"), Value::Null),
             (Method::GET, core_path(&other, "secrets"), Value::Null),
+            (Method::GET, core_path(&other, "secrets/cloud-init.shop.web"), Value::Null),
+            (Method::PATCH, core_path(&own, "secrets/cloud-init.shop.web"), json!({"data": null})),
+            (Method::DELETE, core_path(&own, "secrets/cloud-init.shop.web"), Value::Null),
+            (Method::POST, core_path(&own, "secrets"), user_data("kubexen.io/cloud-init")),
             (Method::GET, core_path("default", "secrets"), Value::Null),
             (Method::GET, "/api/v1/secrets".to_owned(), Value::Null),
             (Method::GET, core_path("default", "secrets/any"), Value::Null),
@@ -263,6 +279,7 @@ async fn an_agent_does_not_judge_its_own_host() -> Result<()> {
 async fn the_controller_is_confined_to_what_belongs_to_hosts() -> Result<()> {
     let control_plane = installed::control_plane().await;
     new_namespace(control_plane, "access-bystander").await?;
+    new_namespace(control_plane, "kubexen-host-access-controller").await?;
     let client = controller(control_plane).await?;
     let roles = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
     let role = |name: &str, resource: &str| {
@@ -287,7 +304,20 @@ async fn the_controller_is_confined_to_what_belongs_to_hosts() -> Result<()> {
                 (Method::DELETE, format!("{roles}/kubexen-agent"), Value::Null),
                 (Method::DELETE, "/api/v1/namespaces/access-bystander".to_owned(), Value::Null),
                 (Method::POST, kind_path("domains", Some("default")), domain("shop.web")),
+                (Method::POST, core_path("default", "secrets"), user_data("kubexen.io/cloud-init")),
             ],
+        )
+        .await?;
+        all_are(
+            &client,
+            Some("the controller must not change a Secret that is no copy of user data"),
+            vec![(Method::POST, core_path("kubexen-host-access-controller", "secrets"), user_data("Opaque"))],
+        )
+        .await?;
+        all_are(
+            &client,
+            Some("the controller must not grant anything but rights to objects of kubexen.io"),
+            vec![(Method::POST, roles.to_owned(), role("kubexen-host-any", "secrets"))],
         )
         .await
     })
@@ -306,7 +336,7 @@ async fn the_controller_is_confined_to_what_belongs_to_hosts() -> Result<()> {
         &client,
         Some(&format!("user \"{user}\" (groups=")),
         vec![
-            (Method::POST, roles.to_owned(), role("kubexen-host-any", "secrets")),
+            (Method::POST, roles.to_owned(), role("kubexen-host-any", "pods")),
             (Method::POST, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings".to_owned(), binding),
         ],
     )
@@ -317,6 +347,7 @@ async fn the_controller_is_confined_to_what_belongs_to_hosts() -> Result<()> {
         vec![
             (Method::GET, "/api/v1/secrets".to_owned(), Value::Null),
             (Method::GET, core_path(RELEASE_NAMESPACE, "secrets"), Value::Null),
+            (Method::PATCH, core_path("default", "secrets/any"), json!({"data": null})),
             (Method::DELETE, format!("{}/any", kind_path("virtualmachines", Some("default"))), Value::Null),
             (Method::DELETE, host_path("any"), Value::Null),
             (Method::GET, "/api/v1/pods".to_owned(), Value::Null),

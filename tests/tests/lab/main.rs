@@ -8,5 +8,6 @@ mod cpu_levels;
 mod life;
 mod lvm;
 mod migrations;
+mod seeds;
 mod stops;
 mod suspension;

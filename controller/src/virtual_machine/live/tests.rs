@@ -49,6 +49,7 @@ fn machine() -> Machine {
         max_memory: ByteQuantity("4Gi".to_owned()),
         boot: spec(&json!({})).boot,
         cpu_level: None,
+        cloud_init: None,
         disks: vec![disk("root", "xvda"), disk("data", "xvdb")],
         interfaces: vec![interface("eth0", 0), interface("eth1", 1)],
     }
@@ -295,4 +296,27 @@ fn a_disk_on_shared_storage_is_attached_where_that_storage_is_reached() {
     assert_eq!(with_new_disk(on("vg-1"), "1Gi").next.disks.len(), 3);
     let elsewhere = with_new_disk(on("vg-2"), "1Gi");
     assert_eq!((elsewhere.held[0].reason, elsewhere.next), ("RepositoryNotAttached", machine()));
+}
+
+fn seed() -> kubexen_crds::DomainCloudInit {
+    kubexen_crds::DomainCloudInit {
+        secret: "cloud-init.shop.web".to_owned(),
+        user_data_secret: "web".to_owned(),
+    }
+}
+
+#[test]
+fn other_user_data_waits_for_a_restart() {
+    waits_for_restart(
+        &changed(&spec(&json!({})), |machine| machine.cloud_init = Some(seed())),
+        &["spec.cloudInit"],
+    );
+}
+
+#[test]
+fn no_disk_gets_the_name_of_the_seed() {
+    let all_but_the_last: Vec<DomainDisk> = targets().take(15).map(|target| disk(&target, &target)).collect();
+    assert_eq!(free_target(&all_but_the_last, false).as_deref(), Some(SEED_TARGET));
+    assert_eq!(free_target(&all_but_the_last, true), None);
+    assert_eq!(free_target(&all_but_the_last[1..], true).as_deref(), Some("xvda"));
 }

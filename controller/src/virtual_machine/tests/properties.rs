@@ -40,10 +40,10 @@ fn apply(mut observed: Observed, plan: Plan) -> Option<Observed> {
                     }
                 }
             }
-            Action::MakeVolumes { .. } => {}
             Action::DeleteUnchanged(key) => observed.domains.retain(|present| Key::of(&**present) != key),
             Action::MakeStateDisk { .. } => observed.state = Some(state_disk("a")),
             Action::DiscardState(_) => observed.state = None,
+            Action::MakeVolumes { .. } | Action::CopyUserData { .. } => {}
             Action::DeleteDomain { domain, .. } => {
                 observed.domains.retain(|present| Key::of(&**present) != domain)
             }

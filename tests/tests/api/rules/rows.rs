@@ -296,6 +296,31 @@ pub fn bad_on_create() -> Vec<Row> {
         ),
         row(domain, [("/spec/machine/disks/0/target", json!("hda1"))], "spec.machine.disks[0].target", MATCH),
         row(domain, [("/spec/machine/cpus", json!(5))], "spec.machine", "`cpus` must not exceed `maxCpus`"),
+        row(
+            machine,
+            [("/spec/cloudInit", json!({"userDataSecret": {"name": "web"}})), ("/spec/disks", disks(16))],
+            "spec.disks",
+            "`disks` must not exceed 15 when `cloudInit` is set",
+        ),
+        row(machine, [("/spec/cloudInit", json!({}))], "spec.cloudInit.userDataSecret", "Required value"),
+        row(
+            machine,
+            [("/spec/cloudInit", json!({"userDataSecret": {"name": "Web"}}))],
+            "spec.cloudInit.userDataSecret.name",
+            MATCH,
+        ),
+        row(
+            domain,
+            [
+                (
+                    "/spec/machine/cloudInit",
+                    json!({"secret": "cloud-init.shop.web-1", "userDataSecret": "web"}),
+                ),
+                ("/spec/machine/disks/0/target", json!("xvdp")),
+            ],
+            "spec.machine",
+            "`disks` must not have the target \"xvdp\" when `cloudInit` is set",
+        ),
         row(migration, [("/spec/virtualMachine", Value::Null)], "spec.virtualMachine", "Required value"),
         row(migration, [("/spec/host", json!("a.b"))], "spec.host", MATCH),
         row(migration, [("/spec/reason", text(257))], "spec.reason", "may not be more than 256"),
@@ -388,6 +413,15 @@ pub fn bad_on_update() -> Vec<Row> {
             [("/spec/machine/maxCpus", json!(3))],
             "spec.machine",
             "`maxCpus` must not change: delete this Domain and make another",
+        ),
+        row(
+            domain,
+            [(
+                "/spec/machine/cloudInit",
+                json!({"secret": "cloud-init.shop.web-1", "userDataSecret": "web"}),
+            )],
+            "spec.machine",
+            "`cloudInit` must not change: delete this Domain and make another",
         ),
         row(
             domain,

@@ -1,0 +1,44 @@
+//! What a guest finds on the disks that its host makes for it or has for many.
+
+use crate::bed::{Guest, beside_others, hosts, nothing_is_left, says};
+use anyhow::{Result, ensure};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{Api, api::PostParams};
+use serde_json::json;
+
+#[tokio::test]
+async fn a_guest_reads_its_user_data_and_nothing_of_it_stays_behind() -> Result<()> {
+    let turn = beside_others().await;
+    let bed = turn.bed;
+    let secrets: Api<Secret> = Api::namespaced(bed.control_plane.client().await?, "default");
+    let user_data = json!({"metadata": {"name": "seeded-user-data"},
+        "stringData": {"userData": "#cloud-config\nhostname: seeded\n", "networkData": "version: 2\n"}});
+    secrets.create(&PostParams::default(), &serde_json::from_value(user_data)?).await?;
+    let spec = json!({
+        "memory": {"size": "96Mi"},
+        "cloudInit": {"userDataSecret": {"name": "seeded-user-data"}},
+        "lifecycle": {"shutdownTimeout": "0s"},
+    });
+    let guest = Guest::create(bed, "seeded", spec).await?;
+    let uuid = guest.uuid().await?;
+    let (home, _) = hosts(bed, &guest.wait_ready("Running").await?)?;
+    for line in [
+        format!("meta-data: instance-id: \"{uuid}\""),
+        "meta-data: local-hostname: \"seeded\"".to_owned(),
+        "network-config: version: 2".to_owned(),
+        "user-data: #cloud-config".to_owned(),
+        "user-data: hostname: seeded".to_owned(),
+    ] {
+        says(&home, &uuid, &format!("SEED xvdp {line}")).await?;
+    }
+    let mode = home.check(&format!("stat -c %a /srv/kubexen/state/seeds/{uuid}.img")).await?;
+    ensure!(mode.trim() == "600", "the seed's file has mode {mode}");
+
+    guest.delete().await?;
+    nothing_is_left(&home, &uuid, None).await?;
+    let files = home.check("ls -A /srv/kubexen/state/seeds").await?;
+    ensure!(!files.contains(&uuid), "the seed's file is left: {files}");
+    let loops = home.check("cat /sys/block/loop*/loop/backing_file 2>/dev/null || true").await?;
+    ensure!(!loops.contains(&uuid), "the seed's loop device is left: {loops}");
+    Ok(())
+}
