@@ -30,7 +30,7 @@ pub mod virtual_machine;
 pub mod virtual_machine_migration;
 pub mod volume;
 
-pub use boot::{Boot, BootType, Kernel};
+pub use boot::{Boot, BootType, Firmware, Kernel};
 pub use cpu::{FeatureSet, FeatureSets};
 pub use domain::{Domain, DomainSpec, DomainStatus};
 pub use domain_migration::{DomainMigration, DomainMigrationStatus, MigrationRole, MigrationStage};

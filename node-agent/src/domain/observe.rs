@@ -11,7 +11,7 @@ use crate::{
     migration::Standing,
 };
 use kubexen_crds::{
-    Domain, DomainMigration, DomainStatus, GuestStatus, MigrationRole, MigrationStage,
+    BootType, Domain, DomainMigration, DomainStatus, Firmware, GuestStatus, MigrationRole, MigrationStage,
     domain::{DomainPhase, DomainPowerState},
     virtual_machine::Lifecycle,
 };
@@ -70,6 +70,10 @@ pub enum Unmet {
     },
     /// The catalogue has no such kernel.
     KernelMissing(String),
+    /// There is no boot loader for guests of this mode.
+    BootLoaderMissing(BootType),
+    /// The firmware is not there.
+    FirmwareMissing(Firmware),
     /// No such uplink is configured, or it is down.
     UplinkMissing(String),
     /// The object says something that this agent cannot read.
@@ -86,6 +90,8 @@ impl Unmet {
             Self::StorageUnavailable(_) => "StorageUnavailable",
             Self::VolumeInUse { .. } => "VolumeInUse",
             Self::KernelMissing(_) => "KernelMissing",
+            Self::BootLoaderMissing(_) => "BootLoaderMissing",
+            Self::FirmwareMissing(_) => "FirmwareMissing",
             Self::UplinkMissing(_) => "UplinkMissing",
             Self::Malformed(_) => "Malformed",
         }
@@ -106,12 +112,25 @@ impl Unmet {
                     "The kernel catalogue of this host has no entry `{kernel}`; add it to the agent's configuration"
                 )
             }
+            Self::BootLoaderMissing(BootType::Pvh | BootType::Hvm) => {
+                missing("pvgrub for PVH guests", "bootLoaders.pvh")
+            }
+            Self::BootLoaderMissing(BootType::Pv) => missing("pvgrub for PV guests", "bootLoaders.pv"),
+            Self::FirmwareMissing(Firmware::Bios) => missing("BIOS for HVM guests", "firmware.bios"),
+            Self::FirmwareMissing(Firmware::Uefi) => missing("UEFI for HVM guests", "firmware.uefi"),
             Self::UplinkMissing(uplink) => {
                 format!("This host has no uplink `{uplink}`, or it is down; see the agent's configuration")
             }
             Self::Malformed(what) => format!("The Domain cannot be carried out: {what}"),
         }
     }
+}
+
+/// What a person should read of software that was not there when the agent started.
+fn missing(what: &str, setting: &str) -> String {
+    format!(
+        "This host has no {what}; install it where `{setting}` of the agent's configuration says, and start the agent anew"
+    )
 }
 
 impl Observed {
