@@ -243,7 +243,7 @@ impl Watched for Host {
                 status.locations,
                 status.uplinks,
             );
-            let software = (status.kernels, status.xen);
+            let software = (status.kernels, status.boot_loaders, status.firmware, status.xen);
             (is_ready(host), is_deleting(host), host.spec.clone(), labels, room, software)
         };
         if differs(change, offers) {

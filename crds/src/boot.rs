@@ -7,18 +7,44 @@ use serde::{Deserialize, Serialize};
 /// How the guest is virtualised and what it boots.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.type == 'HVM' || has(self.kernel)")
-    .message("`kernel` must be set when `type` is \"PVH\" or \"PV\": such a guest has no firmware that could boot a disk")
+#[x_kube(validation = Rule::new("!has(self.firmware) || self.type == 'HVM'")
+    .message("`firmware` must not be set unless `type` is \"HVM\": a guest of another type has none")
+    .field_path(".firmware"))]
+#[x_kube(validation = Rule::new("!has(self.kernel) || !has(self.firmware) || self.firmware != 'UEFI'")
+    .message("`kernel` must not be set when `firmware` is \"UEFI\": such a guest boots from its disks")
     .field_path(".kernel"))]
 pub struct Boot {
     /// Virtualisation mode. `PVH` (default): hardware-assisted, no emulated devices; the right one for Linux.
     /// `HVM`: a full PC with emulated devices. `PV`: paravirtualised, for kernels that are too old for PVH.
     #[serde(rename = "type", default)]
     pub type_: BootType,
-    /// The kernel to start, from the catalogues of the hosts. Needed for PVH and PV. An HVM guest without it boots
-    /// the first of its disks through BIOS.
+    /// Firmware of an HVM guest: `BIOS` (default) or `UEFI`. Must not be set for other types.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<Firmware>,
+    /// The kernel to start, from the catalogues of the hosts. Without it the guest boots from its disks: an HVM guest by its
+    /// firmware, a PVH or PV guest by the boot loader pvgrub, which reads the `grub.cfg` on a disk of the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<Kernel>,
+}
+
+impl Boot {
+    /// The firmware that the guest starts with; none for a guest that has none.
+    #[must_use]
+    pub fn firmware(&self) -> Option<Firmware> {
+        match self.type_ {
+            BootType::Hvm => Some(self.firmware.unwrap_or_default()),
+            BootType::Pvh | BootType::Pv => None,
+        }
+    }
+
+    /// Whether the guest is started by a boot loader of its host, which boots it from its disks.
+    #[must_use]
+    pub fn needs_boot_loader(&self) -> bool {
+        match self.type_ {
+            BootType::Hvm => false,
+            BootType::Pvh | BootType::Pv => self.kernel.is_none(),
+        }
+    }
 }
 
 /// Virtualisation mode of a guest: `PVH` (hardware-assisted, without emulated devices), `HVM` (a full PC with emulated
@@ -35,6 +61,18 @@ pub enum BootType {
     /// Paravirtualised.
     #[serde(rename = "PV")]
     Pv,
+}
+
+/// Firmware of a guest: `BIOS` or `UEFI`.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
+pub enum Firmware {
+    /// SeaBIOS.
+    #[default]
+    #[serde(rename = "BIOS")]
+    Bios,
+    /// OVMF.
+    #[serde(rename = "UEFI")]
+    Uefi,
 }
 
 /// A kernel of the hosts' catalogue.

@@ -1,7 +1,7 @@
 //! `Host`: a machine that runs Xen, with the agent in its dom0.
 
 use crate::{
-    boot::BootType,
+    boot::{BootType, Firmware},
     condition::conditions_schema,
     cpu::FeatureSets,
     evacuation::{HostEvacuation, Maintenance},
@@ -94,6 +94,17 @@ pub struct HostStatus {
     #[schemars(length(max = 64), inner(length(max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub kernels: Vec<String>,
+    /// Boot types of guests that can boot from their disks by pvgrub here: of `PVH` and `PV` those for which it is
+    /// installed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub boot_loaders: Vec<BootType>,
+    /// Firmware that is installed for HVM guests: of `BIOS` and `UEFI` what is there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub firmware: Vec<Firmware>,
     /// Domains that run here and that no Domain object stands for; never touched. The first 32 by UUID.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
@@ -123,6 +134,11 @@ pub struct Xen {
     pub capabilities: Vec<String>,
     /// Whether this is no Xen but a model of one, for tests and demonstrations.
     pub simulated: bool,
+    /// User as whom the device models of HVM guests run: `xen-qemuuser-range-base` means a user of its own for each guest,
+    /// `xen-qemuuser-shared` one for all. If there is none they run as root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub device_model_user: Option<String>,
 }
 
 /// Physical CPUs of a host.

@@ -31,7 +31,7 @@ pub mod virtual_machine;
 pub mod virtual_machine_migration;
 pub mod volume;
 
-pub use boot::{Boot, BootType, Kernel};
+pub use boot::{Boot, BootType, Firmware, Kernel};
 pub use cloud_init::{CloudInit, DomainCloudInit};
 pub use cpu::{FeatureSet, FeatureSets};
 pub use domain::{Domain, DomainSpec, DomainStatus};

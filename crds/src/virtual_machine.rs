@@ -46,8 +46,8 @@ use serde::{Deserialize, Serialize};
         .field_path(".status.ownerToken")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("self.boot.type != 'HVM' || has(self.boot.kernel) || (has(self.disks) && size(self.disks) > 0)")
-    .message("`disks` must name a disk to boot from: `boot.type` is \"HVM\" and there is no `boot.kernel`")
+#[x_kube(validation = Rule::new("has(self.boot.kernel) || (has(self.disks) && size(self.disks) > 0)")
+    .message("`disks` must name a disk to boot from: there is no `boot.kernel`")
     .field_path(".disks"))]
 #[x_kube(validation = Rule::new("!has(self.cloudInit) || !has(self.disks) || size(self.disks) <= 15")
     .message("`disks` must not exceed 15 when `cloudInit` is set: the guest sees its seed as the last one")
@@ -78,12 +78,15 @@ pub struct VirtualMachineSpec {
     pub memory: Memory,
     /// How the guest boots.
     pub boot: Boot,
-    /// Disks, at most 16. Default: none. At the start the guest sees them in this order (`xvda`, `xvdb` …). While it
-    /// runs disks are attached, under the first free name, and detached; other changes take effect at the next restart.
+    /// Disks, at most 16. Default: none. At the start the guest sees those with a `bootOrder` first, by that, and then the
+    /// others in this order (`xvda`, `xvdb` …). While it runs disks are attached, under the first free name, and detached;
+    /// other changes take effect at the next restart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.disk == one.disk))")
         .message("`disks` must not name one VirtualDisk twice: its content would be damaged"))]
+    #[x_kube(validation = Rule::new("self.all(one, !has(one.bootOrder) || self.exists_one(other, has(other.bootOrder) && other.bootOrder == one.bootOrder))")
+        .message("`disks` must not have one `bootOrder` twice"))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub disks: Vec<Disk>,
     /// Network interfaces, at most 8. Default: none. At the start the guest sees them in this order (`eth0`, `eth1` …).
@@ -137,6 +140,12 @@ pub struct Disk {
     /// Whether the guest may only read the disk. Default: false.
     #[serde(default)]
     pub read_only: bool,
+    /// When a guest without `boot.kernel` tries to boot from the disk, 1 to 16: the lowest first. Disks without it come after
+    /// those that have it. BIOS tries the first disk only; UEFI and pvgrub try one after the other. Default: none. A change
+    /// takes effect at the next restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16))]
+    pub boot_order: Option<i32>,
 }
 
 /// A network interface of a guest.

@@ -160,6 +160,12 @@ fn a_virtual_machine_is_held_to_its_rules() {
             &[("/spec/disks", disks(16))],
             &[("/spec/cloudInit", user_data.clone()), ("/spec/disks", disks(15))],
             &[("/spec/cloudInit", user_data.clone()), ("/spec/disks", Value::Null)],
+            &[("/spec/boot", json!({"type": "HVM", "firmware": "UEFI"}))],
+            &[("/spec/boot", json!({"type": "HVM", "firmware": "BIOS", "kernel": {"name": "debian-12"}}))],
+            &[("/spec/boot", json!({"type": "PVH"}))],
+            &[("/spec/boot", json!({"type": "PV"}))],
+            &[("/spec/boot", json!({}))],
+            &[("/spec/disks/0/bootOrder", json!(2)), ("/spec/disks/1/bootOrder", json!(1))],
             &[
                 ("/spec/boot", json!({"type": "HVM", "kernel": {"name": "debian-12"}})),
                 ("/spec/disks", json!([])),
@@ -173,7 +179,8 @@ fn a_virtual_machine_is_held_to_its_rules() {
     let memory = "`size` must be a quantity between \"16Mi\" and \"8Ti\"";
     let timeout = "`shutdownTimeout` must be a time span of at most \"1h\", as in \"90s\" or \"5m\"";
     let mac = "`mac` must be a unicast address: six pairs of hexadecimal digits in lower case, the second digit even, as in \"00:16:3e:12:34:56\"";
-    let kernel = "`kernel` must be set when `type` is \"PVH\" or \"PV\": such a guest has no firmware that could boot a disk";
+    let no_disk = "`disks` must name a disk to boot from: there is no `boot.kernel`";
+    let firmware = "`firmware` must not be set unless `type` is \"HVM\": a guest of another type has none";
     refuses::<VirtualMachine>(
         &sample,
         &[
@@ -204,12 +211,22 @@ fn a_virtual_machine_is_held_to_its_rules() {
                 &[("/spec/interfaces/0/rateLimit", json!("1023"))],
                 "`rateLimit` must be a quantity between \"1Ki\" and \"100Gi\"",
             ),
-            (&[("/spec/boot", json!({"type": "PVH"}))], kernel),
-            (&[("/spec/boot", json!({"type": "PV"}))], kernel),
-            (&[("/spec/boot", json!({}))], kernel),
+            (&[("/spec/boot", json!({"type": "PVH", "firmware": "BIOS"}))], firmware),
+            (&[("/spec/boot", json!({"type": "PV", "firmware": "UEFI"}))], firmware),
+            (&[("/spec/boot/firmware", json!("BIOS"))], firmware),
             (
-                &[("/spec/boot", json!({"type": "HVM"})), ("/spec/disks", json!([]))],
-                "`disks` must name a disk to boot from: `boot.type` is \"HVM\" and there is no `boot.kernel`",
+                &[(
+                    "/spec/boot",
+                    json!({"type": "HVM", "firmware": "UEFI", "kernel": {"name": "debian-12"}}),
+                )],
+                "`kernel` must not be set when `firmware` is \"UEFI\": such a guest boots from its disks",
+            ),
+            (&[("/spec/boot", json!({"type": "HVM"})), ("/spec/disks", json!([]))], no_disk),
+            (&[("/spec/boot", json!({"type": "PVH"})), ("/spec/disks", json!([]))], no_disk),
+            (&[("/spec/boot", json!({"type": "PV"})), ("/spec/disks", Value::Null)], no_disk),
+            (
+                &[("/spec/disks/0/bootOrder", json!(1)), ("/spec/disks/1/bootOrder", json!(1))],
+                "`disks` must not have one `bootOrder` twice",
             ),
             (
                 &[("/spec/cloudInit", user_data.clone()), ("/spec/disks", disks(16))],

@@ -190,7 +190,7 @@ async fn dependencies(config: &AgentConfig, host: &HostName) -> Result<Dependenc
 
 #[cfg(feature = "xen")]
 fn xen(config: &AgentConfig) -> Result<Arc<dyn Hypervisor>> {
-    let xen = crate::hypervisor::xen::XenHypervisor::connect(&config.state_directory)?;
+    let xen = crate::hypervisor::xen::XenHypervisor::connect(&config.state_directory, config.boot_files())?;
     Ok(Arc::new(xen))
 }
 

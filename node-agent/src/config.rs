@@ -2,7 +2,12 @@
 //!
 //! The API knows these by name only, so nobody who writes objects can reach another path of the host.
 
-use crate::{hypervisor::simulated::Profile, network::UplinkConfig, storage::LocationConfig};
+use crate::{
+    boot_files::{BootFiles, BootLoaders, FirmwareFiles},
+    hypervisor::simulated::Profile,
+    network::UplinkConfig,
+    storage::LocationConfig,
+};
 use kubexen_ownership::{EtcdConfig, HostName, InvalidName, TlsFiles};
 use serde::Deserialize;
 use std::{
@@ -36,6 +41,12 @@ pub struct AgentConfig {
     /// Kernels by name.
     #[serde(default)]
     pub kernels: Catalogue,
+    /// Boot loaders for PVH and PV guests that boot from their disks. Default: those of Debian's package.
+    #[serde(default)]
+    pub boot_loaders: BootLoaders,
+    /// Firmware of HVM guests. Default: that of Debian's packages.
+    #[serde(default)]
+    pub firmware: FirmwareFiles,
     /// Live migration. Default: this host takes no part in it.
     #[serde(default)]
     pub migration: Option<MigrationConfig>,
@@ -152,6 +163,12 @@ impl PoolStore {
 }
 
 impl AgentConfig {
+    /// What guests boot from their own disks with.
+    #[must_use]
+    pub fn boot_files(&self) -> BootFiles {
+        BootFiles { boot_loaders: self.boot_loaders.clone(), firmware: self.firmware.clone() }
+    }
+
     /// Reads and checks a configuration file.
     ///
     /// # Errors
@@ -170,6 +187,16 @@ impl AgentConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_boot_loader_or_firmware_may_lie_elsewhere() {
+        let other = "bootLoaders: {pvh: /opt/pvgrub.bin}, firmware: {uefi: /opt/OVMF.fd}";
+        let text = format!("{{host: xen-1, stateDirectory: /state, poolStore: {{endpoints: []}}, {other}}}");
+        let files = serde_yaml_ng::from_str::<AgentConfig>(&text).unwrap().boot_files();
+        let default = BootFiles::default();
+        assert_eq!(files.boot_loaders, BootLoaders { pvh: "/opt/pvgrub.bin".into(), ..default.boot_loaders });
+        assert_eq!(files.firmware, FirmwareFiles { uefi: "/opt/OVMF.fd".into(), ..default.firmware });
+    }
 
     #[test]
     fn the_section_for_migration_may_be_there_or_not() {

@@ -11,12 +11,14 @@
 //! | [`hypervisor`] | the boundary to Xen, real and simulated |
 //! | [`storage`], [`network`] | the boundaries to disks and bridges |
 //! | [`config`] | the agent's configuration file |
+//! | [`boot_files`] | boot loaders and firmware that it names |
 //!
 //! Licence: Apache-2.0, except that an agent built with the feature `xen` contains the crate `xenctrl` and is
 //! GPL-3.0-only as a whole.
 
 pub mod agent;
 pub mod args;
+pub mod boot_files;
 pub mod config;
 pub mod domain;
 pub mod host;

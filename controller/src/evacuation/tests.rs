@@ -55,7 +55,7 @@ fn other(name: &str) -> HostView {
 }
 
 fn boot() -> Boot {
-    Boot { type_: BootType::Pvh, kernel: None }
+    Boot { type_: BootType::Pvh, firmware: None, kernel: None }
 }
 
 fn named(namespace: &str, name: &str, uid: String) -> ObjectMeta {
@@ -128,6 +128,8 @@ fn guest(name: &str) -> Guest {
         boot: BootType::Pvh,
         cpu_level: None,
         kernel: None,
+        boot_loader: false,
+        firmware: None,
         selector: HostSelector::default(),
         anti_affinity: None,
         networks: Vec::new(),

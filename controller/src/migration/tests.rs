@@ -26,7 +26,7 @@ const MIGRATION: &str = "0a0a0a0a-8b86-4d01-b42d-00cf4fc964ff";
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
 fn boot() -> Boot {
-    Boot { type_: BootType::Pvh, kernel: None }
+    Boot { type_: BootType::Pvh, firmware: None, kernel: None }
 }
 
 fn machine() -> VirtualMachine {

@@ -100,6 +100,13 @@ impl<'a> Batch<'a> {
         if let Some(kernel) = &request.kernel {
             require(Condition::Kernel(kernel), &|| Reason::KernelMissing(kernel.clone()));
         }
+        if request.boot_loader {
+            let loader = Condition::BootLoader(request.boot);
+            require(loader, &|| Reason::BootLoaderMissing(request.boot));
+        }
+        if let Some(firmware) = request.firmware {
+            require(Condition::Firmware(firmware), &|| Reason::FirmwareMissing(firmware));
+        }
         for disk in &request.disks {
             match disk {
                 DiskNeed::On { disk, host } => {

@@ -1,7 +1,7 @@
 //! What a host must be or have, whatever is used of it: filters 1 to 7.
 
 use super::{HostView, Room, host_set::HostSet};
-use kubexen_crds::{BootType, FeatureSet, quantity::HostSelector};
+use kubexen_crds::{BootType, FeatureSet, Firmware, quantity::HostSelector};
 use std::{cmp::Ordering, collections::BTreeMap};
 
 /// A condition on a host that no placement changes.
@@ -23,6 +23,10 @@ pub(super) enum Condition<'a> {
     Features(BootType, &'a FeatureSet),
     /// The catalogue has the kernel.
     Kernel(&'a str),
+    /// It has the boot loader for guests of the mode.
+    BootLoader(BootType),
+    /// The firmware is there.
+    Firmware(Firmware),
     /// It is this host.
     Host(&'a str),
     /// The storage location is there, shared or not, on a host that the repository is for.
@@ -44,6 +48,8 @@ impl Condition<'_> {
             Self::Receives(mode) => host.receives.contains(&mode),
             Self::Features(mode, level) => lacking(host, mode, level).is_empty(),
             Self::Kernel(kernel) => host.kernels.contains(kernel),
+            Self::BootLoader(mode) => host.boot_loaders.contains(&mode),
+            Self::Firmware(firmware) => host.firmware.contains(&firmware),
             Self::Host(name) => host.name == name,
             Self::Location(location, shared, selector) => {
                 let is_such = |room: &Room| room.storage.is_some() == shared;

@@ -19,7 +19,8 @@
 //! 5. its Xen offers the virtualisation mode: `pv` for PV; for PVH and HVM `hvm` together with a way to translate
 //!    guest addresses, `hap` or `shadow`, because Xen refuses such a domain when it has neither; a guest that is to come
 //!    while it runs needs a host that receives such guests; and its CPUs have every feature that the guest may use
-//! 6. its catalogue has the kernel
+//! 6. its catalogue has the kernel, or the boot loader is there that boots guests of this mode from their disks; and the
+//!    firmware is there that the guest starts with
 //! 7. disk by disk: the host is where the disk is, or reaches the shared storage that it is on, or has the repository
 //!    attached that the disk will be made in
 //! 8. network by network: it is attached
@@ -78,7 +79,7 @@ pub use rejection::{Reason, Rejections};
 
 use batch::Batch;
 use kubexen_crds::{
-    BootType, FeatureSet, FeatureSets, pool::PlacementPolicy, quantity::HostSelector,
+    BootType, FeatureSet, FeatureSets, Firmware, pool::PlacementPolicy, quantity::HostSelector,
     virtual_machine::AntiAffinityMode,
 };
 use kubexen_runtime::Key;
@@ -122,6 +123,10 @@ pub struct HostView {
     pub uplinks: BTreeSet<String>,
     /// Names in the kernel catalogue.
     pub kernels: BTreeSet<String>,
+    /// Boot types of guests for which it has a boot loader.
+    pub boot_loaders: BTreeSet<BootType>,
+    /// Firmware for HVM guests.
+    pub firmware: BTreeSet<Firmware>,
     /// Boot types of guests that can come here while they run.
     pub receives: BTreeSet<BootType>,
     /// What its Xen can do: `pv`, `hvm`, `hap`, `shadow` …
@@ -166,6 +171,10 @@ pub struct Request {
     pub cpu_level: Option<FeatureSet>,
     /// Kernel that the host's catalogue must have.
     pub kernel: Option<String>,
+    /// Whether the host must have a boot loader for guests of this mode.
+    pub boot_loader: bool,
+    /// Firmware that the host must have.
+    pub firmware: Option<Firmware>,
     /// Labels that the host must carry.
     pub selector: HostSelector,
     /// [`group_key`] of the anti-affinity group, and how strict it is.

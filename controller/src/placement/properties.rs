@@ -36,6 +36,8 @@ fn any_host() -> impl Strategy<Value = HostView> {
             let (lan, kernel, pv) = offers;
             view.uplinks.retain(|_| lan);
             view.kernels.retain(|_| kernel);
+            view.boot_loaders.retain(|_| kernel);
+            view.firmware.retain(|firmware| kernel || *firmware == Firmware::Bios);
             view.capabilities.retain(|name| name != "pv" || pv);
             view.groups = group.map(|(name, members)| (name.to_owned(), members)).into_iter().collect();
             view
@@ -92,6 +94,12 @@ fn any_guest() -> impl Strategy<Value = Request> {
                 boot,
                 cpu_level: feature.map(|name| level(&[name])),
                 kernel: kernel.then(|| "debian-12".to_owned()),
+                boot_loader: !kernel && boot != BootType::Hvm,
+                firmware: (boot == BootType::Hvm).then_some(if kernel {
+                    Firmware::Bios
+                } else {
+                    Firmware::Uefi
+                }),
                 selector: zone.map(|zone| selector(&[("zone", zone)])).unwrap_or_default(),
                 anti_affinity,
                 networks: lan.then(|| network("prod", "lan", &[])).into_iter().collect(),
@@ -130,6 +138,10 @@ fn refusal(host: &HostView, guest: &Request, overcommit: u64) -> Option<Reason> 
         return Some(Reason::CpuFeatureMissing(feature.clone()));
     } else if let Some(kernel) = guest.kernel.as_ref().filter(|kernel| !host.kernels.contains(*kernel)) {
         return Some(Reason::KernelMissing(kernel.clone()));
+    } else if guest.boot_loader && !host.boot_loaders.contains(&guest.boot) {
+        return Some(Reason::BootLoaderMissing(guest.boot));
+    } else if let Some(firmware) = guest.firmware.filter(|firmware| !host.firmware.contains(firmware)) {
+        return Some(Reason::FirmwareMissing(firmware));
     }
     for disk in &guest.disks {
         match disk {

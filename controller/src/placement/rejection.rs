@@ -1,6 +1,6 @@
 //! Why no host fits.
 
-use kubexen_crds::BootType;
+use kubexen_crds::{BootType, Firmware};
 use std::{collections::BTreeMap, fmt};
 
 /// Why a host does not fit. In the order in which the filters look.
@@ -22,6 +22,10 @@ pub enum Reason {
     CpuFeatureMissing(String),
     /// Its catalogue lacks this kernel.
     KernelMissing(String),
+    /// It has no boot loader for guests of this mode.
+    BootLoaderMissing(BootType),
+    /// It lacks this firmware.
+    FirmwareMissing(Firmware),
     /// This disk is on another host.
     DiskElsewhere(String),
     /// It has not attached this repository.
@@ -53,6 +57,11 @@ impl fmt::Display for Reason {
             Self::DoesNotReceive(boot) => write!(f, "not receiving running {boot:?} guests"),
             Self::CpuFeatureMissing(feature) => write!(f, "CPU feature {feature} missing"),
             Self::KernelMissing(kernel) => write!(f, "kernel {kernel} not in catalogue"),
+            Self::BootLoaderMissing(BootType::Pvh) => f.write_str("pvgrub for PVH not installed"),
+            Self::BootLoaderMissing(BootType::Hvm) => f.write_str("pvgrub for HVM not installed"),
+            Self::BootLoaderMissing(BootType::Pv) => f.write_str("pvgrub for PV not installed"),
+            Self::FirmwareMissing(Firmware::Bios) => f.write_str("BIOS not installed"),
+            Self::FirmwareMissing(Firmware::Uefi) => f.write_str("UEFI not installed"),
             Self::DiskElsewhere(disk) => write!(f, "disk {disk} is on another host"),
             Self::RepositoryNotAttached(repository) => write!(f, "repository {repository} not attached"),
             Self::NetworkNotAttached(network) => write!(f, "network {network} not attached"),

@@ -26,6 +26,8 @@ pub(super) fn host(name: &str) -> HostView {
         locations: [("ssd".to_owned(), Room { capacity: 100 * GIB, used: 0, storage: None })].into(),
         uplinks: ["lan".to_owned()].into(),
         kernels: ["debian-12".to_owned()].into(),
+        boot_loaders: [BootType::Pvh, BootType::Pv].into(),
+        firmware: [Firmware::Bios, Firmware::Uefi].into(),
         receives: [BootType::Pvh, BootType::Hvm].into(),
         capabilities: ["hap", "hvm", "pv"].map(str::to_owned).into(),
         groups: BTreeMap::new(),
@@ -42,6 +44,8 @@ pub(super) fn guest(name: &str) -> Request {
         boot: BootType::Pvh,
         cpu_level: None,
         kernel: Some("debian-12".to_owned()),
+        boot_loader: false,
+        firmware: None,
         selector: selector(&[("zone", "a")]),
         anti_affinity: None,
         networks: vec![network("prod", "lan", &[])],
@@ -152,6 +156,22 @@ fn each_filter_excludes_and_says_why() {
             host.cpu_features.pv = None;
         }),
         ("kernel debian-13 not in catalogue", |_, guest| guest.kernel = Some("debian-13".to_owned())),
+        ("pvgrub for PVH not installed", |host, guest| {
+            guest.boot_loader = true;
+            host.boot_loaders.remove(&BootType::Pvh);
+        }),
+        ("pvgrub for PV not installed", |host, guest| {
+            (guest.boot, guest.boot_loader) = (BootType::Pv, true);
+            host.boot_loaders.remove(&BootType::Pv);
+        }),
+        ("UEFI not installed", |host, guest| {
+            guest.firmware = Some(Firmware::Uefi);
+            host.firmware.remove(&Firmware::Uefi);
+        }),
+        ("BIOS not installed", |host, guest| {
+            guest.firmware = Some(Firmware::Bios);
+            host.firmware.clear();
+        }),
         ("disk root is on another host", |_, guest| {
             guest.disks = vec![DiskNeed::On { disk: "root".to_owned(), host: "xen-2".to_owned() }];
         }),

@@ -250,6 +250,8 @@ pub(crate) fn request_to_move(machine: &VirtualMachine, resolved: &Resolved, run
         boot: running.boot.type_,
         cpu_level: running.cpu_level.clone(),
         kernel: running.boot.kernel.as_ref().map(|kernel| kernel.name.clone()),
+        boot_loader: running.boot.needs_boot_loader(),
+        firmware: running.boot.firmware(),
         ..request_to_start(machine, resolved)
     }
 }
@@ -342,6 +344,8 @@ fn candidate(machine: &VirtualMachine, resolved: &Resolved) -> Candidate {
         boot: resolved.machine.boot.type_,
         cpu_level: resolved.machine.cpu_level.clone(),
         kernel: resolved.machine.boot.kernel.as_ref().map(|kernel| kernel.name.clone()),
+        boot_loader: resolved.machine.boot.needs_boot_loader(),
+        firmware: resolved.machine.boot.firmware(),
         selector: placement.host_selector.clone(),
         anti_affinity,
         networks: resolved

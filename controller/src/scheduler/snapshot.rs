@@ -73,6 +73,8 @@ fn host_view(host: &Host) -> HostView {
             .collect(),
         uplinks: status.uplinks.into_iter().map(|uplink| uplink.name).collect(),
         kernels: status.kernels.into_iter().collect(),
+        boot_loaders: status.boot_loaders.into_iter().collect(),
+        firmware: status.firmware.into_iter().collect(),
         receives: status
             .migration
             .map(|migration| migration.boot_types)

@@ -3,8 +3,8 @@ use crate::{placement::memory_with_overhead, view::View};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kubexen_crds::{
-    Boot, BootType, ByteQuantity, Domain, DomainSpec, Host, HostSpec, HostStatus, VirtualMachineSpec, Volume,
-    VolumeSpec,
+    Boot, BootType, ByteQuantity, Domain, DomainSpec, Firmware, Host, HostSpec, HostStatus,
+    VirtualMachineSpec, Volume, VolumeSpec,
     condition::{self, State, Wanted},
     domain::{DomainPowerState, Machine, VirtualMachineReference},
     host::{HostCpu, HostMemory, Location},
@@ -30,7 +30,7 @@ fn named(namespace: Option<&str>, name: &str, version: &str) -> ObjectMeta {
 }
 
 fn boot() -> Boot {
-    Boot { type_: BootType::Hvm, kernel: None }
+    Boot { type_: BootType::Hvm, firmware: None, kernel: None }
 }
 
 fn machine(name: &str) -> VirtualMachine {
@@ -74,6 +74,7 @@ fn host(name: &str) -> Host {
                 shared: false,
                 id: None,
             }],
+            firmware: vec![Firmware::Bios],
             conditions: condition::set(&[], ready, None, Timestamp::UNIX_EPOCH),
             ..HostStatus::default()
         }),
@@ -144,6 +145,8 @@ fn claim(machine: &str, host: &str, disk: &str) -> Claim {
             growth: 0,
             boot: BootType::Hvm,
             kernel: None,
+            boot_loader: false,
+            firmware: Some(Firmware::Bios),
             selector: HostSelector::default(),
             anti_affinity: Some((group_key("shop", "web"), AntiAffinityMode::Required)),
             networks: Vec::new(),

@@ -76,9 +76,11 @@ pub(crate) fn change(
         Change { next: present.clone(), new_disks: Vec::new(), restart: Vec::new(), held: Vec::new() };
     change_cpu(&mut change, spec, &wanted.machine, present, around);
     change_memory(&mut change, spec, &wanted.machine, domain, around);
+    let (boot, old) = (&wanted.machine.boot, &present.boot);
     for (field, differs) in [
-        ("spec.boot.type", wanted.machine.boot.type_ != present.boot.type_),
-        ("spec.boot.kernel", wanted.machine.boot.kernel != present.boot.kernel),
+        ("spec.boot.type", boot.type_ != old.type_),
+        ("spec.boot.firmware", boot.type_ == old.type_ && boot.firmware() != old.firmware()),
+        ("spec.boot.kernel", boot.kernel != old.kernel),
         ("spec.cloudInit", wanted.machine.cloud_init != present.cloud_init),
     ] {
         if differs {

@@ -32,7 +32,7 @@ const SECRET_LOOK: Duration = Duration::from_secs(5);
 pub(crate) struct Resolved {
     /// What its Domain is made of.
     pub(crate) machine: Machine,
-    /// Its disks, in its order.
+    /// Its disks, in the order in which it boots from them.
     pub(crate) disks: Vec<Disk>,
     /// Its networks, in the order of its interfaces.
     pub(crate) networks: Vec<Network>,
@@ -234,7 +234,7 @@ pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved,
         saved_state: None,
     };
     let mut seen = BTreeSet::new();
-    for (entry, target) in machine.spec.disks.iter().zip(targets()) {
+    for (entry, target) in in_boot_order(&machine.spec.disks).zip(targets()) {
         if !seen.insert(&entry.disk) {
             return Err(Problem::DiskListedTwice { disk: entry.disk.clone() });
         }
@@ -309,7 +309,7 @@ pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, present: &M
         networks: Vec::new(),
         saved_state: None,
     };
-    for (entry, target) in machine.spec.disks.iter().zip(targets()) {
+    for (entry, target) in in_boot_order(&machine.spec.disks).zip(targets()) {
         match disk_of_spec(view, machine, entry) {
             Ok(found) => {
                 resolved.machine.disks.push(domain_disk(machine, entry, &found, target));
@@ -335,6 +335,14 @@ pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, present: &M
         }
     }
     resolved
+}
+
+/// The disks as the guest is to find them: those with a boot order first, by that. What boots a guest tries its disks in
+/// the order of their names.
+fn in_boot_order(disks: &[MachineDisk]) -> impl Iterator<Item = &MachineDisk> {
+    let mut ordered: Vec<&MachineDisk> = disks.iter().collect();
+    ordered.sort_by_key(|disk| disk.boot_order.unwrap_or(i32::MAX));
+    ordered.into_iter()
 }
 
 /// What a machine is made of besides its disks and interfaces.
@@ -541,5 +549,23 @@ fn address_of(view: &View, machine: &VirtualMachine, interface: &Interface) -> S
     match present.iter().find(|present| present.name == interface.name) {
         Some(present) if !taken(&present.mac) => present.mac.clone(),
         Some(_) | None => address::derive(me, &interface.name, taken),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_with_a_boot_order_come_first_and_the_others_stay_in_their_order() {
+        let disk = |name: &str, boot_order| MachineDisk {
+            name: name.to_owned(),
+            disk: name.to_owned(),
+            read_only: false,
+            boot_order,
+        };
+        let disks = [disk("a", None), disk("b", Some(7)), disk("c", None), disk("d", Some(2))];
+        let names: Vec<_> = in_boot_order(&disks).map(|disk| disk.name.as_str()).collect();
+        assert_eq!(names, ["d", "b", "a", "c"]);
     }
 }

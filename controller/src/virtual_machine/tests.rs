@@ -27,7 +27,7 @@ const UID: &str = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
 
 fn boot() -> Boot {
     let kernel = Kernel { name: "linux".to_owned(), command_line: String::new() };
-    Boot { type_: kubexen_crds::BootType::Pvh, kernel: Some(kernel) }
+    Boot { type_: kubexen_crds::BootType::Pvh, firmware: None, kernel: Some(kernel) }
 }
 
 fn vm() -> VirtualMachine {

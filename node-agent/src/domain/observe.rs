@@ -12,7 +12,7 @@ use crate::{
     migration::Standing,
 };
 use kubexen_crds::{
-    Domain, DomainMigration, DomainStatus, GuestStatus, MigrationRole, MigrationStage,
+    BootType, Domain, DomainMigration, DomainStatus, Firmware, GuestStatus, MigrationRole, MigrationStage,
     domain::{DomainPhase, DomainPowerState},
     virtual_machine::Lifecycle,
 };
@@ -76,6 +76,10 @@ pub enum Unmet {
     },
     /// The catalogue has no such kernel.
     KernelMissing(String),
+    /// There is no boot loader for guests of this mode.
+    BootLoaderMissing(BootType),
+    /// The firmware is not there.
+    FirmwareMissing(Firmware),
     /// No such uplink is configured, or it is down.
     UplinkMissing(String),
     /// The guest is to be resumed, and the pool's store does not know it as saved in this volume.
@@ -96,6 +100,8 @@ impl Unmet {
             Self::StorageUnavailable(_) => "StorageUnavailable",
             Self::VolumeInUse { .. } => "VolumeInUse",
             Self::KernelMissing(_) => "KernelMissing",
+            Self::BootLoaderMissing(_) => "BootLoaderMissing",
+            Self::FirmwareMissing(_) => "FirmwareMissing",
             Self::UplinkMissing(_) => "UplinkMissing",
             Self::NotSaved => "NotSaved",
             Self::SecretMissing(_) => "SecretMissing",
@@ -113,6 +119,8 @@ impl Unmet {
             | Self::StorageUnavailable(_)
             | Self::VolumeInUse { .. }
             | Self::KernelMissing(_)
+            | Self::BootLoaderMissing(_)
+            | Self::FirmwareMissing(_)
             | Self::UplinkMissing(_)
             | Self::NotSaved
             | Self::Malformed(_) => NEEDS_LOOK,
@@ -134,6 +142,12 @@ impl Unmet {
                     "The kernel catalogue of this host has no entry `{kernel}`; add it to the agent's configuration"
                 )
             }
+            Self::BootLoaderMissing(BootType::Pvh | BootType::Hvm) => {
+                missing("pvgrub for PVH guests", "bootLoaders.pvh")
+            }
+            Self::BootLoaderMissing(BootType::Pv) => missing("pvgrub for PV guests", "bootLoaders.pv"),
+            Self::FirmwareMissing(Firmware::Bios) => missing("BIOS for HVM guests", "firmware.bios"),
+            Self::FirmwareMissing(Firmware::Uefi) => missing("UEFI for HVM guests", "firmware.uefi"),
             Self::UplinkMissing(uplink) => {
                 format!("This host has no uplink `{uplink}`, or it is down; see the agent's configuration")
             }
@@ -148,6 +162,13 @@ impl Unmet {
             Self::Malformed(what) => format!("The Domain cannot be carried out: {what}"),
         }
     }
+}
+
+/// What a person should read of software that was not there when the agent started.
+fn missing(what: &str, setting: &str) -> String {
+    format!(
+        "This host has no {what}; install it where `{setting}` of the agent's configuration says, and start the agent anew"
+    )
 }
 
 impl Observed {

@@ -104,6 +104,9 @@ pub(super) async fn unmet(domains: &Domains, domain: &Domain, users: &[(String, 
     {
         return Some(Unmet::KernelMissing(kernel.name.clone()));
     }
+    if let Some(need) = unmet_of_boot(domains, &machine.boot).await {
+        return Some(need);
+    }
     for disk in machine.disks.iter().filter(|disk| !disk.detach) {
         if let Some(need) = unmet_of_disk(domains, domain, disk, users).await {
             return Some(need);
@@ -115,6 +118,17 @@ pub(super) async fn unmet(domains: &Domains, domain: &Domain, users: &[(String, 
         }
     }
     None
+}
+
+/// What this host lacks of what starts the guest.
+async fn unmet_of_boot(domains: &Domains, boot: &Boot) -> Option<Unmet> {
+    // A host whose facts cannot be had has been reported; the hypervisor itself refuses what is not there.
+    let facts = domains.hypervisor.facts().await.ok()?;
+    if boot.needs_boot_loader() && !facts.boot_loaders.contains(&boot.type_) {
+        return Some(Unmet::BootLoaderMissing(boot.type_));
+    }
+    let missing = boot.firmware().filter(|firmware| !facts.firmware.contains(firmware));
+    missing.map(Unmet::FirmwareMissing)
 }
 
 /// What keeps a disk from being attached.
@@ -292,6 +306,7 @@ pub(super) async fn configuration(
         token: token.0,
         boot: machine.boot.type_,
         cpu_level: machine.cpu_level.clone(),
+        firmware: machine.boot.firmware(),
         kernel: kernel(domains, &machine.boot)?,
         vcpus: number(machine.cpus, "cpus")?,
         max_vcpus: number(machine.max_cpus, "maxCpus")?,

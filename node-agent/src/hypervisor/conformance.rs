@@ -181,6 +181,7 @@ impl Bench {
             token: 7,
             boot: BootType::Pvh,
             cpu_level: None,
+            firmware: None,
             kernel: Some(kernel),
             vcpus: 1,
             max_vcpus: 1,

@@ -8,7 +8,7 @@
 //! - [`simulated`] is a model of a host for tests, demonstrations and scale; it says so in [`HostFacts::simulated`].
 
 use async_trait::async_trait;
-use kubexen_crds::{BootType, FeatureSet, FeatureSets, domain::StopReason};
+use kubexen_crds::{BootType, FeatureSet, FeatureSets, Firmware, domain::StopReason};
 use serde::{Deserialize, Serialize};
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
@@ -50,7 +50,10 @@ pub struct DomainConfig {
     pub boot: BootType,
     /// CPU features that the guest may use; none: all that the host gives.
     pub cpu_level: Option<FeatureSet>,
-    /// Kernel to start, if not from a disk.
+    /// Firmware, which an HVM guest needs; others have none.
+    pub firmware: Option<Firmware>,
+    /// Kernel to start. Without it the guest boots from its disks, in the order of their targets: by its firmware, or by the
+    /// host's boot loader for its mode.
     pub kernel: Option<KernelImage>,
     /// Number of virtual CPUs that the guest runs on.
     pub vcpus: u32,
@@ -182,6 +185,12 @@ pub struct HostFacts {
     pub cpu_features: Vec<String>,
     /// CPU features that are given to guests from which nothing is hidden.
     pub cpu_feature_sets: FeatureSets,
+    /// Modes of guests for which there is a boot loader, sorted.
+    pub boot_loaders: Vec<BootType>,
+    /// Firmware for HVM guests that is there, sorted.
+    pub firmware: Vec<Firmware>,
+    /// User as whom the device models of HVM guests run, if not root.
+    pub device_model_user: Option<String>,
     /// All memory in KiB.
     pub memory_total_kib: u64,
 }

@@ -147,6 +147,7 @@ fn small_machine() -> VirtualMachineSpec {
         memory: Memory { size: ByteQuantity("128Mi".to_owned()), min: None, max: None },
         boot: kubexen_crds::Boot {
             type_: kubexen_crds::BootType::Pvh,
+            firmware: None,
             kernel: Some(Kernel { name: "linux".to_owned(), command_line: "console=hvc0".to_owned() }),
         },
         disks: Vec::new(),

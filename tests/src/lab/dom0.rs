@@ -71,10 +71,12 @@ const LVM_COMMANDS: [&str; 14] = [
 const LIBRARIES: [&str; 4] =
     ["libgcc_s.so.1", "libxenctrl.so.4.17", "libxenlight.so.4.17", "libxentoollog.so.1"];
 
-/// Folders and files that are copied as they are: Xen's hotplug scripts, firmware for HVM guests, and what QEMU's device
-/// model looks for when it makes network cards and keyboards.
-const DATA: [&str; 10] = [
+/// Folders and files that are copied as they are: Xen's hotplug scripts, boot loaders for PVH and PV guests, firmware for HVM
+/// guests, and what QEMU's device model looks for when it makes network cards and keyboards.
+const DATA: [&str; 12] = [
     "/etc/xen/scripts",
+    "/usr/lib/grub-xen/grub-i386-xen_pvh.bin",
+    "/usr/lib/grub-xen/grub-x86_64-xen.bin",
     "/usr/lib/xen-4.17/boot",
     "/usr/share/seabios/bios-256k.bin",
     "/usr/share/seabios/vgabios-cirrus.bin",
@@ -107,7 +109,7 @@ const LOADED: [&str; 15] = [
 ];
 
 /// Modules that the kernel or a person loads when they are wanted.
-const AVAILABLE: [&str; 19] = [
+const AVAILABLE: [&str; 22] = [
     "8021q",
     "bonding",
     "crc32c-intel",
@@ -121,7 +123,10 @@ const AVAILABLE: [&str; 19] = [
     "libcrc32c",
     "nfs",
     "nfsv4",
+    "nls_ascii",
+    "nls_cp437",
     "veth",
+    "vfat",
     "vxlan",
     "xen-acpi-processor",
     "xen-pciback",
@@ -181,6 +186,7 @@ pub fn archive(modules: &Modules, guest: &GuestFiles) -> Result<Archive> {
     archive.file("/guest/vmlinuz", &guest.vmlinuz)?;
     archive.file("/guest/initrd", &guest.initrd)?;
     archive.file("/guest/hvm.img", &guest.hvm_disk)?;
+    archive.file("/guest/bootx64.efi", &guest.uefi_program)?;
     Ok(archive)
 }
 
@@ -195,6 +201,8 @@ pub struct GuestFiles {
     pub initrd: PathBuf,
     /// A disk that HVM guests boot from; in dom0 `/guest/hvm.img`, to be copied before it is used.
     pub hvm_disk: PathBuf,
+    /// What UEFI guests start; in dom0 `/guest/bootx64.efi`, to be copied into the EFI system partition of a disk.
+    pub uefi_program: PathBuf,
 }
 
 /// busybox under all its names that no real program has.
@@ -236,8 +244,8 @@ fn add_scripts(archive: &mut Archive) {
     }
     archive.bytes("/etc/lvm/lvm.conf", false, include_str!("files/lvm.conf"));
     archive.bytes("/etc/xen/xl.conf", false, "");
-    archive.bytes("/etc/passwd", false, "root:x:0:0:root:/root:/bin/bash\n");
-    archive.bytes("/etc/group", false, "root:x:0:\n");
+    archive.bytes("/etc/passwd", false, include_str!("files/dom0-passwd"));
+    archive.bytes("/etc/group", false, include_str!("files/dom0-group"));
     archive.bytes("/etc/resolv.conf", false, "nameserver 10.0.2.3\n");
 }
 

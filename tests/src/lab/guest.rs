@@ -1,7 +1,8 @@
 //! The test guests.
 //!
 //! PVH and PV: the same kernel as dom0's, busybox, and one script that reports on the console; `files/guest-init.sh` says
-//! what it prints and which kernel command line arguments it obeys. HVM: a disk with a boot sector, `files/hvm-boot.s`.
+//! what it prints and which kernel command line arguments it obeys. HVM with BIOS: a disk with a boot
+//! sector, `files/hvm-boot.s`. HVM with UEFI: a program, `files/uefi-boot.s`.
 
 use std::path::Path;
 use std::process::Command;
@@ -60,28 +61,41 @@ pub fn hvm_disk_digest() -> Digest {
 /// # Errors
 /// When assembler or linker do not run, or refuse the source.
 pub fn write_hvm_disk(target: &Path) -> Result<()> {
-    let scratch = tempfile::tempdir()?;
-    let (source, object) = (scratch.path().join("hvm-boot.s"), scratch.path().join("hvm-boot.o"));
-    std::fs::write(&source, BOOT_SECTOR)?;
-    run(Command::new("as").args(["--32", "-o"]).args([&object, &source]))?;
-    let mut link = Command::new("ld");
-    link.args([
-        "-m",
-        "elf_i386",
-        "-Ttext",
-        BOOT_ADDRESS,
-        "--entry",
-        BOOT_ADDRESS,
-        "--oformat",
-        "binary",
-        "-o",
-    ]);
-    run(link.args([target, &object]))?;
+    assemble(BOOT_SECTOR, ["--32", "elf_i386"], BOOT_ADDRESS, target)?;
     let disk = std::fs::File::options().write(true).open(target)?;
     if disk.metadata()?.len() != 512 {
         bail!("a boot sector has 512 bytes, this one {}", disk.metadata()?.len());
     }
     Ok(disk.set_len(DISK_BYTES)?)
+}
+
+const UEFI_PROGRAM: &str = include_str!("files/uefi-boot.s");
+
+/// The digest of what [`write_uefi_program`] writes.
+pub fn uefi_program_digest() -> Digest {
+    let mut digest = Digest::default();
+    digest.part(UEFI_PROGRAM.as_bytes());
+    digest
+}
+
+/// Assembles the UEFI guest's program.
+///
+/// # Errors
+/// When assembler or linker do not run, or refuse the source.
+pub fn write_uefi_program(target: &Path) -> Result<()> {
+    assemble(UEFI_PROGRAM, ["--64", "elf_x86_64"], "0", target)
+}
+
+/// Assembles a source for the assembler's and the linker's name of a machine into a file without a format, which is loaded at
+/// this address.
+fn assemble(source: &str, [bits, machine]: [&str; 2], address: &str, target: &Path) -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let (text, object) = (scratch.path().join("guest.s"), scratch.path().join("guest.o"));
+    std::fs::write(&text, source)?;
+    run(Command::new("as").args([bits, "-o"]).args([&object, &text]))?;
+    let mut link = Command::new("ld");
+    link.args(["-m", machine, "-Ttext", address, "--entry", address, "--oformat", "binary", "-o"]);
+    run(link.args([target, &object]))
 }
 
 fn run(command: &mut Command) -> Result<()> {
@@ -106,5 +120,16 @@ mod tests {
         assert_eq!(bytes.len() as u64, DISK_BYTES);
         assert_eq!(bytes[510..512], [0x55, 0xaa]);
         assert!(bytes[512..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn the_uefi_program_begins_as_firmware_expects_and_has_its_name_behind_the_headers() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("bootx64.efi");
+        write_uefi_program(&program).unwrap();
+        let bytes = std::fs::read(&program).unwrap();
+        assert_eq!((&bytes[..2], bytes.len()), (&b"MZ"[..], 1024));
+        assert_eq!(&bytes[0x40..0x46], b"PE\0\0\x64\x86");
+        assert_eq!(&bytes[512..520], b"default\0");
     }
 }

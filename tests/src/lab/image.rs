@@ -87,8 +87,10 @@ fn build_parts(cache: &Cache, unpacked: &Unpacked) -> Result<Image> {
     })?;
 
     let hvm_disk = cache.part("hvm-disk", guest::hvm_disk_digest(), guest::write_hvm_disk)?;
+    let uefi_program = cache.part("uefi-program", guest::uefi_program_digest(), guest::write_uefi_program)?;
 
-    let dom0 = dom0::archive(&modules, &GuestFiles { vmlinux, vmlinuz: vmlinuz.clone(), initrd, hvm_disk })?;
+    let guest_files = GuestFiles { vmlinux, vmlinuz: vmlinuz.clone(), initrd, hvm_disk, uefi_program };
+    let dom0 = dom0::archive(&modules, &guest_files)?;
     let base = cache.part("dom0", dom0.digest()?, |target| {
         let step = Step::begin("building the dom0 image");
         let mut output = BufWriter::new(File::create(target)?);

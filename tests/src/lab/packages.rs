@@ -12,11 +12,12 @@ use tokio::process::Command;
 use crate::progress::Step;
 
 /// Installed packages, each with what the lab takes from it in its name or in [`super::dom0`].
-const INSTALLED: [&str; 19] = [
+const INSTALLED: [&str; 20] = [
     "binutils",
     "busybox-static",
     "dmsetup",
     "e2fsprogs",
+    "grub-xen-host",
     "gzip",
     "ipxe-qemu",
     "iproute2",

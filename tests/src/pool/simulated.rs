@@ -3,6 +3,7 @@
 use super::host_certificates::HostCertificate;
 use crate::process::free_port;
 use anyhow::Result;
+use kubexen_crds::BootType;
 use serde_json::json;
 use std::path::Path;
 
@@ -17,6 +18,8 @@ pub struct SimulatedHostOptions {
     pub disk: String,
     /// How fast guests come and go, in bytes a second.
     pub migration_bytes_per_second: u64,
+    /// Modes of guests for which there is a boot loader.
+    pub boot_loaders: Vec<BootType>,
 }
 
 impl Default for SimulatedHostOptions {
@@ -26,6 +29,7 @@ impl Default for SimulatedHostOptions {
             memory: "128Gi".to_owned(),
             disk: "10Ti".to_owned(),
             migration_bytes_per_second: 1 << 30,
+            boot_loaders: vec![BootType::Pv, BootType::Pvh],
         }
     }
 }
@@ -58,6 +62,7 @@ impl SimulatedHostOptions {
                 "cpus": self.cpus,
                 "memory": self.memory,
                 "migrationBytesPerSecond": self.migration_bytes_per_second,
+                "bootLoaders": self.boot_loaders,
             }},
             "locations": {
                 "default": {"path": disks, "capacity": self.disk},

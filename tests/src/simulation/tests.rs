@@ -44,6 +44,7 @@ fn config() -> DomainConfig {
         token: 5,
         cpu_level: None,
         boot: kubexen_crds::BootType::Pvh,
+        firmware: None,
         kernel: None,
         vcpus: 1,
         max_vcpus: 1,

@@ -1,11 +1,12 @@
 //! A control plane with a pool on it.
 
 use anyhow::Result;
+use kubexen_crds::BootType;
 use kubexen_node_agent::hypervisor::simulated::{Profile, SimulatedHost};
 use kubexen_runtime::clock::SystemClock;
 use kubexen_testbed::{
     control_plane::{ControlPlane, Options},
-    pool::{Pool, PoolOptions},
+    pool::{Pool, PoolOptions, SimulatedHostOptions},
 };
 use std::sync::Arc;
 use tokio::sync::OnceCell;
@@ -36,11 +37,14 @@ impl World {
         self.pool.start_agent(number)
     }
 
-    /// The world that peaceful tests share: four hosts, `host-1` to `host-4`.
+    /// The world that peaceful tests share: four hosts, `host-1` to `host-4`, without a boot loader for PV guests.
     ///
     /// libtest never drops statics; that nothing is left when the suite ends is the doing of the processes' owner.
     pub async fn shared() -> Result<&'static Self> {
         static SHARED: OnceCell<World> = OnceCell::const_new();
-        SHARED.get_or_try_init(async || Self::start(PoolOptions::default()).await).await
+        let simulated =
+            SimulatedHostOptions { boot_loaders: vec![BootType::Pvh], ..SimulatedHostOptions::default() };
+        let options = PoolOptions { simulated, ..PoolOptions::default() };
+        SHARED.get_or_try_init(async || Self::start(options).await).await
     }
 }

@@ -2,6 +2,7 @@
 
 mod adoption;
 mod bed;
+mod boot;
 mod changes;
 mod conformance;
 mod cpu_levels;

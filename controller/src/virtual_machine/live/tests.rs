@@ -1,6 +1,6 @@
 use super::*;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kubexen_crds::{DomainStatus, VirtualDisk, quantity::HostSelector};
+use kubexen_crds::{DomainStatus, Firmware, VirtualDisk, quantity::HostSelector};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -153,6 +153,20 @@ fn what_the_domain_is_not_built_for_waits_for_a_restart_and_is_named() {
         }),
         &["spec.boot.kernel", "spec.disks[data]", "spec.interfaces[eth1].mac"],
     );
+}
+
+#[test]
+fn another_firmware_waits_for_a_restart_and_the_default_is_not_another() {
+    let hvm = |firmware| Machine {
+        boot: kubexen_crds::Boot { type_: kubexen_crds::BootType::Hvm, firmware, kernel: None },
+        ..machine()
+    };
+    let mut present = domain();
+    present.spec.machine = hvm(None);
+    let change = |firmware| changed_with(&spec(&json!({})), &resolved(hvm(firmware)), &present);
+    assert_eq!(change(Some(Firmware::Bios)).restart, Vec::<String>::new());
+    assert_eq!(change(Some(Firmware::Uefi)).restart, ["spec.boot.firmware"]);
+    assert_eq!(change(Some(Firmware::Uefi)).next, hvm(None), "it is not done yet");
 }
 
 #[test]

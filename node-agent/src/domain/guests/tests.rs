@@ -111,6 +111,7 @@ async fn guests_are_read_and_forgotten_with_their_domains() {
         token: 1,
         boot: BootType::Pvh,
         cpu_level: None,
+        firmware: None,
         kernel: Some(kernel),
         vcpus: 1,
         max_vcpus: 1,

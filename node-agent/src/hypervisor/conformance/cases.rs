@@ -3,7 +3,7 @@
 use super::{Bench, Case, POLL, Stop, Verdict};
 use crate::hypervisor::{BootType, Change, DomainState, HypervisorError, KernelImage, SuspendMode};
 use futures::{FutureExt, future::try_join_all};
-use kubexen_crds::domain::StopReason;
+use kubexen_crds::{Firmware, domain::StopReason};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
@@ -49,6 +49,8 @@ cases![
     a_guest_with_a_disk_and_an_interface_starts,
     a_guest_with_emulated_devices_starts_and_leaves_nothing,
     a_paravirtualised_guest_starts,
+    a_guest_without_a_kernel_is_started_by_the_boot_loader_for_its_mode,
+    a_guest_starts_with_the_firmware_that_it_wants,
 ];
 
 async fn facts_name_the_host_and_stay(bench: &Bench) -> Verdict {
@@ -311,7 +313,7 @@ async fn a_guest_with_emulated_devices_starts_and_leaves_nothing(bench: &Bench) 
         return Err(Stop::Skip("no HVM guests on this host"));
     };
     let mut config = bench.guest("");
-    config.boot = BootType::Hvm;
+    (config.boot, config.firmware) = (BootType::Hvm, Some(Firmware::Bios));
     config.kernel = Some(kernel);
     (config.disks, config.interfaces) = bench.guests.devices();
     bench.start(&config).await?;
@@ -334,4 +336,38 @@ async fn a_paravirtualised_guest_starts(bench: &Bench) -> Verdict {
     config.boot = BootType::Pv;
     bench.start(&config).await?;
     bench.speaks(config.uuid).await.map(|_| ())
+}
+
+async fn a_guest_without_a_kernel_is_started_by_the_boot_loader_for_its_mode(bench: &Bench) -> Verdict {
+    let loaders = bench.hypervisor.facts().await?.boot_loaders;
+    if loaders.is_empty() {
+        return Err(Stop::Skip("no boot loader on this host"));
+    }
+    for boot in loaders.into_iter().filter(|boot| *boot != BootType::Pv || bench.guests.pv) {
+        let mut config = bench.guest("");
+        (config.boot, config.kernel) = (boot, None);
+        (config.disks, config.interfaces) = bench.guests.devices();
+        bench.start(&config).await?;
+        bench.reaches(config.uuid, DomainState::Running).await?;
+        bench.speaks(config.uuid).await?;
+        bench.hypervisor.destroy(config.uuid).await?;
+        check!(bench.hypervisor.find(config.uuid).await?.is_none(), "still there after destroy");
+    }
+    Ok(())
+}
+
+async fn a_guest_starts_with_the_firmware_that_it_wants(bench: &Bench) -> Verdict {
+    if bench.guests.hvm_kernel.is_none() {
+        return Err(Stop::Skip("no HVM guests on this host"));
+    }
+    for firmware in bench.hypervisor.facts().await?.firmware {
+        let mut config = bench.guest("");
+        (config.boot, config.firmware, config.kernel) = (BootType::Hvm, Some(firmware), None);
+        (config.disks, config.interfaces) = bench.guests.devices();
+        bench.start(&config).await?;
+        bench.reaches(config.uuid, DomainState::Running).await?;
+        bench.speaks(config.uuid).await?;
+        bench.hypervisor.destroy(config.uuid).await?;
+    }
+    Ok(())
 }

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::hypervisor::{Change, DomId, DomainConfig, HypervisorError, hidden_features};
 use jiff::Timestamp;
+use kubexen_crds::BootType;
 use std::{collections::BTreeMap, io, path::Path};
 use uuid::Uuid;
 
@@ -215,6 +216,22 @@ impl Model {
         Ok((domid, course))
     }
 
+    /// Whether what starts the guest is there.
+    fn check_boot(&self, call: &'static str, config: &DomainConfig) -> Result<(), HypervisorError> {
+        let Profile { boot_loaders, firmware, .. } = &self.profile;
+        match config.boot {
+            BootType::Pvh | BootType::Pv
+                if config.kernel.is_none() && !boot_loaders.contains(&config.boot) =>
+            {
+                Err(refused(call, "there is no boot loader for the guest"))
+            }
+            BootType::Hvm if !firmware.contains(&config.firmware.unwrap_or_default()) => {
+                Err(refused(call, "the firmware is not there"))
+            }
+            BootType::Pvh | BootType::Pv | BootType::Hvm => Ok(()),
+        }
+    }
+
     fn make_room(&self, call: &'static str, config: &DomainConfig) -> Result<(), HypervisorError> {
         if self.guests.contains_key(&config.uuid) {
             return Err(HypervisorError::AlreadyExists(config.uuid));
@@ -226,6 +243,7 @@ impl Model {
         if config.vcpus > config.max_vcpus || config.memory_kib > config.max_memory_kib {
             return Err(refused(call, "a domain cannot have more than it is built for"));
         }
+        self.check_boot(call, config)?;
         let free = self.free_kib();
         if config.memory_kib > free {
             let detail = format!("{free} KiB are free, {} KiB are needed", config.memory_kib);

@@ -1,7 +1,7 @@
 //! What a simulated host is like.
 
 use crate::hypervisor::HostFacts;
-use kubexen_crds::{ByteQuantity, FeatureSet, FeatureSets};
+use kubexen_crds::{BootType, ByteQuantity, FeatureSet, FeatureSets, Firmware};
 use serde::{Deserialize, Deserializer, de::Error};
 use std::{num::NonZeroU64, time::Duration};
 
@@ -23,6 +23,10 @@ pub struct Profile {
     pub cpu_model: String,
     /// CPU features that guests are given, by their names. Default: `avx2`, `lahf_lm`, `lm`, `nx`, `sse4_2`.
     pub cpu_features: Vec<String>,
+    /// Modes of guests for which there is a boot loader. Default: `PVH` and `PV`.
+    pub boot_loaders: Vec<BootType>,
+    /// Firmware for HVM guests. Default: `BIOS` and `UEFI`.
+    pub firmware: Vec<Firmware>,
     /// How long it takes to build a domain. `createMillis` in the file; default: 20.
     #[serde(rename = "createMillis", deserialize_with = "millis")]
     pub create_time: Duration,
@@ -48,6 +52,8 @@ impl Default for Profile {
             dom0_memory_kib: 2 << 20,
             cpu_model: "KubeXen simulated CPU".into(),
             cpu_features: ["avx2", "lahf_lm", "lm", "nx", "sse4_2"].map(str::to_owned).into(),
+            boot_loaders: vec![BootType::Pv, BootType::Pvh],
+            firmware: vec![Firmware::Bios, Firmware::Uefi],
             create_time: Duration::from_millis(20),
             destroy_time: Duration::from_millis(10),
             shutdown_time: Some(Duration::from_millis(50)),
@@ -82,6 +88,9 @@ impl Profile {
             cpu_model: self.cpu_model.clone(),
             cpu_features: self.features().names(),
             cpu_feature_sets: self.feature_sets(),
+            boot_loaders: self.boot_loaders.clone(),
+            firmware: self.firmware.clone(),
+            device_model_user: None,
             memory_total_kib: self.memory_kib,
         }
     }

@@ -31,6 +31,7 @@ fn config(number: u128, words: &str) -> DomainConfig {
         token: 41,
         cpu_level: None,
         boot: BootType::Pvh,
+        firmware: None,
         kernel: Some(kernel(words)),
         vcpus: 2,
         max_vcpus: 2,

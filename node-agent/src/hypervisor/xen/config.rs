@@ -4,10 +4,22 @@
 //! Pure, so that everything that libxl will be asked for can be read in tests.
 
 use super::super::{BootType, DiskConfig, DomainConfig, InterfaceConfig, RATE_UNIT, Scheduling};
-use kubexen_crds::{FeatureSet, cpu::Leaf};
+use crate::boot_files::BootFiles;
+use kubexen_crds::{FeatureSet, Firmware, cpu::Leaf};
 use serde_json::{Map, Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use uuid::Uuid;
+
+/// How domains are built on this host.
+#[derive(Clone, Debug, Default)]
+pub struct BuildOptions {
+    /// Program that emulates the devices of HVM guests, where libxl's own default is not wanted.
+    pub device_model: Option<PathBuf>,
+    /// User as whom that program runs, as [`device_model::user`](super::device_model::user) tells; none: root.
+    pub device_model_user: Option<&'static str>,
+    /// What guests boot from their own disks with.
+    pub boot_files: BootFiles,
+}
 
 /// Name of a domain in `xl list` and in its device model's log.
 #[must_use]
@@ -15,21 +27,26 @@ pub fn domain_name(uuid: Uuid) -> String {
     format!("vm-{uuid}")
 }
 
-/// What libxl is asked to build. `hidden` are the host's CPU features that the guest must not see. `device_model` is the program that emulates the devices of HVM guests, where
-/// libxl's own default is not wanted.
+/// What libxl is asked to build. `hidden` are the host's CPU features that the guest must not see.
+///
+/// The disks are in the order of their targets, which is that in which the guest boots from them: SeaBIOS and OVMF follow the
+/// numbers that QEMU gives the drives, of which libxl makes `xvda` the first, and pvgrub the order in which libxl makes the
+/// devices.
 ///
 /// Whatever a guest does, its domain is kept: the agent looks how it stopped and then decides. libxl itself does not
 /// act on the `on_` fields, but they are kept with the domain for people who look at it with `xl`.
 #[must_use]
-pub fn libxl_config(config: &DomainConfig, hidden: &FeatureSet, device_model: Option<&Path>) -> Value {
+pub fn libxl_config(config: &DomainConfig, hidden: &FeatureSet, options: &BuildOptions) -> Value {
+    let mut disks: Vec<&DiskConfig> = config.disks.iter().collect();
+    disks.sort_by(|one, other| one.target.cmp(&other.target));
     json!({
         "c_info": {
             "type": type_name(config.boot),
             "name": domain_name(config.uuid),
             "uuid": config.uuid.to_string(),
         },
-        "b_info": build_info(config, hidden, device_model),
-        "disks": config.disks.iter().map(disk).collect::<Vec<_>>(),
+        "b_info": build_info(config, hidden, options),
+        "disks": disks.into_iter().map(disk).collect::<Vec<_>>(),
         "nics": interfaces(config),
         "on_poweroff": "preserve",
         "on_reboot": "preserve",
@@ -47,7 +64,7 @@ fn type_name(boot: BootType) -> &'static str {
     }
 }
 
-fn build_info(config: &DomainConfig, hidden: &FeatureSet, device_model: Option<&Path>) -> Value {
+fn build_info(config: &DomainConfig, hidden: &FeatureSet, options: &BuildOptions) -> Value {
     let mut info = Map::new();
     // A PVH guest finds all of them in its firmware's tables, and in xenstore which of them it is to use.
     let available = match config.boot {
@@ -71,6 +88,8 @@ fn build_info(config: &DomainConfig, hidden: &FeatureSet, device_model: Option<&
             info.insert("ramdisk".into(), path(ramdisk));
         }
         info.insert("cmdline".into(), image.command_line.as_str().into());
+    } else if let Some(boot_loader) = options.boot_files.boot_loader(config.boot) {
+        info.insert("kernel".into(), path(boot_loader));
     }
     // The member of the union under this key, even if empty, tells libxl's parser the type.
     match config.boot {
@@ -78,10 +97,16 @@ fn build_info(config: &DomainConfig, hidden: &FeatureSet, device_model: Option<&
         BootType::Pv => info.insert("type.pv".into(), json!({})),
         BootType::Hvm => {
             info.insert("device_model_version".into(), "qemu_xen".into());
-            if let Some(program) = device_model {
+            if let Some(program) = &options.device_model {
                 info.insert("device_model".into(), path(program));
             }
-            info.insert("type.hvm".into(), emulated())
+            // libxl looks for the user itself. Its `device_model_user` must not be used: at the end of a guest it kills all
+            // processes of the user that is named there, and so would need a user for each guest.
+            if options.device_model_user.is_some() {
+                info.insert("dm_restrict".into(), "True".into());
+            }
+            let firmware = config.firmware.unwrap_or_default();
+            info.insert("type.hvm".into(), emulated(firmware, options.boot_files.firmware(firmware)))
         }
     };
     Value::Object(info)
@@ -130,9 +155,14 @@ fn topology(place: Leaf, bit: u32, boot: BootType) -> Option<char> {
 }
 
 /// A PC without a screen: its console is the first serial port, which the device model offers as a pty.
-fn emulated() -> Value {
+fn emulated(firmware: Firmware, file: &Path) -> Value {
+    let name = match firmware {
+        Firmware::Bios => "seabios",
+        Firmware::Uefi => "ovmf",
+    };
     json!({
-        "bios": "seabios",
+        "bios": name,
+        "system_firmware": path(file),
         "vga": {"kind": "none"},
         "vnc": {"enable": "False"},
         "sdl": {"enable": "False"},
@@ -194,6 +224,7 @@ mod tests {
             token: 48211,
             boot,
             cpu_level: None,
+            firmware: None,
             kernel: Some(KernelImage {
                 kernel: "/kernels/vmlinux".into(),
                 ramdisk: Some("/kernels/initrd".into()),
@@ -246,7 +277,11 @@ mod tests {
             "on_crash": "preserve",
             "on_soft_reset": "preserve",
         });
-        assert_eq!(libxl_config(&config(BootType::Pvh), &nothing(), Some(Path::new("/qemu"))), expected);
+        assert_eq!(libxl_config(&config(BootType::Pvh), &nothing(), &options()), expected);
+    }
+
+    fn options() -> BuildOptions {
+        BuildOptions { device_model: Some("/qemu".into()), ..BuildOptions::default() }
     }
 
     fn nothing() -> FeatureSet {
@@ -256,7 +291,7 @@ mod tests {
     #[test]
     fn hidden_features_are_cleared_by_leaf_and_register() {
         let hidden = FeatureSet::from_names(["fpu", "sse4_2", "hypervisor", "avx2", "fsrm"]);
-        let text = libxl_config(&config(BootType::Pvh), &hidden, None);
+        let text = libxl_config(&config(BootType::Pvh), &hidden, &BuildOptions::default());
         let expected = json!([
             {
                 "leaf": 1,
@@ -281,14 +316,14 @@ mod tests {
             (BootType::Hvm, "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx00"),
             (BootType::Pv, "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxk0"),
         ] {
-            let text = libxl_config(&config(boot), &hidden, None);
+            let text = libxl_config(&config(boot), &hidden, &BuildOptions::default());
             assert_eq!(text["b_info"]["cpuid"], json!([{"leaf": 0x8000_0001_u32, "ecx": bits}]));
         }
     }
 
     #[test]
     fn an_hvm_guest_has_a_device_model_a_serial_port_and_no_screen() {
-        let text = libxl_config(&config(BootType::Hvm), &nothing(), Some(Path::new("/qemu")));
+        let text = libxl_config(&config(BootType::Hvm), &nothing(), &options());
         assert_eq!(text["b_info"]["device_model_version"], "qemu_xen");
         assert_eq!(text["b_info"]["device_model"], "/qemu");
         assert_eq!(text["b_info"]["type.hvm"]["serial"], "pty");
@@ -300,6 +335,17 @@ mod tests {
     }
 
     #[test]
+    fn a_device_model_has_no_privileges_where_there_is_a_user_for_it() {
+        for (user, expected) in [(None, None), (Some("xen-qemuuser-range-base"), Some(&json!("True")))] {
+            let options = BuildOptions { device_model_user: user, ..BuildOptions::default() };
+            let text = libxl_config(&config(BootType::Hvm), &nothing(), &options);
+            assert_eq!(text["b_info"].get("dm_restrict"), expected);
+            let text = libxl_config(&config(BootType::Pvh), &nothing(), &options);
+            assert_eq!(text["b_info"].get("dm_restrict"), None);
+        }
+    }
+
+    #[test]
     fn a_guest_that_can_grow_is_built_for_what_it_may_become() {
         let config = DomainConfig {
             max_vcpus: 4,
@@ -307,12 +353,16 @@ mod tests {
             scheduling: Scheduling { weight: 512, cap_percent: 150 },
             ..config(BootType::Pvh)
         };
-        let text = libxl_config(&config, &nothing(), None);
+        let text = libxl_config(&config, &nothing(), &BuildOptions::default());
         let info = &text["b_info"];
         assert_eq!((&info["max_vcpus"], &info["avail_vcpus"]), (&json!(4), &json!([0, 1, 2, 3])));
         assert_eq!((&info["max_memkb"], &info["target_memkb"]), (&json!(196_608), &json!(98304)));
         assert_eq!(info["sched_params"], json!({"weight": 512, "cap": 150}));
-        let hvm = libxl_config(&DomainConfig { boot: BootType::Hvm, ..config }, &nothing(), None);
+        let hvm = libxl_config(
+            &DomainConfig { boot: BootType::Hvm, ..config },
+            &nothing(),
+            &BuildOptions::default(),
+        );
         assert_eq!(hvm["b_info"]["avail_vcpus"], json!([0, 1]));
     }
 
@@ -320,14 +370,14 @@ mod tests {
     fn a_limited_interface_has_its_share_of_each_interval() {
         let mut config = config(BootType::Pvh);
         config.interfaces[0].rate_limit = Some(10 << 20);
-        let nic = &libxl_config(&config, &nothing(), None)["nics"][0];
+        let nic = &libxl_config(&config, &nothing(), &BuildOptions::default())["nics"][0];
         assert_eq!(nic["rate_bytes_per_interval"], (10 << 20) / 20);
         assert_eq!(nic["rate_interval_usecs"], 50_000);
     }
 
     #[test]
     fn a_pv_guest_is_told_by_its_union_member() {
-        let text = libxl_config(&config(BootType::Pv), &nothing(), None);
+        let text = libxl_config(&config(BootType::Pv), &nothing(), &BuildOptions::default());
         assert_eq!(text["c_info"]["type"], "pv");
         assert_eq!(text["b_info"]["type.pv"], json!({}));
         assert!(text["b_info"].get("device_model_version").is_none());
@@ -335,9 +385,48 @@ mod tests {
 
     #[test]
     fn a_guest_that_boots_from_its_disk_names_no_kernel() {
-        let text = libxl_config(&DomainConfig { kernel: None, ..config(BootType::Hvm) }, &nothing(), None);
+        let text = libxl_config(
+            &DomainConfig { kernel: None, ..config(BootType::Hvm) },
+            &nothing(),
+            &BuildOptions::default(),
+        );
         for key in ["kernel", "ramdisk", "cmdline", "device_model"] {
             assert!(text["b_info"].get(key).is_none(), "{key}");
         }
+    }
+
+    #[test]
+    fn a_guest_without_firmware_boots_from_its_disk_by_the_boot_loader_for_its_mode() {
+        for (boot, expected) in [
+            (BootType::Pvh, "/usr/lib/grub-xen/grub-i386-xen_pvh.bin"),
+            (BootType::Pv, "/usr/lib/grub-xen/grub-x86_64-xen.bin"),
+        ] {
+            let config = DomainConfig { kernel: None, ..config(boot) };
+            let text = libxl_config(&config, &nothing(), &BuildOptions::default());
+            assert_eq!(text["b_info"]["kernel"], expected);
+            assert!(text["b_info"].get("cmdline").is_none());
+        }
+    }
+
+    #[test]
+    fn the_firmware_is_the_one_that_the_guest_wants() {
+        for (firmware, bios, file) in [
+            (None, "seabios", "/usr/share/seabios/bios-256k.bin"),
+            (Some(Firmware::Bios), "seabios", "/usr/share/seabios/bios-256k.bin"),
+            (Some(Firmware::Uefi), "ovmf", "/usr/share/ovmf/OVMF.fd"),
+        ] {
+            let config = DomainConfig { kernel: None, firmware, ..config(BootType::Hvm) };
+            let text = libxl_config(&config, &nothing(), &BuildOptions::default());
+            let hvm = &text["b_info"]["type.hvm"];
+            assert_eq!((&hvm["bios"], &hvm["system_firmware"]), (&json!(bios), &json!(file)));
+        }
+    }
+
+    #[test]
+    fn disks_are_listed_in_the_order_in_which_they_are_booted_from() {
+        let mut config = config(BootType::Hvm);
+        config.disks.reverse();
+        let text = libxl_config(&config, &nothing(), &BuildOptions::default());
+        assert_eq!([&text["disks"][0]["vdev"], &text["disks"][1]["vdev"]], ["xvda", "xvdb"]);
     }
 }

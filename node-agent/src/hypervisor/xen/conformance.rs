@@ -1,11 +1,16 @@
 //! The conformance suite against the Xen of this machine, as a subcommand that is run inside dom0.
 
-use super::{XenHypervisor, XenOptions};
+use super::{XenHypervisor, XenOptions, device_model};
 use crate::hypervisor::{
     KernelImage,
     conformance::{Bench, Case, Finding, Guests, Outcome, basic_cases, cases},
 };
-use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 /// What the suite's guests are made of on this machine.
 #[derive(Clone, Debug, clap::Args)]
@@ -81,7 +86,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut options = XenOptions::new(arguments.state.clone())?;
-        options.device_model.clone_from(&arguments.device_model);
+        options.build.device_model.clone_from(&arguments.device_model);
+        options.build.device_model_user = device_model::user(Path::new(device_model::USERS));
         let xen = Arc::new(XenHypervisor::start(options)?);
         let bench = Bench::new(xen, guests(arguments), Duration::from_secs(arguments.patience));
         let chosen = chosen(arguments);

@@ -1,4 +1,5 @@
-//! The log that libxl lets each device model write, under the name of its domain.
+//! What belongs to device models: the user as whom they run, the empty folder that is their root then, and the log that
+//! libxl lets each of them write, under the name of its domain.
 //!
 //! libxl keeps such a log for ever and numbers the older ones (`.log.1` …), which is right for domains that have names
 //! people give, and a leak for domains that are named by UUIDs.
@@ -10,8 +11,41 @@ use uuid::Uuid;
 /// Where libxl keeps them (`XEN_LOG_DIR` of its build).
 pub const FOLDER: &str = "/var/log/xen";
 
+/// Where libxl makes the empty folder that is the root of a device model without privileges (`XEN_RUN_DIR` of its build). It
+/// never removes it.
+pub const ROOTS: &str = "/var/run/xen";
+
+/// The users of this host.
+pub const USERS: &str = "/etc/passwd";
+
+/// The first of a range of users: libxl adds the domain's number.
+pub const USER_FOR_EACH: &str = "xen-qemuuser-range-base";
+
+/// The user for all domains, which libxl takes where there is no range.
+pub const USER_FOR_ALL: &str = "xen-qemuuser-shared";
+
 /// Bytes of the end of a log that an error message repeats.
 const TAIL: usize = 512;
+
+/// The user as whom libxl (4.12 and later) runs a device model that is to have no privileges; none if this host has no such
+/// user. `users` is a file of the form of `/etc/passwd`.
+#[must_use]
+pub fn user(users: &Path) -> Option<&'static str> {
+    let text = fs::read_to_string(users).unwrap_or_default();
+    let is_there = |name: &&str| text.lines().any(|line| line.split(':').next() == Some(*name));
+    [USER_FOR_EACH, USER_FOR_ALL].into_iter().find(is_there)
+}
+
+/// Removes the root of the device model of the domain that had this number.
+///
+/// # Errors
+/// Whatever the file system says, except that it is missing.
+pub fn remove_root(folder: &Path, domid: u16) -> io::Result<()> {
+    match fs::remove_dir(folder.join(format!("qemu-root-{domid}"))) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
 
 /// The end of what the domain's last device model said, on one line and safe to show; nothing if there was none.
 #[must_use]
@@ -52,6 +86,38 @@ fn stem(uuid: Uuid) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_user_for_each_guest_is_better_than_one_for_all_and_that_than_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let users = folder.path().join("passwd");
+        assert_eq!(user(&users), None);
+        for (text, expected) in [
+            ("root:x:0:0::/root:/bin/bash\n", None),
+            (
+                "root:x:0:0::/root:/bin/bash\nxen-qemuuser-shared:x:999:999::/:/bin/false\n",
+                Some(USER_FOR_ALL),
+            ),
+            (
+                "xen-qemuuser-shared:x:999:999::/:\nxen-qemuuser-range-base:x:131072:999::/:\n",
+                Some(USER_FOR_EACH),
+            ),
+            ("xen-qemuuser-range-base-2:x:131072:999::/:\n", None),
+        ] {
+            fs::write(&users, text).unwrap();
+            assert_eq!(user(&users), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_root_of_a_device_model_goes_and_need_not_be_there() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("qemu-root-7")).unwrap();
+        fs::create_dir(folder.path().join("qemu-root-70")).unwrap();
+        remove_root(folder.path(), 7).unwrap();
+        remove_root(folder.path(), 7).unwrap();
+        assert!(!folder.path().join("qemu-root-7").exists() && folder.path().join("qemu-root-70").exists());
+    }
 
     #[test]
     fn the_last_words_are_one_printable_line() {

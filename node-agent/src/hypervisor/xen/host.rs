@@ -1,6 +1,6 @@
 //! Facts of the host that hold for a boot.
 
-use super::{accounting::HostAccount, xenstore::sanitize};
+use super::{accounting::HostAccount, config::BuildOptions, xenstore::sanitize};
 use crate::hypervisor::HostFacts;
 use kubexen_crds::{FeatureSet, FeatureSets};
 use serde_json::Value;
@@ -10,11 +10,13 @@ pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Where dom0's kernel names the CPU. Xen hides some features from dom0, so only the name is taken from here.
 pub const CPUINFO: &str = "/proc/cpuinfo";
 
-/// Puts facts together from what Xen, libxl (`libxl_version_info` in JSON) and dom0's kernel say.
+/// Puts facts together from what Xen, libxl (`libxl_version_info` in JSON) and dom0's kernel say, and from what is
+/// installed.
 #[must_use]
 pub fn facts(
     account: &HostAccount,
     feature_sets: &FeatureSets,
+    options: &BuildOptions,
     version: &Value,
     boot_id: &str,
     cpuinfo: &str,
@@ -32,6 +34,9 @@ pub fn facts(
         cpu_model: cpu_model(cpuinfo),
         cpu_features: FeatureSet::from_words(&account.feature_words).names(),
         cpu_feature_sets: feature_sets.clone(),
+        boot_loaders: options.boot_files.installed_boot_loaders(),
+        firmware: options.boot_files.installed_firmware(),
+        device_model_user: options.device_model_user.map(str::to_owned),
         memory_total_kib: account.memory_total_kib,
     }
 }
@@ -74,7 +79,7 @@ mod tests {
         let version = json!({"xen_version_major": 4, "xen_version_minor": 17, "xen_version_extra": ".7-pre"});
         let sets = FeatureSets { hvm: Some(FeatureSet::from_names(["lm"])), pv: None };
         let cpuinfo = "processor\t: 0\nmodel name\t: AMD EPYC 7763\nmodel name\t: other\n";
-        let facts = facts(&account(), &sets, &version, "6e0b\n", cpuinfo);
+        let facts = facts(&account(), &sets, &BuildOptions::default(), &version, "6e0b\n", cpuinfo);
         assert_eq!((facts.boot_id.as_str(), facts.xen_version.as_str()), ("6e0b", "4.17.7-pre"));
         assert_eq!((facts.sockets, facts.cpu_model.as_str()), (2, "AMD EPYC 7763"));
         assert_eq!(facts.cpu_features, ["avx", "avx2", "fpu", "lm", "svm"]);
@@ -85,7 +90,7 @@ mod tests {
     #[test]
     fn a_host_that_says_nothing_still_has_a_socket() {
         let account = HostAccount { cpus: 1, cores_per_socket: 0, threads_per_core: 0, ..account() };
-        let facts = facts(&account, &FeatureSets::default(), &Value::Null, "", "");
+        let facts = facts(&account, &FeatureSets::default(), &BuildOptions::default(), &Value::Null, "", "");
         assert_eq!((facts.sockets, facts.cores_per_socket, facts.threads_per_core), (1, 1, 1));
         assert_eq!((facts.xen_version.as_str(), facts.cpu_model.as_str()), ("0.0", "unknown"));
     }

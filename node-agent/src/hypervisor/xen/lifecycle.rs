@@ -76,7 +76,7 @@ impl Inner {
 
     async fn build(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {
         let hidden = hidden_features("create", self.feature_sets().await?, config)?;
-        let request = Request::Create(libxl_config(config, &hidden, self.device_model.as_deref()));
+        let request = Request::Create(libxl_config(config, &hidden, &self.build));
         let domid = match self.libxl(request, CREATE).await? {
             Outcome::Created(domid) => domid,
             other => return Err(unexpected(&other)),
@@ -102,10 +102,12 @@ impl Inner {
     pub(super) async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError> {
         let deadline = Instant::now() + DESTROY;
         let mut asked: Option<Instant> = None;
+        let mut domid = None;
         while let Some(account) = self.accounting.find(uuid).await? {
             if Instant::now() >= deadline {
                 return Err(HypervisorError::TimedOut { call: "libxl_domain_destroy", limit: DESTROY });
             }
+            domid = Some(account.domid);
             // Xen keeps a dying domain until others have given back its pages. Asking again finishes an end that
             // was interrupted, but need not be done all the time.
             if asked.is_some_and(|asked| asked.elapsed() < ASK_AGAIN) {
@@ -122,6 +124,10 @@ impl Inner {
         // a domain that vanished.
         self.store.remove(&format!("/vm/{uuid}")).await?;
         self.remove_files(uuid).await.map_err(|error| files(&error))?;
+        if let Some(domid) = domid {
+            device_model::remove_root(Path::new(device_model::ROOTS), domid)
+                .map_err(|error| files(&error))?;
+        }
         self.bump();
         Ok(())
     }

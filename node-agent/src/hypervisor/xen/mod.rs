@@ -42,8 +42,10 @@ use super::{
     Change, DomId, DomainConfig, DomainInfo, DomainUsage, GuestFacts, HostFacts, Hypervisor, HypervisorError,
     Incoming, OnProgress, Outgoing, Sent, Settings, SuspendMode,
 };
+use crate::boot_files::BootFiles;
 use accounting::{Account, Accounting};
 use async_trait::async_trait;
+use config::BuildOptions;
 use console::Consoles;
 use kubexen_crds::FeatureSets;
 use std::{
@@ -72,8 +74,8 @@ pub struct XenOptions {
     pub state: PathBuf,
     /// How a libxl worker is started.
     pub worker: WorkerCommand,
-    /// Program that emulates the devices of HVM guests, where libxl's own default is not wanted.
-    pub device_model: Option<PathBuf>,
+    /// How domains are built.
+    pub build: BuildOptions,
     /// Socket of xenstored.
     pub xenstore: PathBuf,
 }
@@ -86,7 +88,7 @@ impl XenOptions {
     pub fn new(state: PathBuf) -> io::Result<Self> {
         let worker =
             WorkerCommand { program: std::env::current_exe()?, arguments: vec![protocol::SUBCOMMAND.into()] };
-        Ok(Self { state, worker, device_model: None, xenstore: xenstore::SOCKET.into() })
+        Ok(Self { state, worker, build: BuildOptions::default(), xenstore: xenstore::SOCKET.into() })
     }
 }
 
@@ -110,7 +112,7 @@ struct Inner {
     store: Arc<XenStore>,
     supervisor: Supervisor,
     consoles: Arc<Consoles>,
-    device_model: Option<PathBuf>,
+    build: BuildOptions,
     feature_sets: OnceCell<FeatureSets>,
     changes: watch::Sender<u64>,
     /// One lane for each UUID that something is being done to.
@@ -136,13 +138,23 @@ impl Lane {
 }
 
 impl XenHypervisor {
-    /// Starts with the usual options; see [`XenHypervisor::start`].
+    /// Starts with the usual options, and with device models without privileges where this host has a user for them; see
+    /// [`XenHypervisor::start`].
     ///
     /// # Errors
     /// As [`XenHypervisor::start`], and when the path of this program cannot be found.
-    pub fn connect(state: &Path) -> Result<Self, HypervisorError> {
-        let options = XenOptions::new(state.to_owned())
+    pub fn connect(state: &Path, boot_files: BootFiles) -> Result<Self, HypervisorError> {
+        let mut options = XenOptions::new(state.to_owned())
             .map_err(|error| HypervisorError::Unreachable(format!("the path of this program: {error}")))?;
+        options.build.boot_files = boot_files;
+        options.build.device_model_user = device_model::user(Path::new(device_model::USERS));
+        match options.build.device_model_user {
+            Some(user) => tracing::info!(user, "device models of HVM guests run without privileges"),
+            None => tracing::warn!(
+                "device models of HVM guests run as root: make the user {}",
+                device_model::USER_FOR_EACH
+            ),
+        }
         Self::start(options)
     }
 
@@ -152,7 +164,7 @@ impl XenHypervisor {
     /// # Errors
     /// `Unreachable` when the state folder cannot be written or the system gives no thread.
     pub fn start(options: XenOptions) -> Result<Self, HypervisorError> {
-        let XenOptions { state, worker, device_model, xenstore } = options;
+        let XenOptions { state, worker, build, xenstore } = options;
         let accounting = Accounting::start()?;
         let store = Arc::new(XenStore::new(xenstore.clone(), STORE_LIMIT));
         let folder = state.join("console");
@@ -172,7 +184,7 @@ impl XenHypervisor {
             store,
             supervisor: Supervisor::new(worker),
             consoles,
-            device_model,
+            build,
             feature_sets: OnceCell::new(),
             changes,
             lanes: Mutex::default(),
@@ -259,7 +271,15 @@ impl Hypervisor for XenHypervisor {
             let account = self.inner.accounting.host().await?;
             let version = self.inner.version().await?;
             let feature_sets = self.inner.feature_sets().await?;
-            Ok(host::facts(&account, feature_sets, &version, &read(host::BOOT_ID)?, &read(host::CPUINFO)?))
+            let build = &self.inner.build;
+            Ok(host::facts(
+                &account,
+                feature_sets,
+                build,
+                &version,
+                &read(host::BOOT_ID)?,
+                &read(host::CPUINFO)?,
+            ))
         };
         self.facts.get_or_try_init(gather).await.cloned()
     }

@@ -55,7 +55,7 @@ pub fn bad_on_create() -> Vec<Row> {
     };
     let labels: Value =
         (0..17).map(|number| (format!("l{number}"), json!("x"))).collect::<serde_json::Map<_, _>>().into();
-    let kernel = "`kernel` must be set when `type` is \"PVH\" or \"PV\"";
+    let firmware = "`firmware` must not be set unless `type` is \"HVM\"";
     let memory = "`size` must be a quantity between \"16Mi\" and \"8Ti\"";
     let timeout = "`shutdownTimeout` must be a time span of at most \"1h\"";
     let mac = "`mac` must be a unicast address";
@@ -91,9 +91,25 @@ pub fn bad_on_create() -> Vec<Row> {
         row(machine, [("/spec/memory/size", json!("4GB"))], "spec.memory.size", memory),
         row(machine, [("/spec/memory/size", json!("1.5Gi"))], "spec.memory.size", MATCH),
         row(machine, [("/spec/memory/size", json!(4096))], "spec.memory.size", "must be of type string"),
-        row(machine, [("/spec/boot", json!({"type": "PVH"}))], "spec.boot.kernel", kernel),
-        row(machine, [("/spec/boot", json!({"type": "PV"}))], "spec.boot.kernel", kernel),
-        row(machine, [("/spec/boot", json!({}))], "spec.boot.kernel", kernel),
+        row(
+            machine,
+            [("/spec/boot", json!({"type": "PVH", "firmware": "BIOS"}))],
+            "spec.boot.firmware",
+            firmware,
+        ),
+        row(machine, [("/spec/boot/firmware", json!("BIOS"))], "spec.boot.firmware", firmware),
+        row(
+            machine,
+            [("/spec/boot", json!({"type": "HVM", "firmware": "OVMF"}))],
+            "spec.boot.firmware",
+            "supported values: \"BIOS\", \"UEFI\"",
+        ),
+        row(
+            machine,
+            [("/spec/boot", json!({"type": "HVM", "firmware": "UEFI", "kernel": {"name": "debian-12"}}))],
+            "spec.boot.kernel",
+            "`kernel` must not be set when `firmware` is \"UEFI\"",
+        ),
         row(
             machine,
             [("/spec/boot", json!({"type": "UEFI"}))],
@@ -118,6 +134,24 @@ pub fn bad_on_create() -> Vec<Row> {
             [("/spec/boot", json!({"type": "HVM"})), ("/spec/disks", json!([]))],
             "spec.disks",
             "`disks` must name a disk to boot from",
+        ),
+        row(
+            machine,
+            [("/spec/boot", json!({"type": "PVH"})), ("/spec/disks", json!([]))],
+            "spec.disks",
+            "`disks` must name a disk to boot from",
+        ),
+        row(
+            machine,
+            [("/spec/disks/0/bootOrder", json!(0))],
+            "spec.disks[0].bootOrder",
+            "should be greater than or equal to 1",
+        ),
+        row(
+            machine,
+            [("/spec/disks/0/bootOrder", json!(1)), ("/spec/disks/1/bootOrder", json!(1))],
+            "spec.disks",
+            "`disks` must not have one `bootOrder` twice",
         ),
         row(
             machine,
@@ -365,7 +399,12 @@ pub fn bad_on_update() -> Vec<Row> {
             "spec.cpu.count",
             "`count` must not exceed `max`",
         ),
-        row(machine, [("/spec/boot/kernel", Value::Null)], "spec.boot.kernel", "`kernel` must be set"),
+        row(
+            machine,
+            [("/spec/boot/firmware", json!("BIOS"))],
+            "spec.boot.firmware",
+            "`firmware` must not be set unless",
+        ),
         row(
             machine,
             [("/spec/disks/1", json!({"name": "data", "disk": "web-1-root"}))],
