@@ -3,6 +3,7 @@
 use super::{
     domain,
     evacuate::{self, Evacuate},
+    migrate,
     storm::{self, Storm},
 };
 use anyhow::Result;
@@ -46,6 +47,12 @@ enum Benchmark {
         #[arg(long)]
         json: bool,
     },
+    /// Move an idle and a busy guest between two Xen hosts of the lab, through the agents and by `xl migrate`.
+    Migrate {
+        /// Print the result as JSON and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 impl BenchCommand {
@@ -62,6 +69,7 @@ impl BenchCommand {
                 show(&evacuate::run(Evacuate { machines: vms }).await?, json)
             }
             Benchmark::Domain { json } => show(&domain::run().await?, json),
+            Benchmark::Migrate { json } => show(&migrate::run().await?, json),
         }
     }
 }
