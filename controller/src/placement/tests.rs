@@ -27,6 +27,7 @@ pub(super) fn host(name: &str) -> HostView {
         uplinks: ["lan".to_owned()].into(),
         kernels: ["debian-12".to_owned()].into(),
         receives: [BootType::Pvh, BootType::Hvm].into(),
+        on_migration_network: true,
         capabilities: ["hap", "hvm", "pv"].map(str::to_owned).into(),
         groups: BTreeMap::new(),
     }
@@ -180,6 +181,10 @@ fn each_filter_excludes_and_says_why() {
         ("network prod not attached", |host, _| host.uplinks.clear()),
         ("network prod not attached", |_, guest| {
             guest.networks = vec![network("prod", "lan", &[("zone", "b")])];
+        }),
+        ("not on the migration network", |host, guest| {
+            host.on_migration_network = false;
+            guest.moves = true;
         }),
         ("anti-affinity", |host, guest| {
             host.groups.insert(group_key("shop", "web"), 1);

@@ -7,7 +7,8 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use kubexen_crds::{
-    Domain, Network, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineStatus, condition,
+    Domain, Network, Pool as PoolObject, StorageRepository, VirtualDisk, VirtualMachine,
+    VirtualMachineStatus, condition,
     names::{RESTART_REQUESTED_AT, host_namespace},
 };
 use kubexen_testbed::{
@@ -72,7 +73,10 @@ async fn start() -> Result<Bed> {
     create::<StorageRepository>(&Api::all(client.clone()), repository).await?;
     let shared = json!({"apiVersion": "kubexen.io/v1alpha1", "kind": "StorageRepository",
         "metadata": {"name": "san"}, "spec": {"type": "LVM", "lvm": {"location": "san"}}});
-    create::<StorageRepository>(&Api::all(client), shared).await?;
+    create::<StorageRepository>(&Api::all(client.clone()), shared).await?;
+    let policy = json!({"apiVersion": "kubexen.io/v1alpha1", "kind": "Pool", "metadata": {"name": "default"},
+        "spec": {"migration": {"network": "fast"}}});
+    create::<PoolObject>(&Api::all(client), policy).await?;
     Ok(Bed { control_plane, lab, _pool: pool })
 }
 

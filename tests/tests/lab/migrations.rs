@@ -41,6 +41,12 @@ async fn counted_to(host: &LabHost, uuid: &str) -> Result<u64> {
     last.with_context(|| format!("it never counted on {}", host.name()))
 }
 
+/// Bytes that this host has sent over the network for migrations.
+async fn sent_over_the_migration_network(host: &LabHost) -> Result<u64> {
+    let counter = host.check("cat /sys/class/net/migrate0/statistics/tx_bytes").await?;
+    counter.trim().parse().context("no number")
+}
+
 struct Move {
     migrations: Api<VirtualMachineMigration>,
     name: String,
@@ -69,15 +75,19 @@ async fn kill_agent(host: &LabHost) -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_running_guest_moves_to_the_other_host_and_goes_on_counting() -> Result<()> {
+async fn a_running_guest_moves_over_the_migration_network_and_goes_on_counting() -> Result<()> {
     let turn = beside_others().await;
     let bed = turn.bed;
     let (guest, before) = counting_guest(bed, "mover", "10.88.0.31").await?;
     let uuid = guest.uuid().await?;
     let (home, other) = hosts(bed, &before)?;
     let count = counted_to(&home, &uuid).await?;
+    let sent_before = sent_over_the_migration_network(&home).await?;
     let status = Move::begin(bed, &guest, "mover-away").await?.until(MigrationPhase::Succeeded).await?;
     ensure!(status.destination == Some(other.name()) && status.source == Some(home.name()));
+    let bytes = status.transfer.as_ref().context("nothing is told of the transfer")?.bytes.bytes()?;
+    let sent = sent_over_the_migration_network(&home).await? - sent_before;
+    ensure!(sent >= bytes, "{sent} bytes went over the migration network, of {bytes}");
     let after = guest
         .wait("runs on the other host", |status| {
             status.phase == Some(Phase::Running) && status.host == Some(other.name())
