@@ -1,8 +1,7 @@
 //! `bench migrate`: a guest's moves through the agents against `xl migrate` over the same link, and the agents' stream against
 //! plain TCP, between two Xen hosts of the lab.
 //!
-//! An idle guest is moved to and fro, and one that writes to its memory over and over; each by `xl migrate` first, then through
-//! KubeXen. `xl` sends over a plain TCP connection of socat, without encryption. How long a guest stood still is seen from
+//! Guests that are idle are moved, and guests that write to their memory over and over. `xl` sends over a plain TCP connection of socat, without encryption. How long a guest stood still is seen from
 //! outside, see [`Heartbeat`].
 
 use super::{
@@ -35,8 +34,6 @@ use std::{
 };
 use tokio::time::{sleep, timeout};
 
-/// Moves of each guest in each way; the median is the result.
-const MOVES: usize = 3;
 /// Memory of the guests.
 const MEMORY_MIB: u32 = 256;
 /// Longest time that anything may take where hosts are emulated.
@@ -78,11 +75,11 @@ struct Bench {
     heartbeat: Heartbeat,
 }
 
-/// Measures moves.
+/// Measures `moves` moves of each kind of guest in each way; the medians are the result.
 ///
 /// # Errors
 /// When the lab does not start, or a guest does not start or move in time.
-pub async fn run() -> Result<MigrateReport> {
+pub async fn run(moves: u16) -> Result<MigrateReport> {
     let step = Step::begin("Starting the control plane, and two Xen hosts in QEMU");
     let heartbeat = Heartbeat::default();
     let control_plane = ControlPlane::start(&Options::default()).await?;
@@ -98,54 +95,55 @@ pub async fn run() -> Result<MigrateReport> {
     networks.create(&PostParams::default(), &serde_json::from_value(network)?).await?;
     step.done();
     let bench = Bench { client, hosts: [lab.host("xen-1")?, lab.host("xen-2")?], heartbeat };
-    Ok(MigrateReport::of(bench.measure(Guest::Idle).await?, bench.measure(Guest::Busy).await?))
+    Ok(MigrateReport::of(bench.measure(Guest::Idle, moves).await?, bench.measure(Guest::Busy, moves).await?))
 }
 
 impl Bench {
-    async fn measure(&self, guest: Guest) -> Result<GuestMoves> {
-        let (xl, tcp) = self.by_xl(guest).await?;
-        let ours = self.by_agents(guest).await?;
+    /// The two ways take turns, so that a machine that is busy with other things slows both.
+    async fn measure(&self, guest: Guest, moves: u16) -> Result<GuestMoves> {
+        let (mut ours, mut xl, mut tcp) = (Vec::new(), Vec::new(), Vec::new());
+        for number in 0..moves {
+            let (sample, tcp_mb_per_second) = self.by_xl(guest).await?;
+            eprintln!("{}, by xl migrate: {sample}; plain TCP {tcp_mb_per_second:.1} MB/s", guest.name());
+            xl.push(sample);
+            tcp.push(tcp_mb_per_second);
+            let (sample, sent) = self.by_agents(guest, number).await?;
+            eprintln!(
+                "{}, by the agents: {sample}, of these {:.2} s for {:.1} MB",
+                guest.name(),
+                sent.seconds,
+                sent.megabytes
+            );
+            ours.push((sample, sent));
+        }
         Ok(GuestMoves::of(&ours, &xl, &tcp))
     }
 
-    /// Moves a guest by `xl migrate`, and measures plain TCP before each move, from the host that the guest is on.
-    async fn by_xl(&self, guest: Guest) -> Result<(Vec<Sample>, Vec<f64>)> {
-        let [first, second] = &self.hosts;
+    /// Moves a guest by `xl migrate`, and measures plain TCP in megabytes a second before, while the guest runs.
+    async fn by_xl(&self, guest: Guest) -> Result<(Sample, f64)> {
+        let [from, to] = &self.hosts;
         let name = guest.name();
         let config = format!(
             "name=\"{name}\"\ntype=\"pvh\"\nkernel=\"/guest/vmlinux\"\nramdisk=\"/guest/initrd\"\nextra=\"{}\"\n\
              memory={MEMORY_MIB}\nvcpus=1\nvif=[\"mac=00:16:3e:00:00:50,bridge=xenbr0\"]\n",
             guest.command_line(),
         );
-        first.push(config.as_bytes(), "/run/bench.cfg", 0o600).await?;
-        done(first, "xl create -e /run/bench.cfg").await?;
-        let (mut samples, mut tcp) = (Vec::new(), Vec::new());
-        let mut ends = [first, second];
-        for number in 0..MOVES {
-            let [from, to] = ends;
-            self.heartbeat.wait(LIMIT).await?;
-            tcp.push(plain_tcp(from, to).await?);
-            self.heartbeat.wait(LIMIT).await?;
-            let begin = Instant::now();
-            listen(to, "", "EXEC:'xl migrate-receive -e'").await?;
-            let migrate = format!("xl migrate -e -s '' {name} 'socat -b 262144 - TCP:{}'", reached(to));
-            let total_seconds = timed(from, &migrate).await?;
-            sleep(AFTERWARDS).await;
-            let downtime_ms = self.heartbeat.downtime(begin).as_secs_f64() * 1000.0;
-            eprintln!(
-                "{name}, xl migrate {number}: {total_seconds:.2} s, downtime {downtime_ms:.0} ms, plain TCP {:.1} MB/s",
-                tcp[number]
-            );
-            samples.push(Sample { downtime_ms, total_seconds });
-            ends.reverse();
-        }
-        done(ends[0], &format!("xl destroy {name}")).await?;
-        Ok((samples, tcp))
+        from.push(config.as_bytes(), "/run/bench.cfg", 0o600).await?;
+        done(from, "xl create -e /run/bench.cfg").await?;
+        self.heartbeat.wait(LIMIT).await?;
+        let tcp_mb_per_second = plain_tcp(from, to).await?;
+        let begin = Instant::now();
+        listen(to, "", "EXEC:'xl migrate-receive -e'").await?;
+        let migrate = format!("xl migrate -e -s '' {name} 'socat -b 262144 - TCP:{}'", reached(to));
+        let total_seconds = timed(from, &migrate).await?;
+        let sample = self.sample(begin, total_seconds).await;
+        done(to, &format!("xl destroy {name}")).await?;
+        Ok((sample, tcp_mb_per_second))
     }
 
     /// Moves a machine of the pool.
-    async fn by_agents(&self, guest: Guest) -> Result<Vec<(Sample, Sent)>> {
-        let name = guest.name();
+    async fn by_agents(&self, guest: Guest, number: u16) -> Result<(Sample, Sent)> {
+        let name = format!("{}-{number}", guest.name());
         let machines = Api::<VirtualMachine>::namespaced(self.client.clone(), "default");
         let migrations = Api::<VirtualMachineMigration>::namespaced(self.client.clone(), "default");
         let machine = json!({"metadata": {"name": name}, "spec": {
@@ -155,40 +153,34 @@ impl Bench {
             "lifecycle": {"shutdownTimeout": "0s"},
         }});
         machines.create(&PostParams::default(), &serde_json::from_value(machine)?).await?;
-        let mut samples = Vec::new();
-        for number in 0..MOVES {
-            wait_until("the machine is Ready", LIMIT, async || {
-                let status = machines.get(name).await?.status.unwrap_or_default();
-                ensure!(condition::is_true(&status.conditions, "Ready"), "{:?}", status.conditions);
-                Ok(())
-            })
-            .await?;
-            self.heartbeat.wait(LIMIT).await?;
-            let begin = Instant::now();
-            let status = succeeded(&migrations, name, number).await?;
-            let total_seconds = begin.elapsed().as_secs_f64();
-            sleep(AFTERWARDS).await;
-            let downtime_ms = self.heartbeat.downtime(begin).as_secs_f64() * 1000.0;
-            let transfer = status.transfer.context("the record tells of no transfer")?;
-            eprintln!(
-                "{name}, move {number}: {total_seconds:.2} s, of these {:.2} s transfer, downtime {downtime_ms:.0} ms, by the \
-                 source's clock {} ms",
-                transfer.milliseconds as f64 / 1000.0,
-                status.downtime_milliseconds.unwrap_or_default(),
-            );
-            let sent = Sent {
-                megabytes: transfer.bytes.bytes()? as f64 / 1e6,
-                seconds: transfer.milliseconds as f64 / 1000.0,
-            };
-            samples.push((Sample { downtime_ms, total_seconds }, sent));
-        }
-        machines.delete(name, &DeleteParams::default()).await?;
-        wait_until("the machine is gone", LIMIT, async || {
-            ensure!(machines.get_opt(name).await?.is_none(), "it is still there");
+        wait_until("the machine is Ready", LIMIT, async || {
+            let status = machines.get(&name).await?.status.unwrap_or_default();
+            ensure!(condition::is_true(&status.conditions, "Ready"), "{:?}", status.conditions);
             Ok(())
         })
         .await?;
-        Ok(samples)
+        self.heartbeat.wait(LIMIT).await?;
+        let begin = Instant::now();
+        let status = succeeded(&migrations, &name).await?;
+        let sample = self.sample(begin, begin.elapsed().as_secs_f64()).await;
+        let transfer = status.transfer.context("the record tells of no transfer")?;
+        let sent = Sent {
+            megabytes: transfer.bytes.bytes()? as f64 / 1e6,
+            seconds: transfer.milliseconds as f64 / 1000.0,
+        };
+        machines.delete(&name, &DeleteParams::default()).await?;
+        wait_until("the machine is gone", LIMIT, async || {
+            ensure!(machines.get_opt(&name).await?.is_none(), "it is still there");
+            Ok(())
+        })
+        .await?;
+        Ok((sample, sent))
+    }
+
+    /// What a move that began at `begin` and has ended has shown.
+    async fn sample(&self, begin: Instant, total_seconds: f64) -> Sample {
+        sleep(AFTERWARDS).await;
+        Sample { downtime_ms: self.heartbeat.downtime(begin).as_secs_f64() * 1000.0, total_seconds }
     }
 }
 
@@ -196,11 +188,9 @@ impl Bench {
 async fn succeeded(
     migrations: &Api<VirtualMachineMigration>,
     machine: &str,
-    number: usize,
 ) -> Result<VirtualMachineMigrationStatus> {
-    let name = format!("{machine}-{number}");
-    let object = json!({"metadata": {"name": name}, "spec": {"virtualMachine": machine}});
-    let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let object = json!({"metadata": {"name": machine}, "spec": {"virtualMachine": machine}});
+    let only = watcher::Config::default().fields(&format!("metadata.name={machine}"));
     let mut events = pin!(watcher::watcher(migrations.clone(), only));
     migrations.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
     let over = async {

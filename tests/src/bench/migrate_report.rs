@@ -55,6 +55,12 @@ pub(super) struct Sample {
     pub(super) total_seconds: f64,
 }
 
+impl fmt::Display for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.2} s, downtime {:.0} ms", self.total_seconds, self.downtime_ms)
+    }
+}
+
 /// What was sent in one move.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {

@@ -131,7 +131,8 @@ async fn go_through(bed: &mut Bed, guest: &Guest, number: usize, fault: Fault, e
     .await?;
     wait_until("exactly one domain runs", PATIENCE, async || {
         for (host, wanted) in [(goes_on, 1), (if name == home.name() { &other } else { &home }, 0)] {
-            let found = host.check("xl vm-list").await?.matches(&uuid).count();
+            let domains = host.check("xl vm-list").await?;
+            let found = domains.lines().filter(|line| line.starts_with(&uuid)).count();
             ensure!(found == wanted, "{} has {found}", host.name());
             if wanted == 0 {
                 nothing_is_left(host, &uuid, None).await?;
