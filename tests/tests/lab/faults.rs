@@ -105,7 +105,7 @@ async fn go_through(bed: &mut Bed, guest: &Guest, number: usize, fault: Fault, e
     let uuid = guest.uuid().await?;
     let before = guest.wait("runs", |status| status.phase == Some(Phase::Running)).await?;
     let (home, other) = hosts(bed, &before)?;
-    let count = counted_to(&home, &uuid).await?;
+    let count = wait_until("it counts", PATIENCE, async || counted_to(&home, &uuid).await).await?;
     let a_move = Move::begin(bed, guest, &format!("fault-{number}")).await?;
     a_move.until(MigrationPhase::Copying).await?;
     strike(bed, fault, &uuid, &a_move, [&home, &other]).await?;
