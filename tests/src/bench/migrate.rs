@@ -37,7 +37,7 @@ use tokio::time::{sleep, timeout};
 /// Memory of the guests.
 const MEMORY_MIB: u32 = 256;
 /// Longest time that anything may take where hosts are emulated.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(600);
 /// How long a guest is looked at after its move: it may still have to reach the network.
 const AFTERWARDS: Duration = Duration::from_secs(3);
 /// Bytes that plain TCP carries in one measurement.
