@@ -17,6 +17,7 @@ use kubexen_testbed::{
     process::wait_until,
 };
 use serde_json::json;
+use std::time::Duration;
 
 /// What breaks while the guest's memory goes over.
 #[derive(Clone, Copy, Debug)]
@@ -51,19 +52,22 @@ enum End {
 }
 
 const CASES: [(Fault, End); 9] = [
-    (Fault::SourceAgent, End::Stays(&["(Interrupted)", "(ConnectionLost)"])),
-    (Fault::DestinationAgent, End::Stays(&["(ConnectionLost)"])),
-    (Fault::SourceWorkers, End::Stays(&["libxl"])),
     (Fault::DestinationWorkers, End::Stays(&["(DestinationFailed)"])),
     (Fault::Cable, End::Stays(&["(ConnectionLost)"])),
     (Fault::Memory, End::Stays(&["(DestinationFailed)"])),
     (Fault::PoolStore, End::Stays(&["(ConnectionLost)", "(DestinationFailed)"])),
     (Fault::Controller, End::Moves),
     (Fault::ApiServer, End::Moves),
+    (Fault::SourceAgent, End::Stays(&["(Interrupted)", "(ConnectionLost)"])),
+    (Fault::DestinationAgent, End::Stays(&["(ConnectionLost)"])),
+    (Fault::SourceWorkers, End::Stays(&["the libxl worker ended during the call"])),
 ];
 
 /// Slow enough that something can break meanwhile: the guest has 96 MiB.
-const BANDWIDTH: &str = "2Mi";
+const BANDWIDTH: &str = "3Mi";
+
+/// How long a slow move may take.
+const WHOLE_MOVE: Duration = Duration::from_secs(480);
 
 /// Starts a domain that takes all but 24 MiB of the memory that Xen has left, and never runs.
 const TAKE_MEMORY: &str = r#"
@@ -108,6 +112,11 @@ async fn go_through(bed: &mut Bed, guest: &Guest, number: usize, fault: Fault, e
     let count = wait_until("it counts", PATIENCE, async || counted_to(&home, &uuid).await).await?;
     let a_move = Move::begin(bed, guest, &format!("fault-{number}")).await?;
     a_move.until(MigrationPhase::Copying).await?;
+    wait_until("the guest's memory comes", PATIENCE, async || {
+        ensure!(other.check("xl vm-list").await?.contains(&uuid), "there is no domain for it");
+        Ok(())
+    })
+    .await?;
     strike(bed, fault, &uuid, &a_move, [&home, &other]).await?;
     let (phase, goes_on) = match end {
         End::Stays(_) => (MigrationPhase::Failed, &home),
@@ -199,7 +208,7 @@ async fn strike(
 /// Waits until the guest counts on this host, as that host's Xen knows it.
 async fn counts_at(host: &LabHost, uuid: &str) -> Result<()> {
     let mut first = None;
-    wait_until(&format!("the guest counts on {}", host.name()), PATIENCE, async || {
+    wait_until(&format!("the guest counts on {}", host.name()), WHOLE_MOVE, async || {
         let domains = host.check("xl vm-list").await?;
         ensure!(domains.contains(uuid), "it has not come");
         let now = counted_to(host, uuid).await?;
