@@ -193,6 +193,24 @@ pub struct HostMigration {
     #[schemars(length(max = 3))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub boot_types: Vec<BootType>,
+    /// Networks for migrations that the agent's configuration names, at most 16; one of them is used where the Pool asks
+    /// for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub networks: Vec<MigrationNetworkAddress>,
+}
+
+/// A host's address on a network for migrations.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MigrationNetworkAddress {
+    /// Name in the agent's configuration.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// Where the agent is reached there, as host and port.
+    #[schemars(length(max = 262))]
+    pub address: String,
 }
 
 /// A storage location of a host.

@@ -33,7 +33,7 @@ pub struct PoolSpec {
     /// Which CPU features guests are given. Default: the defaults of its fields.
     #[serde(default)]
     pub cpu: CpuPolicy,
-    /// How many guests move at a time, and how fast. Default: the defaults of its fields.
+    /// How many guests move at a time, how fast, and over which network. Default: the defaults of its fields.
     #[serde(default)]
     pub migration: MigrationPolicy,
 }
@@ -76,11 +76,16 @@ pub struct MigrationPolicy {
     #[x_kube(validation = Rule::new("isQuantity(self) && quantity(self).compareTo(quantity('1Mi')) >= 0")
         .message("`bandwidth` must be a quantity of at least \"1Mi\" a second"))]
     pub bandwidth: Option<ByteQuantity>,
+    /// Name of the network that guests move over, as the configuration of the hosts' agents has it: hosts that have no address
+    /// on it neither send nor receive guests. Default: each host's address for migrations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub network: Option<String>,
 }
 
 impl Default for MigrationPolicy {
     fn default() -> Self {
-        Self { max_per_host: two(), max_per_pool: eight(), bandwidth: None }
+        Self { max_per_host: two(), max_per_pool: eight(), bandwidth: None, network: None }
     }
 }
 

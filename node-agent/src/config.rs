@@ -103,6 +103,20 @@ pub struct MigrationConfig {
     pub key: PathBuf,
     /// Authority that signed the certificates of all hosts.
     pub ca: PathBuf,
+    /// Networks for migrations by name, at most 16. Guests move over the one that the Pool names, if it names one.
+    #[serde(default)]
+    pub networks: BTreeMap<String, MigrationNetworkConfig>,
+}
+
+/// This host on a network for migrations.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MigrationNetworkConfig {
+    /// Where the other hosts reach this one on it, as in `10.99.0.1:9444`.
+    pub address: String,
+    /// Where to listen for it. Default: `listen` of the section serves it too, as `0.0.0.0:9444` does.
+    #[serde(default)]
+    pub listen: Option<SocketAddr>,
 }
 
 /// Which hypervisor the agent speaks to.
@@ -205,10 +219,14 @@ mod tests {
         assert!(config.migration.is_none());
 
         let files = "certificate: /pki/host.pem, key: /pki/host.key, ca: /pki/ca.pem";
-        let section = format!("migration: {{listen: '0.0.0.0:9444', address: '10.77.0.1:9444', {files}}}");
+        let networks = "networks: {fast: {address: '10.99.0.1:9444'}}";
+        let section =
+            format!("migration: {{listen: '0.0.0.0:9444', address: '10.77.0.1:9444', {networks}, {files}}}");
         let config: AgentConfig = serde_yaml_ng::from_str(&format!("{without}, {section}}}")).unwrap();
         let migration = config.migration.unwrap();
         assert_eq!(migration.listen, "0.0.0.0:9444".parse().unwrap());
+        let fast = &migration.networks["fast"];
+        assert_eq!((fast.address.as_str(), fast.listen), ("10.99.0.1:9444", None));
         assert_eq!(
             (migration.address.as_str(), migration.ca),
             ("10.77.0.1:9444", PathBuf::from("/pki/ca.pem"))

@@ -58,7 +58,9 @@ impl Part {
         match self {
             Self::Demo => Needs { tools: true, xen_agent: has("--xen"), profile: Profile::Dev },
             Self::Lab => Needs { tools: false, xen_agent: false, profile: Profile::Dev },
-            Self::Bench => Needs { tools: true, xen_agent: has("domain"), profile: Profile::Release },
+            Self::Bench => {
+                Needs { tools: true, xen_agent: has("domain") || has("migrate"), profile: Profile::Release }
+            }
             Self::ControlPlane => Needs { tools: true, xen_agent: false, profile: Profile::Dev },
         }
     }
@@ -89,6 +91,7 @@ mod tests {
     fn only_what_runs_on_xen_needs_the_agent_for_xen() {
         assert!(needs(Part::Demo, &["--xen", "--exit"]).xen_agent);
         assert!(needs(Part::Bench, &["domain", "--json"]).xen_agent);
+        assert!(needs(Part::Bench, &["migrate"]).xen_agent);
         assert!(!needs(Part::Demo, &["--exit"]).xen_agent);
         assert!(!needs(Part::Bench, &["storm", "--vms", "10"]).xen_agent);
     }

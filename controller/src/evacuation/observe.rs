@@ -3,7 +3,8 @@
 use crate::{
     context::Context,
     migration::{
-        self, movable,
+        self,
+        movable::{self, Sends},
         turns::{self, Load},
     },
     placement::{Request, Snapshot},
@@ -51,7 +52,7 @@ pub(crate) struct Guest {
     /// Whether the guest is in this Domain: not on its way here, and not gone.
     pub(crate) is_here: bool,
     /// Whether guests like it can leave the host while they run.
-    pub(crate) sends: bool,
+    pub(crate) sends: Sends,
     /// The migration that was made to move it away from here, whatever came of it.
     pub(crate) record: Option<Arc<VirtualMachineMigration>>,
     /// Another migration of it that is not over.

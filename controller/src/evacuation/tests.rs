@@ -5,7 +5,7 @@ use super::{
     status::{EVACUATED, Report, news},
 };
 use crate::{
-    migration::turns::Load,
+    migration::{movable::Sends, turns::Load},
     placement::{HostView, Request, Snapshot, group_key},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -49,6 +49,7 @@ fn other(name: &str) -> HostView {
         memory_allocatable: 16 * GIB,
         cpus: 16,
         receives: [BootType::Pvh].into(),
+        on_migration_network: true,
         capabilities: ["hap", "hvm"].map(str::to_owned).into(),
         ..HostView::default()
     }
@@ -142,7 +143,7 @@ fn guest(name: &str) -> Guest {
         domain: Arc::new(domain),
         machine: Some(Arc::new(machine)),
         is_here: true,
-        sends: true,
+        sends: Sends::Yes,
         record: None,
         other_move: None,
         to_move: Ok(request(true)),
@@ -165,7 +166,7 @@ fn in_phase(guest: Guest, phase: DomainPhase) -> Guest {
 
 /// A guest that cannot leave its host while it runs.
 fn tied(name: &str, policy: OnMaintenance) -> Guest {
-    Guest { sends: false, ..with_policy(guest(name), policy) }
+    Guest { sends: Sends::No, ..with_policy(guest(name), policy) }
 }
 
 fn record(guest: &Guest, attempt: u32, phase: Option<MigrationPhase>) -> VirtualMachineMigration {

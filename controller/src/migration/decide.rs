@@ -139,7 +139,7 @@ fn refusal(
     migration: &VirtualMachineMigration,
     beginning: &Beginning,
 ) -> Result<(), Cause> {
-    if let Some(cause) = movable::obstacle(machine, source, beginning.source_sends) {
+    if let Some(cause) = movable::obstacle(machine, source, &beginning.source_sends) {
         return Err(cause);
     }
     if let Some(name) = migration.spec.host.as_ref().filter(|_| !beginning.named_host_exists) {
@@ -147,9 +147,15 @@ fn refusal(
     }
     match source {
         Some(source) if migration.spec.host.as_deref() == Some(host_of(source)) => {
-            Err(Cause::AlreadyThere(host_of(source).to_owned()))
+            return Err(Cause::AlreadyThere(host_of(source).to_owned()));
         }
-        Some(_) | None => Ok(()),
+        Some(_) | None => {}
+    }
+    match (&migration.spec.host, &beginning.named_host_lacks) {
+        (Some(host), Some(network)) => {
+            Err(Cause::NotOnNetwork { host: host.clone(), network: network.clone() })
+        }
+        (Some(_) | None, _) => Ok(()),
     }
 }
 

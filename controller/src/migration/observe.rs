@@ -1,7 +1,8 @@
 //! What is known of a migration at one moment.
 
 use super::{
-    key_of, movable,
+    key_of,
+    movable::{self, Sends},
     turns::{self, Turn},
 };
 use crate::{
@@ -44,7 +45,9 @@ pub(crate) struct Beginning {
     /// Whether the host that is asked for exists; true if none is.
     pub(crate) named_host_exists: bool,
     /// Whether guests of this boot type can leave the source while they run.
-    pub(crate) source_sends: bool,
+    pub(crate) source_sends: Sends,
+    /// The network that the Pool names for migrations, if the host that is asked for has no address on it.
+    pub(crate) named_host_lacks: Option<String>,
     /// The destination, or why there is none; none if it is not its turn or there is no guest to place.
     pub(crate) choice: Option<Choice>,
 }
@@ -108,7 +111,7 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         (Some(_), true) | (None, _) => None,
     };
     Some(Observed {
-        address: destination.as_deref().and_then(|domain| address(context, host_of(domain))),
+        address: destination.as_deref().and_then(|domain| movable::address(view, host_of(domain))),
         source_ready: source.as_deref().is_some_and(|domain| view.is_host_ready(host_of(domain))),
         migration,
         machine,
@@ -117,11 +120,6 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         destination,
         beginning,
     })
-}
-
-fn address(context: &Context, host: &str) -> Option<String> {
-    let host = context.view.hosts.get(&Key::cluster(host))?;
-    host.status.as_ref()?.migration.as_ref().map(|migration| migration.address.clone())
 }
 
 fn beginning(
@@ -159,7 +157,8 @@ fn beginning(
             .host
             .as_deref()
             .is_none_or(|name| view.hosts.get(&Key::cluster(name)).is_some()),
-        source_sends: source.is_some_and(|domain| movable::sends(view, domain)),
+        source_sends: source.map_or(Sends::No, |domain| movable::sends(view, domain)),
+        named_host_lacks: migration.spec.host.as_deref().and_then(|name| movable::off_network(view, name)),
         choice,
     }
 }

@@ -24,6 +24,13 @@ pub(crate) enum Cause {
     AlreadyThere(String),
     /// Guests of this boot type cannot leave the host while they run.
     SourceCannotSend(String, BootType),
+    /// The host has no address on the network that the Pool names for migrations.
+    NotOnNetwork {
+        /// The host.
+        host: String,
+        /// The network.
+        network: String,
+    },
     /// No host fits.
     NoHostFits(String),
     /// What the machine refers to is not there.
@@ -70,6 +77,7 @@ impl Cause {
             Self::HostNotFound(_) => "HostNotFound",
             Self::AlreadyThere(_) => "AlreadyThere",
             Self::SourceCannotSend(..) => "NotMigratable",
+            Self::NotOnNetwork { .. } => "NotOnMigrationNetwork",
             Self::NoHostFits(_) => "NoHostFits",
             Self::Unresolved(reason, _) => reason,
             Self::NotPrepared(_) => "NotPrepared",
@@ -98,6 +106,10 @@ impl Cause {
                 "guests of boot type {boot:?} cannot leave host {host} while they run: its Xen cannot log their writes, or \
                  its agent's configuration has no `migration`"
             ),
+            Self::NotOnNetwork { host, network } => format!(
+                "host {host} has no address on the migration network {network} that Pool default names: add \
+                 `migration.networks.{network}` to its agent's configuration"
+            ),
             Self::NoHostFits(why) => format!("no other host can take the guest: {why}"),
             Self::Unresolved(_, message) => message.clone(),
             Self::NotPrepared(host) => {
@@ -105,7 +117,8 @@ impl Cause {
             }
             Self::DestinationDoesNotListen(host) => {
                 format!(
-                    "the agent of host {host} takes part in no migrations: add `migration` to its configuration"
+                    "the agent of host {host} takes part in no migrations, or not on the network that Pool default \
+                     names: see `migration` in its configuration"
                 )
             }
             Self::DestinationGone => {

@@ -1,6 +1,7 @@
 use super::{
     decide::{Action, Plan, decide},
     is_empty,
+    movable::Sends,
     observe::{Beginning, Choice, Observed},
     status::render,
     turns::{Load, Turn},
@@ -164,7 +165,8 @@ fn beginning() -> Beginning {
     Beginning {
         turn: Turn::Now(Load::default()),
         named_host_exists: true,
-        source_sends: true,
+        source_sends: Sends::Yes,
+        named_host_lacks: None,
         choice: Some(Choice::Host("b".to_owned())),
     }
 }
@@ -254,6 +256,13 @@ fn what_can_never_be_moved_is_refused_before_anything_moves_with_its_reason() {
             }
         })
     };
+    let off_network_at_the_destination = with(&|observed| {
+        let mut migration = migration();
+        migration.spec.host = Some("b".to_owned());
+        observed.migration = Some(Arc::new(migration));
+        let named_host_lacks = Some("fast".to_owned());
+        observed.beginning = Some(Beginning { named_host_lacks, ..self::beginning() });
+    });
     let problem = Problem::NetworkNotFound { network: "lan".to_owned() };
     for ((said, actions), reason) in [
         (with(&|observed| observed.machine = None), "MachineNotFound"),
@@ -261,7 +270,12 @@ fn what_can_never_be_moved_is_refused_before_anything_moves_with_its_reason() {
         (power(PowerState::Paused), "NotRunning"),
         (to("a"), "AlreadyThere"),
         (to("nowhere"), "HostNotFound"),
-        (beginning(&|beginning| beginning.source_sends = false), "NotMigratable"),
+        (beginning(&|beginning| beginning.source_sends = Sends::No), "NotMigratable"),
+        (
+            beginning(&|beginning| beginning.source_sends = Sends::NotOnNetwork("fast".to_owned())),
+            "NotOnMigrationNetwork",
+        ),
+        (off_network_at_the_destination, "NotOnMigrationNetwork"),
         (beginning(&|beginning| beginning.choice = Some(Choice::None(Rejections::default()))), "NoHostFits"),
         (
             beginning(&|beginning| beginning.choice = Some(Choice::Unresolved(problem.clone()))),

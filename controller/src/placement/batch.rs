@@ -144,6 +144,7 @@ impl<'a> Batch<'a> {
         require(Condition::Mode(request.boot), &|| Reason::ModeNotOffered(request.boot));
         if request.moves {
             require(Condition::Receives(request.boot), &|| Reason::DoesNotReceive(request.boot));
+            require(Condition::OnMigrationNetwork, &|| Reason::NotOnMigrationNetwork);
         }
     }
 

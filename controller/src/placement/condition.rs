@@ -19,6 +19,8 @@ pub(super) enum Condition<'a> {
     Mode(BootType),
     /// It receives running guests of the mode from other hosts.
     Receives(BootType),
+    /// It is on the Pool's network for migrations.
+    OnMigrationNetwork,
     /// Its CPUs give these features to guests of the mode.
     Features(BootType, &'a FeatureSet),
     /// The catalogue has the kernel.
@@ -46,6 +48,7 @@ impl Condition<'_> {
             Self::Matches(selector) => selector.0.matches(&host.labels),
             Self::Mode(mode) => offers(host, mode),
             Self::Receives(mode) => host.receives.contains(&mode),
+            Self::OnMigrationNetwork => host.on_migration_network,
             Self::Features(mode, level) => lacking(host, mode, level).is_empty(),
             Self::Kernel(kernel) => host.kernels.contains(kernel),
             Self::BootLoader(mode) => host.boot_loaders.contains(&mode),

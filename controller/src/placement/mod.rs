@@ -18,7 +18,8 @@
 //! 4. it carries the labels that the guest's host selector asks for
 //! 5. its Xen offers the virtualisation mode: `pv` for PV; for PVH and HVM `hvm` together with a way to translate
 //!    guest addresses, `hap` or `shadow`, because Xen refuses such a domain when it has neither; a guest that is to come
-//!    while it runs needs a host that receives such guests; and its CPUs have every feature that the guest may use
+//!    while it runs needs a host that receives such guests and is on the Pool's network for migrations; and its CPUs
+//!    have every feature that the guest may use
 //! 6. its catalogue has the kernel, or the boot loader is there that boots guests of this mode from their disks; and the
 //!    firmware is there that the guest starts with
 //! 7. disk by disk: the host is where the disk is, or reaches the shared storage that it is on, or has the repository
@@ -129,6 +130,8 @@ pub struct HostView {
     pub firmware: BTreeSet<Firmware>,
     /// Boot types of guests that can come here while they run.
     pub receives: BTreeSet<BootType>,
+    /// Whether it has an address on the Pool's network for migrations; true if the Pool names none.
+    pub on_migration_network: bool,
     /// What its Xen can do: `pv`, `hvm`, `hap`, `shadow` …
     pub capabilities: BTreeSet<String>,
     /// Number of present guests by [`group_key`] of their anti-affinity group.

@@ -18,6 +18,8 @@ pub enum Reason {
     ModeNotOffered(BootType),
     /// It does not receive running guests of this mode.
     DoesNotReceive(BootType),
+    /// It has no address on the Pool's network for migrations.
+    NotOnMigrationNetwork,
     /// Its CPUs lack this feature, the first by name of those that the guest may use.
     CpuFeatureMissing(String),
     /// Its catalogue lacks this kernel.
@@ -55,6 +57,7 @@ impl fmt::Display for Reason {
             Self::ModeNotOffered(BootType::Hvm) => f.write_str("HVM not offered"),
             Self::ModeNotOffered(BootType::Pv) => f.write_str("PV not offered"),
             Self::DoesNotReceive(boot) => write!(f, "not receiving running {boot:?} guests"),
+            Self::NotOnMigrationNetwork => f.write_str("not on the migration network"),
             Self::CpuFeatureMissing(feature) => write!(f, "CPU feature {feature} missing"),
             Self::KernelMissing(kernel) => write!(f, "kernel {kernel} not in catalogue"),
             Self::BootLoaderMissing(BootType::Pvh) => f.write_str("pvgrub for PVH not installed"),

@@ -29,6 +29,7 @@ pub(super) fn host(name: &str) -> HostView {
         boot_loaders: [BootType::Pvh, BootType::Pv].into(),
         firmware: [Firmware::Bios, Firmware::Uefi].into(),
         receives: [BootType::Pvh, BootType::Hvm].into(),
+        on_migration_network: true,
         capabilities: ["hap", "hvm", "pv"].map(str::to_owned).into(),
         groups: BTreeMap::new(),
     }
@@ -200,6 +201,10 @@ fn each_filter_excludes_and_says_why() {
         ("network prod not attached", |host, _| host.uplinks.clear()),
         ("network prod not attached", |_, guest| {
             guest.networks = vec![network("prod", "lan", &[("zone", "b")])];
+        }),
+        ("not on the migration network", |host, guest| {
+            host.on_migration_network = false;
+            guest.moves = true;
         }),
         ("anti-affinity", |host, guest| {
             host.groups.insert(group_key("shop", "web"), 1);

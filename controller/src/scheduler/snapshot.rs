@@ -2,6 +2,7 @@
 
 use super::{Claim, domain_memory};
 use crate::{
+    migration::movable,
     placement::{HostView, Room, Snapshot, group_key, memory_with_overhead},
     view::{View, has_finalizer, host_of_namespace, is_deleting, is_in_maintenance, is_ready, uid, user_key},
 };
@@ -17,7 +18,7 @@ pub(crate) fn take(view: &View, claims: &[Claim]) -> Snapshot {
         .list()
         .iter()
         .map(|host| {
-            let seen = host_view(host);
+            let seen = host_view(view, host);
             (seen.name.clone(), seen)
         })
         .collect();
@@ -48,7 +49,7 @@ fn host_of(namespace: &Option<String>) -> Option<&str> {
     namespace.as_deref().and_then(host_of_namespace)
 }
 
-fn host_view(host: &Host) -> HostView {
+fn host_view(view: &View, host: &Host) -> HostView {
     let status = host.status.clone().unwrap_or_default();
     let cpu_features: Option<FeatureSets> = status.cpu.as_ref().and_then(|cpu| cpu.feature_sets.clone());
     HostView {
@@ -81,6 +82,7 @@ fn host_view(host: &Host) -> HostView {
             .unwrap_or_default()
             .into_iter()
             .collect(),
+        on_migration_network: movable::off_network(view, &Key::of(host).name).is_none(),
         capabilities: status.xen.map(|xen| xen.capabilities).unwrap_or_default().into_iter().collect(),
         groups: BTreeMap::new(),
     }

@@ -6,13 +6,18 @@ use crate::{
 };
 use kubexen_crds::{
     BootType, ByteQuantity, HostStatus,
-    host::{HostCpu, HostMemory, HostMigration, Location, UnknownDomain, Uplink, Xen},
+    host::{
+        HostCpu, HostMemory, HostMigration, Location, MigrationNetworkAddress, UnknownDomain, Uplink, Xen,
+    },
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 /// Most domains that are reported as unknown.
 const MOST_UNKNOWN: usize = 32;
+
+/// Most networks for migrations that are reported.
+const MOST_NETWORKS: usize = 16;
 
 /// The allocatable memory is a multiple of this, in KiB: 16 MiB.
 const MEMORY_GRAIN_KIB: u64 = 16 * 1024;
@@ -38,6 +43,8 @@ pub struct Measured {
     pub uplinks: Vec<String>,
     /// Where other hosts' agents reach this one; none if it takes no part in migrations.
     pub migration_address: Option<String>,
+    /// Where they reach it on networks for migrations, by the networks' names.
+    pub migration_networks: BTreeMap<String, String>,
     /// Names in the catalogue.
     pub kernels: Vec<String>,
 }
@@ -118,7 +125,10 @@ impl Measured {
         let address = self.migration_address.clone()?;
         let boot_types = [BootType::Hvm, BootType::Pv, BootType::Pvh];
         let live = boot_types.into_iter().filter(|boot| self.facts.suspends_live(*boot)).collect();
-        Some(HostMigration { address, boot_types: live })
+        let networks = self.migration_networks.iter().take(MOST_NETWORKS);
+        let networks = networks
+            .map(|(name, address)| MigrationNetworkAddress { name: name.clone(), address: address.clone() });
+        Some(HostMigration { address, boot_types: live, networks: networks.collect() })
     }
 
     fn unknown_domains(&self) -> Vec<UnknownDomain> {
@@ -175,6 +185,7 @@ mod tests {
             locations: Vec::new(),
             uplinks: Vec::new(),
             migration_address: None,
+            migration_networks: BTreeMap::new(),
             kernels: Vec::new(),
         }
     }

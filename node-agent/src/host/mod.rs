@@ -88,6 +88,7 @@ impl Publisher {
             locations: self.storage.locations().await,
             uplinks: self.network.uplinks().await,
             migration_address: self.migrations.address(),
+            migration_networks: self.migrations.networks(),
             kernels: self.catalogue.keys().cloned().collect(),
         })
     }

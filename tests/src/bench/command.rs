@@ -3,6 +3,7 @@
 use super::{
     domain,
     evacuate::{self, Evacuate},
+    migrate,
     storm::{self, Storm},
 };
 use anyhow::Result;
@@ -46,6 +47,15 @@ enum Benchmark {
         #[arg(long)]
         json: bool,
     },
+    /// Move an idle and a busy guest between two Xen hosts of the lab, through the agents and by `xl migrate`.
+    Migrate {
+        /// Moves of each guest in each way, of which the median counts.
+        #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..))]
+        moves: u16,
+        /// Print the result as JSON and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 impl BenchCommand {
@@ -62,6 +72,7 @@ impl BenchCommand {
                 show(&evacuate::run(Evacuate { machines: vms }).await?, json)
             }
             Benchmark::Domain { json } => show(&domain::run().await?, json),
+            Benchmark::Migrate { moves, json } => show(&migrate::run(moves).await?, json),
         }
     }
 }

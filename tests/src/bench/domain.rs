@@ -4,7 +4,7 @@
 //! a client of the API server sees it; libxl's inside dom0, from the request to build until the domain was let run, by
 //! a worker that is spoken to directly. The two take turns, so that a machine that is busy with other things slows both.
 
-use super::report::{DomainReport, rounded};
+use super::report::{DomainReport, median, rounded};
 use crate::{
     control_plane::{ControlPlane, Options},
     lab::{Lab, LabHost, LabOptions},
@@ -157,9 +157,4 @@ fn libxl_config(uuid: Uuid) -> Value {
         "on_poweroff": "preserve", "on_reboot": "preserve", "on_watchdog": "preserve", "on_crash": "preserve",
         "on_soft_reset": "preserve",
     })
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
 }

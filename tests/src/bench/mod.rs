@@ -4,7 +4,10 @@ mod bare;
 pub mod command;
 mod domain;
 mod evacuate;
+mod heartbeat;
 mod measure;
+mod migrate;
+mod migrate_report;
 mod report;
 mod storm;
 mod watcher;
@@ -12,5 +15,7 @@ mod workload;
 
 pub use domain::run as domain;
 pub use evacuate::{Evacuate, run as evacuate};
+pub use migrate::run as migrate;
+pub use migrate_report::{GuestMoves, MigrateReport};
 pub use report::{DomainReport, EvacuateReport, Latencies, StormReport, WritesByClient};
 pub use storm::{Storm, run as storm};

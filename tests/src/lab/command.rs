@@ -144,7 +144,7 @@ impl Verb {
                 logs(&host, follow, agent).await?;
             }
             Self::Hub { hosts } => {
-                let _hub = Hub::start(&root.join(&name), hosts)?;
+                let _hub = Hub::start(&root.join(&name), hosts, None)?;
                 futures::future::pending::<()>().await;
             }
         }

@@ -58,7 +58,12 @@ impl LabHost {
         format!("10.77.0.{}", self.number)
     }
 
-    /// The host's number N in its addresses 10.77.0.N and 10.88.0.N.
+    /// The host's address on the VLAN between the hosts.
+    pub fn migration_address(&self) -> String {
+        format!("10.99.0.{}", self.number)
+    }
+
+    /// The host's number N in its addresses 10.77.0.N, 10.88.0.N and 10.99.0.N.
     pub fn number(&self) -> usize {
         self.number
     }

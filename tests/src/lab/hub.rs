@@ -1,4 +1,4 @@
-//! The layer-2 segment of a lab with more than two hosts: a switch that learns where addresses are.
+//! The layer-2 segment of a lab with more than two hosts, or with a tap: a switch that learns where addresses are.
 //!
 //! Two hosts need no hub: their QEMU processes send frames to each other. Ports are Unix datagram sockets: the hub
 //! receives a host's frames on `segment/port-N` and sends to `segment/host-N`, which QEMU owns.
@@ -26,6 +26,25 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// How often the ports look whether they are to end.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// Sees every frame that a host sends, before it is passed on. It holds its port up, so it should be quick.
+#[derive(Clone)]
+pub struct Tap(Arc<See>);
+
+type See = dyn Fn(&[u8]) + Send + Sync;
+
+impl Tap {
+    /// A tap that shows each frame to `see`.
+    pub fn new(see: impl Fn(&[u8]) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(see))
+    }
+}
+
+impl std::fmt::Debug for Tap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tap").finish_non_exhaustive()
+    }
+}
+
 /// A running hub; dropping it ends it.
 #[derive(Debug)]
 pub struct Hub {
@@ -48,7 +67,7 @@ impl Hub {
     ///
     /// # Errors
     /// When a socket cannot be made there, which is also so when the folder's path is longer than about 90 bytes.
-    pub fn start(folder: &Path, hosts: usize) -> Result<Self> {
+    pub fn start(folder: &Path, hosts: usize, tap: Option<&Tap>) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut sockets = Vec::new();
         for number in 1..=hosts {
@@ -72,8 +91,9 @@ impl Hub {
             });
             let others = others.collect();
             let (number, socket) = (*number, Arc::clone(socket));
-            let (learned, stop) = (Arc::clone(&learned), Arc::clone(&stop));
-            ports.push(std::thread::spawn(move || forward(number, &socket, others, &learned, &stop)));
+            let (learned, stop, tap) = (Arc::clone(&learned), Arc::clone(&stop), tap.cloned());
+            let port = move || forward(number, &socket, others, &learned, tap.as_ref(), &stop);
+            ports.push(std::thread::spawn(port));
         }
         Ok(Self { stop, ports })
     }
@@ -134,6 +154,7 @@ fn forward(
     socket: &UnixDatagram,
     mut others: Vec<Destination>,
     learned: &Learned,
+    tap: Option<&Tap>,
     stop: &AtomicBool,
 ) {
     let mut buffer = vec![0; FRAME];
@@ -146,6 +167,9 @@ fn forward(
                 return;
             }
         };
+        if let Some(Tap(see)) = tap {
+            see(frame);
+        }
         let only = learned.route(frame, number);
         for other in others.iter_mut().filter(|other| only.is_none_or(|only| only == other.number)) {
             other.send(frame);
@@ -177,7 +201,7 @@ mod tests {
     fn hub() -> (tempfile::TempDir, Hub, Vec<UnixDatagram>) {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("segment")).unwrap();
-        let hub = Hub::start(folder.path(), 3).unwrap();
+        let hub = Hub::start(folder.path(), 3, None).unwrap();
         let hosts = (1..=3).map(|number| host(folder.path(), number)).collect();
         (folder, hub, hosts)
     }

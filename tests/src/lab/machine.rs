@@ -61,11 +61,8 @@ fn more_features(number: usize) -> &'static str {
 fn arguments(state: &State, number: usize) -> Vec<String> {
     let host = name(number);
     let dom0 = state.dom0_memory_mib;
-    let remote = match state.machines.len() {
-        // The other one of two.
-        2 => hub::host_path(3 - number),
-        _ => hub::port_path(number),
-    };
+    // The other one of two, unless there is a hub.
+    let remote = if state.switched { hub::port_path(number) } else { hub::host_path(3 - number) };
     let mut arguments = Vec::new();
     let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
     // Nested paging is what PVH and HVM guests need; /dev/kvm may exist and not work, so it is not tried.

@@ -4,7 +4,7 @@
 //! PVH, HVM and PV guests. Hosts are named `xen-1`, `xen-2`, …; between them lies
 //!
 //! - a layer-2 segment: `eth1` in dom0, a port of the bridge `xenbr0`, which has 10.77.0.N/24 (hosts) and 10.88.0.N/24
-//!   (guests' network);
+//!   (guests' network); and on it the VLAN `migrate0`, with 10.99.0.N/24;
 //! - a LUN that all hosts see: `/dev/lab/lun`.
 //!
 //! Each host has a disk of its own, ext4, at `/srv/kubexen`, which keeps its data when the host is switched off. Services on
@@ -40,6 +40,7 @@ pub mod state;
 
 pub use control::Output;
 pub use host::{LabHost, Link};
+pub use hub::Tap;
 pub use image::Extra;
 pub use pool::{Lab, LabOptions, default_root};
 pub use state::Lifetime;

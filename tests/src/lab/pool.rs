@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::archive::Archive;
 use super::host::LabHost;
-use super::hub::Hub;
+use super::hub::{Hub, Tap};
 use super::image::{self, Extra, Image};
 use super::machine;
 use super::process::ProcessRecord;
@@ -38,6 +38,8 @@ pub struct LabOptions {
     pub data_mib: u64,
     /// Files that all dom0s get besides what the lab itself needs: the node agent, its configuration.
     pub extras: Vec<Extra>,
+    /// What is to see all frames between the hosts, in a lab that ends with its maker.
+    pub tap: Option<Tap>,
 }
 
 impl LabOptions {
@@ -53,6 +55,7 @@ impl LabOptions {
             lun_mib: 1024,
             data_mib: 4096,
             extras: Vec::new(),
+            tap: None,
         }
     }
 }
@@ -95,7 +98,7 @@ impl Lab {
         let image = image::build(&options.root.join("cache")).await?;
         let prepared = options.clone();
         let mut lab = tokio::task::spawn_blocking(move || prepare(&prepared, &image)).await??;
-        if options.hosts > 2 {
+        if lab.shared.state().switched {
             lab.start_hub(options)?;
         }
         let hosts = lab.hosts();
@@ -159,7 +162,9 @@ impl Lab {
 
     fn start_hub(&mut self, options: &LabOptions) -> Result<()> {
         match options.lifetime {
-            Lifetime::Owned => self.hub = Some(Hub::start(&self.shared.folder, options.hosts)?),
+            Lifetime::Owned => {
+                self.hub = Some(Hub::start(&self.shared.folder, options.hosts, options.tap.as_ref())?)
+            }
             Lifetime::Detached => {
                 let child = Command::new("setsid")
                     .arg(std::env::current_exe()?)
@@ -233,6 +238,7 @@ fn prepare(options: &LabOptions, image: &Image) -> Result<Lab> {
         token: Uuid::new_v4().simple().to_string(),
         memory_mib: options.memory_mib,
         dom0_memory_mib: options.dom0_memory_mib,
+        switched: options.hosts > 2 || options.tap.is_some(),
         hub: None,
         machines: vec![None; options.hosts],
     };

@@ -29,7 +29,10 @@ pub struct State {
     pub memory_mib: u32,
     /// Memory of each dom0 in MiB.
     pub dom0_memory_mib: u32,
-    /// The process that joins more than two hosts, when it is not the maker.
+    /// Whether a hub lies between the hosts. Default: none does.
+    #[serde(default)]
+    pub switched: bool,
+    /// The process of that hub, when it is not the maker.
     pub hub: Option<ProcessRecord>,
     /// Host 1 comes first. A host that is switched off has no machine.
     pub machines: Vec<Option<Machine>>,
@@ -134,6 +137,7 @@ mod tests {
             token: "t".to_owned(),
             memory_mib: 1,
             dom0_memory_mib: 1,
+            switched: false,
             hub: None,
             machines: vec![Some(machine), None],
         }

@@ -12,7 +12,7 @@ mod xen;
 
 use crate::{
     control_plane::{ControlPlane, Identity},
-    lab::Lab,
+    lab::{Lab, LabHost},
     process::{Process, wait_until},
     programs::repository,
 };
@@ -106,12 +106,21 @@ impl Pool {
         let options = PoolOptions { hosts: hosts.len(), profile, ..PoolOptions::default() };
         let pool = Self::without_agents(control_plane, options, hosts).await?;
         for host in lab.hosts() {
-            let identity = pool.agent_identity(control_plane, &host.name()).await?;
-            let certificate = pool.authority.issue(&host.name())?;
-            xen::start_agent(&host, identity, &certificate, &control_plane.pool_etcd_endpoint()).await?;
+            pool.start_lab_agent(control_plane, &host).await?;
         }
         pool.wait_for_hosts(&control_plane.client().await?).await?;
         Ok(pool)
+    }
+
+    /// Puts configuration and credentials on a host of the lab, which keeps neither when it is switched off, and starts its
+    /// agent.
+    ///
+    /// # Errors
+    /// When the controller has made no access for that host, or it does not answer.
+    pub async fn start_lab_agent(&self, control_plane: &ControlPlane, host: &LabHost) -> Result<()> {
+        let identity = self.agent_identity(control_plane, &host.name()).await?;
+        let certificate = self.authority.issue(&host.name())?;
+        xen::start_agent(host, identity, &certificate, &control_plane.pool_etcd_endpoint()).await
     }
 
     async fn without_agents(

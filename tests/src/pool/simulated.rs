@@ -36,7 +36,8 @@ impl Default for SimulatedHostOptions {
 
 impl SimulatedHostOptions {
     /// Writes `agent.yaml` for `host` into `folder`, where its kubeconfig lies. The host offers the storage location
-    /// `default`, the location `san` that it shares with all other simulated hosts, the uplink `lan` and the kernel `linux`, as the hosts of the Xen lab do.
+    /// `default`, the location `san` that it shares with all other simulated hosts, the uplink `lan`, the
+    /// kernel `linux`, and the network `fast` for migrations, as the hosts of the Xen lab do.
     pub(super) fn write(
         &self,
         host: &str,
@@ -52,7 +53,8 @@ impl SimulatedHostOptions {
             let path = folder.join(name);
             std::fs::write(&path, text).map(|()| path)
         };
-        let address = format!("127.0.0.1:{}", free_port()?);
+        let port = free_port()?;
+        let (address, fast) = (format!("127.0.0.1:{port}"), format!("127.0.0.2:{port}"));
         let config = json!({
             "host": host,
             "kubeconfig": folder.join("kubeconfig"),
@@ -72,6 +74,7 @@ impl SimulatedHostOptions {
             "migration": {
                 "listen": address,
                 "address": address,
+                "networks": {"fast": {"address": fast, "listen": fast}},
                 "certificate": file("migration.crt", &certificate.certificate)?,
                 "key": file("migration.key", &certificate.key)?,
                 "ca": file("migration-ca.crt", &certificate.ca)?,

@@ -30,7 +30,8 @@ pub fn extras() -> Result<Vec<Extra>> {
 }
 
 /// Puts configuration and credentials on the host and starts the agent there. The host offers the storage location
-/// `default`, the location `san` as soon as there is [`SHARED_GROUP`], the uplink `lan` and the kernel `linux`.
+/// `default`, the location `san` as soon as there is [`SHARED_GROUP`], the uplink `lan`, the kernel `linux`, and the network
+/// `fast` for migrations.
 pub(super) async fn start_agent(
     host: &LabHost,
     identity: Identity,
@@ -50,6 +51,7 @@ pub(super) async fn start_agent(
         "migration": {
             "listen": "0.0.0.0:9444",
             "address": format!("{}:9444", host.segment_address()),
+            "networks": {"fast": {"address": format!("{}:9444", host.migration_address())}},
             "certificate": "/etc/kubexen/migration.crt",
             "key": "/etc/kubexen/migration.key",
             "ca": "/etc/kubexen/migration-ca.crt",

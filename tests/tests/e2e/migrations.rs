@@ -10,9 +10,10 @@ use kube::{
     Api, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
-use kubexen_crds::{Domain, MigrationPhase, VirtualMachine, VirtualMachineMigration, condition::find};
+use kubexen_crds::{Domain, Host, MigrationPhase, VirtualMachine, VirtualMachineMigration, condition::find};
 use kubexen_testbed::{pool::PoolOptions, process::wait_until};
 use serde_json::{Value, json};
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 impl Scene {
     pub async fn migrate(&self, name: &str, spec: Value) -> Result<VirtualMachineMigration> {
@@ -151,6 +152,58 @@ async fn a_move_that_is_called_off_leaves_the_guest_where_it_was() -> Result<()>
     let runs = runs_of(&world.pool, &uid)?;
     ensure!(runs.len() == 1 && runs[0].to.is_none(), "the guest did not run on: {runs:?}");
     Ok(())
+}
+
+/// Connections that somebody on this machine has made to this address.
+fn connections_to(address: SocketAddrV4) -> Result<usize> {
+    // proc(5): the address as the bytes in memory, in this machine's order, then the port.
+    let number = u32::from_ne_bytes(address.ip().octets());
+    let remote = format!("{number:08X}:{:04X}", address.port());
+    let table = std::fs::read_to_string("/proc/net/tcp")?;
+    Ok(table.lines().filter(|line| line.split_whitespace().nth(2) == Some(&*remote)).count())
+}
+
+#[tokio::test]
+async fn guests_move_over_the_network_that_the_pool_names_or_not_at_all() -> Result<()> {
+    let mut options = PoolOptions { hosts: 2, ..PoolOptions::default() };
+    options.simulated.migration_bytes_per_second = 16 << 20;
+    let world = World::start(options).await?;
+    let scene = Scene::new(&world, "networks").await?;
+    let pools: Api<kubexen_crds::Pool> = Api::all(scene.client.clone());
+    let policy = json!({"metadata": {"name": "default"}, "spec": {"migration": {"network": "nowhere"}}});
+    pools.create(&PostParams::default(), &serde_json::from_value(policy)?).await?;
+    scene.create_machine("web", json!({"memory": {"size": "128Mi"}})).await?;
+    let source = host(&scene.until_ready_is("web", "True", "Running").await?)?.to_owned();
+    scene.migrate("nowhere", json!({"virtualMachine": "web"})).await?;
+    let refused = scene.until_over("nowhere", MigrationPhase::Failed).await?;
+    let refusal = serde_json::to_string(&refused.status)?;
+    let named = format!("host {source} has no address on the migration network nowhere");
+    ensure!(reason(&refused) == "NotOnMigrationNetwork" && refusal.contains(&named), "{refusal}");
+
+    let policy = Patch::Merge(json!({"spec": {"migration": {"network": "fast"}}}));
+    pools.patch("default", &PatchParams::default(), &policy).await?;
+    let hosts: Api<Host> = Api::all(scene.client.clone());
+    let all = hosts.list(&Default::default()).await?.items;
+    let other = all.iter().find(|host| host.name_any() != source).context("there is one host")?;
+    let migration = other.status.as_ref().and_then(|status| status.migration.as_ref());
+    let fast = migration.context("it takes part in none")?.networks.first().context("no network")?;
+    let address: SocketAddrV4 = fast.address.parse()?;
+    ensure!(fast.name == "fast" && *address.ip() == Ipv4Addr::new(127, 0, 0, 2), "{fast:?}");
+    wait_until("the network is the Pool's", PATIENCE, async || {
+        let pool = pools.get_status("default").await?;
+        let observed = pool.status.and_then(|status| status.observed_generation);
+        ensure!(observed == pool.metadata.generation, "only {observed:?} was seen");
+        Ok(())
+    })
+    .await?;
+    scene.migrate("fast", json!({"virtualMachine": "web", "host": other.name_any()})).await?;
+    wait_until("the guest goes over that network", PATIENCE, async || {
+        ensure!(connections_to(address)? > 0, "nobody is connected to {address}");
+        Ok(())
+    })
+    .await?;
+    scene.until_over("fast", MigrationPhase::Succeeded).await?;
+    nothing_ran_twice(&world.pool).map(drop)
 }
 
 #[tokio::test]

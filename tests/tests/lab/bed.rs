@@ -7,7 +7,8 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use kubexen_crds::{
-    Domain, Network, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineStatus, condition,
+    Domain, Network, Pool as PoolObject, StorageRepository, VirtualDisk, VirtualMachine,
+    VirtualMachineStatus, condition,
     names::{RESTART_REQUESTED_AT, host_namespace},
 };
 use kubexen_testbed::{
@@ -27,7 +28,7 @@ pub const PATIENCE: Duration = Duration::from_secs(240);
 pub struct Bed {
     pub control_plane: ControlPlane,
     pub lab: Lab,
-    _pool: Pool,
+    pub pool: Pool,
 }
 
 /// A test's turn in the suite's world.
@@ -54,12 +55,18 @@ pub async fn alone() -> Turn<RwLockWriteGuard<'static, ()>> {
 /// the control plane's and the lab's own doing.
 async fn bed() -> &'static Bed {
     static SHARED: OnceCell<Bed> = OnceCell::const_new();
-    SHARED.get_or_try_init(start).await.expect("the lab's pool starts")
+    SHARED.get_or_try_init(|| start("suite")).await.expect("the lab's pool starts")
 }
 
-async fn start() -> Result<Bed> {
+/// A turn that no other test shares, and a world of its own for a test that does damage to it.
+pub async fn own_world() -> Result<(RwLockWriteGuard<'static, ()>, Bed)> {
+    let guard = TURNS.write().await;
+    Ok((guard, start("damaged").await?))
+}
+
+async fn start(name: &str) -> Result<Bed> {
     let control_plane = ControlPlane::start(&Options::default()).await?;
-    let mut options = LabOptions::new(format!("suite-{}", std::process::id()));
+    let mut options = LabOptions::new(format!("{name}-{}", std::process::id()));
     options.extras = pool::lab_extras()?;
     let lab = Lab::up(&options).await?;
     let pool = Pool::start_on_lab(&control_plane, &lab, Profile::Debug).await?;
@@ -72,8 +79,11 @@ async fn start() -> Result<Bed> {
     create::<StorageRepository>(&Api::all(client.clone()), repository).await?;
     let shared = json!({"apiVersion": "kubexen.io/v1alpha1", "kind": "StorageRepository",
         "metadata": {"name": "san"}, "spec": {"type": "LVM", "lvm": {"location": "san"}}});
-    create::<StorageRepository>(&Api::all(client), shared).await?;
-    Ok(Bed { control_plane, lab, _pool: pool })
+    create::<StorageRepository>(&Api::all(client.clone()), shared).await?;
+    let policy = json!({"apiVersion": "kubexen.io/v1alpha1", "kind": "Pool", "metadata": {"name": "default"},
+        "spec": {"migration": {"network": "fast"}}});
+    create::<PoolObject>(&Api::all(client), policy).await?;
+    Ok(Bed { control_plane, lab, pool })
 }
 
 async fn create<K>(api: &Api<K>, object: Value) -> Result<K>

@@ -129,7 +129,7 @@ pub(super) fn standing(guest: &Guest, observed: &Observed, now: Timestamp) -> St
     if let Some(standing) = not_running(domain, machine.spec.power_state) {
         return standing;
     }
-    match movable::obstacle(machine, Some(domain), guest.sends) {
+    match movable::obstacle(machine, Some(domain), &guest.sends) {
         Some(cause) => Standing::Hindered(Hindrance::of(&cause)),
         None => after_earlier_tries(guest, now),
     }

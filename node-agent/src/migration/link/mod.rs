@@ -15,6 +15,7 @@
 use async_trait::async_trait;
 use kubexen_ownership::HostName;
 use std::{
+    collections::BTreeMap,
     fmt, io,
     path::PathBuf,
     pin::Pin,
@@ -59,6 +60,11 @@ pub trait MigrationNetwork: Send + Sync + fmt::Debug {
 
     /// Where peers reach this agent, if it takes part in migrations.
     fn address(&self) -> Option<String>;
+
+    /// Where peers reach it on the networks for migrations that its configuration names, by their names.
+    fn networks(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
 }
 
 /// A stream of bytes in both directions, between two agents that know each other's host.

@@ -12,7 +12,7 @@ use super::{CONNECT_LIMIT, Connection, LinkError, MigrationNetwork, WAITING_LIMI
 use crate::config::MigrationConfig;
 use async_trait::async_trait;
 use kubexen_ownership::HostName;
-use std::{io, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -36,7 +36,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 pub struct TlsNetwork {
     config: Arc<MigrationConfig>,
     accepted: Mutex<mpsc::Receiver<(HostName, Connection)>>,
-    _listening: AbortOnDropHandle<()>,
+    _listening: Vec<AbortOnDropHandle<()>>,
 }
 
 impl TlsNetwork {
@@ -46,21 +46,28 @@ impl TlsNetwork {
     /// # Errors
     /// [`LinkError::Credentials`], [`LinkError::Listen`].
     pub async fn listen(config: MigrationConfig) -> Result<Self, LinkError> {
-        let listen = config.listen;
-        let listener = TcpListener::bind(listen)
-            .await
-            .map_err(|source| LinkError::Listen { address: listen.to_string(), source })?;
-        Self::serve(listener, config).await
+        let of_networks = config.networks.values().filter_map(|network| network.listen);
+        let mut listeners = Vec::new();
+        for listen in std::iter::once(config.listen).chain(of_networks) {
+            let listener = TcpListener::bind(listen).await;
+            let refused = |source| LinkError::Listen { address: listen.to_string(), source };
+            listeners.push(listener.map_err(refused)?);
+        }
+        Self::serve(listeners, config).await
     }
 
-    /// As [`TlsNetwork::listen`], on a listener that is there already.
-    async fn serve(listener: TcpListener, config: MigrationConfig) -> Result<Self, LinkError> {
+    /// As [`TlsNetwork::listen`], on listeners that are there already.
+    async fn serve(listeners: Vec<TcpListener>, config: MigrationConfig) -> Result<Self, LinkError> {
         let credentials = Credentials::read(&config).await?;
         credentials.server()?;
         let config = Arc::new(config);
         let (queue, accepted) = mpsc::channel(WAITING_LIMIT);
-        let listening = tokio::spawn(take_up(listener, Arc::clone(&config), queue));
-        Ok(Self { config, accepted: Mutex::new(accepted), _listening: AbortOnDropHandle::new(listening) })
+        let listening = listeners
+            .into_iter()
+            .map(|listener| tokio::spawn(take_up(listener, Arc::clone(&config), queue.clone())))
+            .map(AbortOnDropHandle::new)
+            .collect();
+        Ok(Self { config, accepted: Mutex::new(accepted), _listening: listening })
     }
 
     async fn connect_unlimited(&self, host: &HostName, address: &str) -> Result<Connection, LinkError> {
@@ -106,6 +113,11 @@ impl MigrationNetwork for TlsNetwork {
 
     fn address(&self) -> Option<String> {
         Some(self.config.address.clone())
+    }
+
+    fn networks(&self) -> BTreeMap<String, String> {
+        let networks = self.config.networks.iter();
+        networks.map(|(name, network)| (name.clone(), network.address.clone())).collect()
     }
 }
 

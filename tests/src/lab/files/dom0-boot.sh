@@ -18,6 +18,10 @@ ip link set eth1 up
 ip address add "10.77.0.$number/24" dev xenbr0
 ip address add "10.88.0.$number/24" dev xenbr0
 ip link set xenbr0 up
+modprobe 8021q
+ip link add link eth1 name migrate0 type vlan id 99
+ip address add "10.99.0.$number/24" dev migrate0
+ip link set migrate0 up
 
 # The disks are told apart by the serial numbers that QEMU was given.
 mkdir -p /dev/lab /srv/kubexen

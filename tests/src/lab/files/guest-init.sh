@@ -3,6 +3,8 @@
 #   kubexen.address=10.88.0.5/24            address of eth0
 #   kubexen.agent                           write into xenstore what agents in guests write there
 #   kubexen.babble                          write nonsense there instead
+#   kubexen.beat=10.88.0.255                send a numbered packet there every 100 ms, and do not tick
+#   kubexen.dirty=32                        write to so many MiB of memory over and over
 #   kubexen.exit=poweroff|reboot|crash      how to end, kubexen.exit-after=SECONDS after the start (default 5)
 #   kubexen.log                             write each tick to a sector of its own on the first disk
 # Each writable disk carries a count of the starts that saw it in its second sector: "DISK xvda boots=3 log=40", with the
@@ -16,12 +18,14 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
 while read -r module; do insmod "$module"; done </modules
 
-address= agent= exit_how= exit_after=5 log=
+address= agent= beat= dirty= exit_how= exit_after=5 log=
 for word in $(cat /proc/cmdline); do
     case $word in
     kubexen.address=*) address=${word#*=} ;;
     kubexen.agent) agent=tell ;;
     kubexen.babble) agent=babble ;;
+    kubexen.beat=*) beat=${word#*=} ;;
+    kubexen.dirty=*) dirty=${word#*=} ;;
     kubexen.log) log=xvda ;;
     kubexen.exit=*) exit_how=${word#*=} ;;
     kubexen.exit-after=*) exit_after=${word#*=} ;;
@@ -134,9 +138,11 @@ babble() {
 }
 
 [ -n "$agent" ] && exec 3<>/dev/xen/xenbus
+[ -n "$dirty" ] && while :; do dd if=/dev/zero of=/dirty bs=64k count=$((dirty * 16)) conv=notrunc; done 2>/dev/null &
 
 echo "FLAGS $(sed -n '/^flags/{s/^[^:]*: //p;q}' /proc/cpuinfo) ."
 echo "GUEST up kernel=$(uname -r) type=$(cat /sys/hypervisor/guest_type) address=${address:-none}"
+[ -n "$beat" ] && while :; do ping -q -i 0.1 -s 16 "$beat" >/dev/null; done
 seen=" "
 held=
 tick=0

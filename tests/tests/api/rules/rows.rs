@@ -364,6 +364,7 @@ pub fn bad_on_create() -> Vec<Row> {
             "spec.migration.bandwidth",
             "`bandwidth` must be a quantity of at least \"1Mi\" a second",
         ),
+        row(pool, [("/spec/migration", json!({"network": "Fast"}))], "spec.migration.network", MATCH),
         row(
             volume,
             [("/metadata/name", json!("web-1-root"))],

@@ -15,7 +15,7 @@ use std::{io::Write, net::Ipv4Addr};
 async fn agent(config: MigrationConfig) -> TlsNetwork {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    TlsNetwork::serve(listener, MigrationConfig { address, ..config }).await.unwrap()
+    TlsNetwork::serve(vec![listener], MigrationConfig { address, ..config }).await.unwrap()
 }
 
 async fn connect(from: &TlsNetwork, to: &TlsNetwork, host: &str) -> Result<Connection, LinkError> {
@@ -52,7 +52,7 @@ async fn the_tls_network_keeps_every_promise() {
     let config = MigrationConfig { address: proxy.address(), ..authority.host("xen-2") };
     let hosts = Hosts {
         first: agent(authority.host("xen-1")).await,
-        second: TlsNetwork::serve(listener, config).await.unwrap(),
+        second: TlsNetwork::serve(vec![listener], config).await.unwrap(),
         proxy,
     };
     conformance::every_promise_holds(&hosts).await;

@@ -4,7 +4,10 @@ use crate::config::MigrationConfig;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
 };
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+};
 use tempfile::TempDir;
 use tokio_rustls::rustls::{
     RootCertStore,
@@ -57,6 +60,7 @@ impl Authority {
             certificate: write("certificate.pem", certificate.pem()),
             key: write("key.pem", key.serialize_pem()),
             ca: write("ca.pem", self.issuer.pem()),
+            networks: BTreeMap::new(),
         }
     }
 }
