@@ -3,11 +3,14 @@
 
 use super::{address, apply::domain_name, live::targets};
 use crate::{
+    placement::ImageNeed,
     pool::level::level,
     view::{View, has_finalizer, host_of_namespace, is_deleting, uid},
 };
 use kubexen_crds::{
-    ByteQuantity, DomainCloudInit, StorageRepository, VirtualDisk, VirtualMachine, Volume,
+    ByteQuantity, Cd, DomainCd, DomainCloudInit, DomainImage, StorageRepository, VirtualDisk, VirtualMachine,
+    Volume,
+    cd::CD_TARGETS,
     cloud_init::{USER_DATA, seed_secret_name},
     domain::{DomainDisk, DomainInterface, Machine, SharedDisk},
     names::host_object_name,
@@ -31,6 +34,8 @@ pub(crate) struct Resolved {
     pub(crate) disks: Vec<Disk>,
     /// Its networks, in the order of its interfaces.
     pub(crate) networks: Vec<Network>,
+    /// The images in its CD drives.
+    pub(crate) images: Vec<ImageNeed>,
 }
 
 /// A disk of a machine.
@@ -103,6 +108,8 @@ pub(crate) enum Problem {
     NetworkNotFound { network: String },
     /// A network is being deleted.
     NetworkDeleting { network: String },
+    /// The repository of an image does not exist.
+    ImageRepositoryNotFound { repository: String, image: String },
     /// The Secret with the user data does not exist.
     SecretNotFound { secret: String, namespace: String },
     /// The Secret has no user data.
@@ -125,6 +132,7 @@ impl Problem {
             Self::RepositoryNotFound { .. } => "RepositoryNotFound",
             Self::NetworkNotFound { .. } => "NetworkNotFound",
             Self::NetworkDeleting { .. } => "NetworkDeleting",
+            Self::ImageRepositoryNotFound { .. } => "RepositoryNotFound",
             Self::SecretNotFound { .. } => "SecretNotFound",
             Self::SecretKeyMissing { .. } => "SecretKeyMissing",
             Self::Malformed { .. } => "InvalidSpec",
@@ -163,6 +171,9 @@ impl Problem {
             Self::NetworkDeleting { network } => {
                 format!("Network {network} is being deleted: change `spec.interfaces`")
             }
+            Self::ImageRepositoryNotFound { repository, image } => format!(
+                "StorageRepository {repository} of image {image} does not exist: create it, or change `spec.cds`"
+            ),
             Self::SecretNotFound { secret, namespace } => format!(
                 "Secret {secret} does not exist in namespace {namespace}: create it, or change `spec.cloudInit`"
             ),
@@ -186,6 +197,7 @@ impl Problem {
             | Self::RepositoryNotFound { .. }
             | Self::NetworkNotFound { .. }
             | Self::NetworkDeleting { .. }
+            | Self::ImageRepositoryNotFound { .. }
             | Self::SecretNotFound { .. }
             | Self::SecretKeyMissing { .. } => false,
         }
@@ -205,6 +217,7 @@ impl Problem {
             | Self::RepositoryNotFound { .. }
             | Self::NetworkNotFound { .. }
             | Self::NetworkDeleting { .. }
+            | Self::ImageRepositoryNotFound { .. }
             | Self::Malformed { .. } => None,
         }
     }
@@ -216,6 +229,7 @@ pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved,
         machine: without_devices(view, machine)?,
         disks: Vec::with_capacity(machine.spec.disks.len()),
         networks: Vec::with_capacity(machine.spec.interfaces.len()),
+        images: Vec::new(),
     };
     let mut seen = BTreeSet::new();
     for (entry, target) in machine.spec.disks.iter().zip(targets()) {
@@ -231,6 +245,11 @@ pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved,
         resolved.machine.interfaces.push(domain_interface(view, machine, interface, &network.uplink, index));
         resolved.networks.push(network);
     }
+    for (entry, target) in machine.spec.cds.iter().zip(CD_TARGETS) {
+        let need = image(view, entry)?;
+        resolved.machine.cds.push(domain_cd(entry, need.as_ref(), target));
+        resolved.images.extend(need);
+    }
     Ok(resolved)
 }
 
@@ -239,12 +258,14 @@ pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved,
 pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, present: &Machine) -> Resolved {
     let mut resolved = Resolved {
         machine: without_devices(view, machine).unwrap_or_else(|_| Machine {
+            cds: Vec::new(),
             disks: Vec::new(),
             interfaces: Vec::new(),
             ..present.clone()
         }),
         disks: Vec::new(),
         networks: Vec::new(),
+        images: Vec::new(),
     };
     for (entry, target) in machine.spec.disks.iter().zip(targets()) {
         match disk(view, machine, entry) {
@@ -271,7 +292,43 @@ pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, present: &M
             }
         }
     }
+    for (entry, target) in machine.spec.cds.iter().zip(CD_TARGETS) {
+        match image(view, entry) {
+            Ok(need) => {
+                resolved.machine.cds.push(domain_cd(entry, need.as_ref(), target));
+                resolved.images.extend(need);
+            }
+            Err(_) => {
+                let old = present.cds.iter().find(|old| old.name == entry.name);
+                resolved.machine.cds.extend(old.cloned());
+            }
+        }
+    }
     resolved
+}
+
+/// The image that is to be in a drive, if there is to be one.
+fn image(view: &View, entry: &Cd) -> Result<Option<ImageNeed>, Problem> {
+    let Some(image) = &entry.image else { return Ok(None) };
+    let found = view.repositories.get(&Key::cluster(&image.repository));
+    let usable = found.as_deref().filter(|repository| !is_deleting(*repository));
+    match usable.and_then(|repository| location(repository).map(|location| (repository, location))) {
+        Some((repository, location)) => Ok(Some(ImageNeed {
+            repository: image.repository.clone(),
+            location: location.to_owned(),
+            image: image.name.clone(),
+            selector: repository.spec.host_selector.clone(),
+        })),
+        None => Err(Problem::ImageRepositoryNotFound {
+            repository: image.repository.clone(),
+            image: image.name.clone(),
+        }),
+    }
+}
+
+fn domain_cd(entry: &Cd, need: Option<&ImageNeed>, target: &str) -> DomainCd {
+    let image = need.map(|need| DomainImage { location: need.location.clone(), name: need.image.clone() });
+    DomainCd { name: entry.name.clone(), target: target.to_owned(), image }
 }
 
 /// What a machine is made of besides its disks and interfaces.
@@ -296,6 +353,7 @@ fn without_devices(view: &View, machine: &VirtualMachine) -> Result<Machine, Pro
         boot: spec.boot.clone(),
         cpu_level: level(view).and_then(|level| level.of(spec.boot.type_).cloned()),
         disks: Vec::new(),
+        cds: Vec::new(),
         interfaces: Vec::new(),
         cloud_init: machine.spec.cloud_init.as_ref().map(|wanted| DomainCloudInit {
             secret: seed_secret_name(&domain_name(machine)),

@@ -49,6 +49,7 @@ fn vm() -> VirtualMachine {
             placement: Placement::default(),
             lifecycle: Lifecycle::default(),
             cloud_init: None,
+            cds: Vec::new(),
         },
         status: None,
     }
@@ -65,6 +66,7 @@ fn machine() -> Machine {
         boot: boot(),
         cpu_level: None,
         cloud_init: None,
+        cds: Vec::new(),
         disks: Vec::new(),
         interfaces: vec![DomainInterface {
             name: "eth0".to_owned(),
@@ -77,7 +79,7 @@ fn machine() -> Machine {
 }
 
 fn resolved() -> Resolved {
-    Resolved { machine: machine(), disks: Vec::new(), networks: Vec::new() }
+    Resolved { machine: machine(), disks: Vec::new(), networks: Vec::new(), images: Vec::new() }
 }
 
 fn domain_on(host: &str) -> Domain {

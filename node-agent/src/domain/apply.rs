@@ -1,7 +1,7 @@
 //! Carrying out one step of a plan.
 
 use super::{
-    Domains, MANAGER, ReconcileError,
+    Domains, MANAGER, ReconcileError, cds,
     decide::{DestroyReason, Plan},
     move_steps,
     observe::Observed,
@@ -164,6 +164,9 @@ async fn confirm_departed(domains: &Domains, uuid: Uuid) -> Result<(), Reconcile
 async fn detach(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<(), ReconcileError> {
     for volume in resolve::volumes(domains, domain).into_iter().flatten() {
         domains.storage.detach(&volume).await?;
+    }
+    if !domain.spec.machine.cds.is_empty() {
+        cds::release_unused(domains, Some(domain)).await?;
     }
     Ok(domains.seeds.remove(uuid).await?)
 }

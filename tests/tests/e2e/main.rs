@@ -3,6 +3,7 @@
 //! The tests of one machine's life share one pool, each in a namespace of its own. Those that do damage, and those that
 //! count every write, have a pool and a control plane of their own.
 
+mod cds;
 mod changes;
 mod cloud_init;
 mod cpu_levels;
