@@ -2,6 +2,7 @@
 
 use crate::{
     boot::Boot,
+    cd::DomainCd,
     cloud_init::DomainCloudInit,
     condition::conditions_schema,
     cpu::FeatureSet,
@@ -68,6 +69,7 @@ pub struct DomainSpec {
     #[x_kube(validation = Rule::new("self.maxMemory == oldSelf.maxMemory").message("`maxMemory` must not change: delete this Domain and make another"))]
     #[x_kube(validation = Rule::new("has(self.cloudInit) == has(oldSelf.cloudInit) && (!has(self.cloudInit) || self.cloudInit == oldSelf.cloudInit)").message("`cloudInit` must not change: delete this Domain and make another"))]
     #[x_kube(validation = Rule::new("!has(self.cloudInit) || !has(self.disks) || self.disks.all(disk, disk.target != 'xvdp')").message("`disks` must not have the target \"xvdp\" when `cloudInit` is set: the seed has it"))]
+    #[x_kube(validation = Rule::new("!has(self.cds) || !has(self.disks) || self.cds.all(cd, self.disks.all(disk, disk.target != cd.target))").message("`cds` must not have a `target` of `disks`"))]
     #[x_kube(validation = Rule::new("self.cpus <= self.maxCpus").message("`cpus` must not exceed `maxCpus`"))]
     pub machine: Machine,
     /// What happens when the guest stops. Default: the defaults of its fields.
@@ -146,6 +148,13 @@ pub struct Machine {
         .message("`disks` must not have one `target` twice"))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub disks: Vec<DomainDisk>,
+    /// CD drives, at most 2. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2))]
+    #[x_kube(validation = Rule::new("self.all(one, self.exists_one(other, other.target == one.target))")
+        .message("`cds` must not have one `target` twice"))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub cds: Vec<DomainCd>,
     /// Interfaces in the guest's order, at most 8. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]

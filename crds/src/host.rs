@@ -225,6 +225,11 @@ pub struct Location {
     /// Whether other hosts may see the same disks. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shared: bool,
+    /// Images for CD drives that lie here, sorted, at most 128. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), inner(length(max = 128)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub images: Vec<String>,
     /// What the storage itself is called: locations of several hosts that are shared and have the same `id` are one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]

@@ -10,6 +10,7 @@
 //! schemas, so that the API server refuses bad input with no component of ours in the write path.
 
 pub mod boot;
+pub mod cd;
 pub mod cloud_init;
 pub mod condition;
 pub mod cpu;
@@ -32,6 +33,7 @@ pub mod virtual_machine_migration;
 pub mod volume;
 
 pub use boot::{Boot, BootType, Firmware, Kernel};
+pub use cd::{Cd, DomainCd, DomainImage, Image};
 pub use cloud_init::{CloudInit, DomainCloudInit};
 pub use cpu::{FeatureSet, FeatureSets};
 pub use domain::{Domain, DomainSpec, DomainStatus};

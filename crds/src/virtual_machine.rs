@@ -3,6 +3,7 @@
 pub use crate::guest_size::{Cpu, Memory};
 use crate::{
     boot::Boot,
+    cd::Cd,
     cloud_init::CloudInit,
     condition::conditions_schema,
     domain::Machine,
@@ -49,6 +50,9 @@ use serde::{Deserialize, Serialize};
 #[x_kube(validation = Rule::new("has(self.boot.kernel) || (has(self.disks) && size(self.disks) > 0)")
     .message("`disks` must name a disk to boot from: there is no `boot.kernel`")
     .field_path(".disks"))]
+#[x_kube(validation = Rule::new("!has(self.cds) || size(self.cds) == 0 || !has(self.disks) || size(self.disks) <= 13")
+    .message("`disks` must not exceed 13 when there are `cds`: the guest sees them behind its disks")
+    .field_path(".disks"))]
 #[x_kube(validation = Rule::new("!has(self.cloudInit) || !has(self.disks) || size(self.disks) <= 15")
     .message("`disks` must not exceed 15 when `cloudInit` is set: the guest sees its seed as the last one")
     .field_path(".disks"))]
@@ -89,6 +93,12 @@ pub struct VirtualMachineSpec {
         .message("`disks` must not have one `bootOrder` twice"))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub disks: Vec<Disk>,
+    /// CD drives, at most 2. Default: none. The guest sees the image in the first as the read-only disk `xvdo`, in the
+    /// second as `xvdn`. While it runs images are changed and ejected, and drives are added and removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub cds: Vec<Cd>,
     /// Network interfaces, at most 8. Default: none. At the start the guest sees them in this order (`eth0`, `eth1` …).
     /// While it runs interfaces are added, removed, moved to another network and limited; a change of `mac` takes
     /// effect at the next restart.

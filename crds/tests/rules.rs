@@ -158,6 +158,8 @@ fn a_virtual_machine_is_held_to_its_rules() {
             &[("/spec/interfaces/0/rateLimit", json!("100Gi"))],
             &[("/spec/boot", json!({"type": "HVM"}))],
             &[("/spec/disks", disks(16))],
+            &[("/spec/cds", json!([])), ("/spec/disks", disks(16))],
+            &[("/spec/cds", json!([{"name": "cd"}])), ("/spec/disks", disks(13))],
             &[("/spec/cloudInit", user_data.clone()), ("/spec/disks", disks(15))],
             &[("/spec/cloudInit", user_data.clone()), ("/spec/disks", Value::Null)],
             &[("/spec/boot", json!({"type": "HVM", "firmware": "UEFI"}))],
@@ -227,6 +229,10 @@ fn a_virtual_machine_is_held_to_its_rules() {
             (
                 &[("/spec/disks/0/bootOrder", json!(1)), ("/spec/disks/1/bootOrder", json!(1))],
                 "`disks` must not have one `bootOrder` twice",
+            ),
+            (
+                &[("/spec/cds", json!([{"name": "cd"}])), ("/spec/disks", disks(14))],
+                "`disks` must not exceed 13 when there are `cds`: the guest sees them behind its disks",
             ),
             (
                 &[("/spec/cloudInit", user_data.clone()), ("/spec/disks", disks(16))],
@@ -501,6 +507,20 @@ fn a_domain_is_held_to_its_rules() {
             ),
             (&[("/spec/machine/cpus", json!(5))], "`cpus` must not exceed `maxCpus`"),
             (
+                &[(
+                    "/spec/machine/cds",
+                    json!([{"name": "one", "target": "xvdo"}, {"name": "two", "target": "xvdo"}]),
+                )],
+                "`cds` must not have one `target` twice",
+            ),
+            (
+                &[
+                    ("/spec/machine/cds", json!([{"name": "one", "target": "xvdo"}])),
+                    ("/spec/machine/disks/0/target", json!("xvdo")),
+                ],
+                "`cds` must not have a `target` of `disks`",
+            ),
+            (
                 &[
                     (
                         "/spec/machine/cloudInit",
@@ -521,6 +541,7 @@ fn a_domain_is_held_to_its_rules() {
             &[("/spec/machine/cpus", json!(3)), ("/spec/machine/memory", json!("2Gi"))],
             &[("/spec/machine/cpuWeight", json!(512)), ("/spec/machine/cpuCapPercent", json!(150))],
             &[("/spec/machine/disks/0/detach", json!(true))],
+            &[("/spec/machine/cds", json!([{"name": "one", "target": "xvdo"}]))],
             &[("/spec/machine/disks", json!([])), ("/spec/machine/interfaces", json!([]))],
             &[("/spec/machine/interfaces/0/rateLimit", json!("10Mi"))],
         ],

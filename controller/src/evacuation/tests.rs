@@ -85,6 +85,7 @@ fn guest(name: &str) -> Guest {
             placement: Placement::default(),
             lifecycle: Lifecycle::default(),
             cloud_init: None,
+            cds: Vec::new(),
         },
         status: None,
     };
@@ -108,6 +109,7 @@ fn guest(name: &str) -> Guest {
                 boot: boot(),
                 cpu_level: None,
                 cloud_init: None,
+                cds: Vec::new(),
                 disks: Vec::new(),
                 interfaces: Vec::new(),
             },
@@ -134,6 +136,7 @@ fn guest(name: &str) -> Guest {
         selector: HostSelector::default(),
         anti_affinity: None,
         networks: Vec::new(),
+        images: Vec::new(),
         disks: Vec::new(),
         moves,
         avoid: None,

@@ -48,6 +48,7 @@ fn machine() -> VirtualMachine {
             placement: Placement::default(),
             lifecycle: Lifecycle::default(),
             cloud_init: None,
+            cds: Vec::new(),
         },
         status: None,
     }
@@ -112,6 +113,7 @@ fn domain(host: &str) -> Domain {
                 boot: boot(),
                 cpu_level: None,
                 cloud_init: None,
+                cds: Vec::new(),
                 disks: Vec::new(),
                 interfaces: Vec::new(),
             },

@@ -124,6 +124,11 @@ impl<'a> Batch<'a> {
                 }
             }
         }
+        for need in &request.images {
+            require(Condition::Image(&need.location, &need.image, Selector(&need.selector)), &|| {
+                Reason::ImageMissing(need.image.clone(), need.repository.clone())
+            });
+        }
         for need in &request.networks {
             require(Condition::Uplink(&need.uplink, Selector(&need.selector)), &|| {
                 Reason::NetworkNotAttached(need.network.clone())

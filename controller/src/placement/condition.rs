@@ -35,6 +35,8 @@ pub(super) enum Condition<'a> {
     Location(&'a str, bool, Selector<'a>),
     /// The storage location is there, and this shared storage stands behind it, on a host that the repository is for.
     Storage(&'a str, &'a str, Selector<'a>),
+    /// The image is in this location, on a host that the repository is for.
+    Image(&'a str, &'a str, Selector<'a>),
     /// The uplink is there, on a host that the network is for.
     Uplink(&'a str, Selector<'a>),
 }
@@ -61,6 +63,10 @@ impl Condition<'_> {
             Self::Storage(location, storage, selector) => {
                 let is_it = |room: &Room| room.storage.as_deref() == Some(storage);
                 host.locations.get(location).is_some_and(is_it) && selector.0.matches(&host.labels)
+            }
+            Self::Image(location, image, selector) => {
+                host.images.get(location).is_some_and(|images| images.contains(image))
+                    && selector.0.matches(&host.labels)
             }
             Self::Uplink(uplink, selector) => {
                 host.uplinks.contains(uplink) && selector.0.matches(&host.labels)

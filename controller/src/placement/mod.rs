@@ -23,7 +23,7 @@
 //! 6. its catalogue has the kernel, or the boot loader is there that boots guests of this mode from their disks; and the
 //!    firmware is there that the guest starts with
 //! 7. disk by disk: the host is where the disk is, or reaches the shared storage that it is on, or has the repository
-//!    attached that the disk will be made in
+//!    attached that the disk will be made in; image by image: it is there
 //! 8. network by network: it is attached
 //! 9. required anti-affinity: no guest of the group is here
 //! 10. disk by disk: the location has room, the request's earlier disks there included
@@ -120,6 +120,8 @@ pub struct HostView {
     pub cpu_features: FeatureSets,
     /// Storage locations that can be used, by name.
     pub locations: BTreeMap<String, Room>,
+    /// Images for CD drives, by location.
+    pub images: BTreeMap<String, BTreeSet<String>>,
     /// Uplinks that are up.
     pub uplinks: BTreeSet<String>,
     /// Names in the kernel catalogue.
@@ -186,6 +188,8 @@ pub struct Request {
     pub networks: Vec<NetworkNeed>,
     /// Disks that must be reachable.
     pub disks: Vec<DiskNeed>,
+    /// Images that must be there.
+    pub images: Vec<ImageNeed>,
     /// Whether the guest runs already, and is to come from another host.
     pub moves: bool,
     /// Host that is taken only if no other fits.
@@ -200,6 +204,19 @@ pub struct NetworkNeed {
     /// Uplink that the host must have.
     pub uplink: String,
     /// Hosts that the Network is for.
+    pub selector: HostSelector,
+}
+
+/// An image that a guest needs in a CD drive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageNeed {
+    /// Name of the StorageRepository, for the message.
+    pub repository: String,
+    /// Location that the host must have.
+    pub location: String,
+    /// Name that the host must have there.
+    pub image: String,
+    /// Hosts that the StorageRepository is for.
     pub selector: HostSelector,
 }
 
@@ -237,6 +254,15 @@ pub enum DiskNeed {
         /// Hosts that the StorageRepository is for.
         selector: HostSelector,
     },
+}
+
+impl HostView {
+    /// Whether the image is there, on a host that its repository is for.
+    #[must_use]
+    pub fn has_image(&self, need: &ImageNeed) -> bool {
+        self.images.get(&need.location).is_some_and(|images| images.contains(&need.image))
+            && need.selector.matches(&self.labels)
+    }
 }
 
 /// What became of a request.

@@ -32,6 +32,8 @@ pub enum Reason {
     DiskElsewhere(String),
     /// It has not attached this repository.
     RepositoryNotAttached(String),
+    /// It does not have this image of this repository.
+    ImageMissing(String, String),
     /// It has not attached this network.
     NetworkNotAttached(String),
     /// A guest of the same anti-affinity group is here.
@@ -67,6 +69,9 @@ impl fmt::Display for Reason {
             Self::FirmwareMissing(Firmware::Uefi) => f.write_str("UEFI not installed"),
             Self::DiskElsewhere(disk) => write!(f, "disk {disk} is on another host"),
             Self::RepositoryNotAttached(repository) => write!(f, "repository {repository} not attached"),
+            Self::ImageMissing(image, repository) => {
+                write!(f, "image {image} of repository {repository} missing")
+            }
             Self::NetworkNotAttached(network) => write!(f, "network {network} not attached"),
             Self::AntiAffinity => f.write_str("anti-affinity"),
             Self::RepositoryFull(repository) => write!(f, "room in repository {repository}"),

@@ -24,6 +24,7 @@ pub(super) fn host(name: &str) -> HostView {
         vcpus_used: 0,
         cpu_features: features(&["avx", "avx2"]),
         locations: [("ssd".to_owned(), Room { capacity: 100 * GIB, used: 0, storage: None })].into(),
+        images: BTreeMap::new(),
         uplinks: ["lan".to_owned()].into(),
         kernels: ["debian-12".to_owned()].into(),
         boot_loaders: [BootType::Pvh, BootType::Pv].into(),
@@ -51,6 +52,7 @@ pub(super) fn guest(name: &str) -> Request {
         anti_affinity: None,
         networks: vec![network("prod", "lan", &[])],
         disks: vec![new_disk("fast", "ssd", false, 10 * GIB)],
+        images: Vec::new(),
         moves: false,
         avoid: None,
     }
@@ -268,6 +270,24 @@ fn a_host_counts_once_under_the_first_reason() {
     hopeless.memory_allocatable = 0;
     hopeless.uplinks.clear();
     assert_eq!(message(&snapshot(vec![hopeless]), guest("web-1")), "0/1 hosts fit: 1 not schedulable");
+}
+
+#[test]
+fn a_guest_goes_where_its_image_is() {
+    let image = |name: &str| ImageNeed {
+        repository: "isos".to_owned(),
+        location: "ssd".to_owned(),
+        image: name.to_owned(),
+        selector: selector(&[]),
+    };
+    let mut hosts = [host("xen-1"), host("xen-2")];
+    hosts[1].images = [("ssd".to_owned(), ["debian.iso".to_owned()].into())].into();
+    let snapshot = Snapshot { hosts: hosts.into(), policy: PlacementPolicy::default() };
+    let with = |name| Request { images: vec![image(name)], ..guest("web") };
+    let verdicts = place(&snapshot, &[with("debian.iso"), with("other.iso")]);
+    assert_eq!(verdicts[0], Verdict::Placed { host: "xen-2".to_owned() });
+    let Verdict::Unplaced(why) = &verdicts[1] else { panic!("{verdicts:?}") };
+    assert_eq!(why.to_string(), "0/2 hosts fit: 2 image other.iso of repository isos missing");
 }
 
 #[test]

@@ -358,6 +358,7 @@ fn candidate(machine: &VirtualMachine, resolved: &Resolved) -> Candidate {
             })
             .collect(),
         disks: needs,
+        images: resolved.images.clone(),
         moves: false,
         avoid: None,
         key,

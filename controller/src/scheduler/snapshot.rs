@@ -63,6 +63,11 @@ fn host_view(view: &View, host: &Host) -> HostView {
         cpus: status.cpu.and_then(|cpu| u32::try_from(cpu.count).ok()).unwrap_or(0),
         vcpus_used: 0,
         cpu_features: cpu_features.unwrap_or_default(),
+        images: status
+            .locations
+            .iter()
+            .map(|location| (location.name.clone(), location.images.iter().cloned().collect()))
+            .collect(),
         locations: status
             .locations
             .into_iter()

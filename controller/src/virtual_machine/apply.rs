@@ -270,7 +270,7 @@ fn adjustment(change: Adjustment) -> Result<Value, Error> {
 
 /// JSON leaves an empty list out, but a merge patch has to say that the list goes.
 fn replacing(mut machine: Value) -> Value {
-    for list in ["disks", "interfaces"] {
+    for list in ["disks", "cds", "interfaces"] {
         if machine.get(list).is_none() {
             machine[list] = Value::Null;
         }

@@ -8,11 +8,12 @@
 
 use super::references::{Disk, Resolved, Site};
 use crate::{
-    placement::{HostView, Room},
+    placement::{HostView, ImageNeed, Room},
     scheduler::{HostRoom, domain_memory},
 };
 use kubexen_crds::{
-    ByteQuantity, Domain, VirtualMachineSpec,
+    ByteQuantity, Domain, DomainCd, DomainImage, VirtualMachineSpec,
+    cd::CD_TARGETS,
     cloud_init::SEED_TARGET,
     domain::{DomainDisk, DomainInterface, Machine},
     names::host_object_name,
@@ -61,7 +62,8 @@ pub(crate) fn needs_room(wanted: &Machine, present: &Machine) -> bool {
     let has_disk = |disk: &DomainDisk| present.disks.iter().any(|other| other.name == disk.name);
     let has_uplink =
         |interface: &DomainInterface| present.interfaces.iter().any(|other| other.uplink == interface.uplink);
-    grows || !wanted.disks.iter().all(has_disk) || !wanted.interfaces.iter().all(has_uplink)
+    let new_image = wanted.cds.iter().any(|cd| cd.image.is_some() && !present.cds.contains(cd));
+    grows || new_image || !wanted.disks.iter().all(has_disk) || !wanted.interfaces.iter().all(has_uplink)
 }
 
 /// What to make of a machine that asks for `wanted` and has a Domain.
@@ -87,6 +89,7 @@ pub(crate) fn change(
             change.restart.push(field.to_owned());
         }
     }
+    change_cds(&mut change, wanted, present, around);
     change_disks(&mut change, wanted, domain, around);
     change_interfaces(&mut change, &wanted.machine.interfaces, present, around);
     change
@@ -189,7 +192,7 @@ fn change_disks(change: &mut Change, wanted: &Resolved, domain: &Domain, around:
         if next.iter().any(|disk| disk.name == entry.name) {
             continue;
         }
-        let free = free_target(&next, domain.spec.machine.cloud_init.is_some());
+        let free = free_target(&next, &change.next);
         match target_for(entry, wanted, free, around) {
             Ok((target, new)) => {
                 change.new_disks.extend(new);
@@ -215,10 +218,12 @@ fn is_detached(domain: &Domain, disk: &str) -> bool {
     })
 }
 
-/// A name that no disk has, and that is not the seed's.
-fn free_target(present: &[DomainDisk], has_seed: bool) -> Option<String> {
+/// A name that no disk has, and that is neither a CD drive's nor the seed's.
+fn free_target(present: &[DomainDisk], machine: &Machine) -> Option<String> {
     let is_taken = |target: &String| {
-        present.iter().any(|disk| disk.target == *target) || (has_seed && target == SEED_TARGET)
+        present.iter().any(|disk| disk.target == *target)
+            || machine.cds.iter().any(|cd| cd.target == *target)
+            || (machine.cloud_init.is_some() && target == SEED_TARGET)
     };
     targets().find(|target| !is_taken(target))
 }
@@ -305,6 +310,44 @@ fn not_attached(disk: &Disk, key: &Key, around: &Surroundings<'_>) -> Result<boo
 /// `xvda` to `xvdp`: the API allows 16 disks.
 pub(crate) fn targets() -> impl Iterator<Item = String> {
     ('a'..='p').map(|letter| format!("xvd{letter}"))
+}
+
+/// Drives keep their names; what is in them changes as soon as the host has it.
+fn change_cds(change: &mut Change, wanted: &Resolved, present: &Machine, around: &Surroundings<'_>) {
+    let mut next: Vec<DomainCd> = Vec::new();
+    for entry in &wanted.machine.cds {
+        let old = present.cds.iter().find(|old| old.name == entry.name);
+        let is_taken = |target: &str| {
+            next.iter().chain(&present.cds).any(|cd| cd.target == target)
+                || present.disks.iter().any(|disk| disk.target == target)
+        };
+        let free = || CD_TARGETS.into_iter().find(|target| !is_taken(target)).map(str::to_owned);
+        let Some(target) = old.map(|old| old.target.clone()).or_else(free) else {
+            let message =
+                format!("drive {} is added at the next restart, or when a disk is removed", entry.name);
+            change.held("TooManyDisks", message);
+            continue;
+        };
+        let image = match (&entry.image, old.and_then(|old| old.image.as_ref())) {
+            (Some(image), before) if Some(image) != before && !has_image(wanted, image, around) => {
+                let message = format!(
+                    "host {} has no image {} for drive {}: put it there, or change `spec.cds`",
+                    around.host, image.name, entry.name
+                );
+                change.held("ImageMissing", message);
+                before.cloned()
+            }
+            (image, _) => image.clone(),
+        };
+        next.push(DomainCd { name: entry.name.clone(), target, image });
+    }
+    change.next.cds = next;
+}
+
+fn has_image(wanted: &Resolved, image: &DomainImage, around: &Surroundings<'_>) -> bool {
+    let is_it = |need: &&ImageNeed| need.location == image.location && need.image == image.name;
+    let need = wanted.images.iter().find(is_it);
+    need.zip(around.room).is_some_and(|(need, room)| room.host.has_image(need))
 }
 
 fn change_interfaces(

@@ -8,11 +8,14 @@ use super::{
     suspension::{saved_machine, saved_state, state_disk_key},
 };
 use crate::{
+    placement::ImageNeed,
     pool::level::level,
     view::{View, has_finalizer, host_of_namespace, is_deleting, uid, user_key},
 };
 use kubexen_crds::{
-    ByteQuantity, DomainCloudInit, StorageRepository, VirtualDisk, VirtualMachine, Volume,
+    ByteQuantity, Cd, DomainCd, DomainCloudInit, DomainImage, StorageRepository, VirtualDisk, VirtualMachine,
+    Volume,
+    cd::CD_TARGETS,
     cloud_init::{USER_DATA, seed_secret_name},
     domain::{DomainDisk, DomainInterface, Machine, SavedState, SharedDisk},
     names::host_object_name,
@@ -38,6 +41,8 @@ pub(crate) struct Resolved {
     pub(crate) networks: Vec<Network>,
     /// Where its guest is saved, if it is to be resumed from there; that disk is one of `disks`.
     pub(crate) saved_state: Option<SavedState>,
+    /// The images in its CD drives.
+    pub(crate) images: Vec<ImageNeed>,
 }
 
 /// A disk of a machine.
@@ -112,6 +117,8 @@ pub(crate) enum Problem {
     NetworkNotFound { network: String },
     /// A network is being deleted.
     NetworkDeleting { network: String },
+    /// The repository of an image does not exist.
+    ImageRepositoryNotFound { repository: String, image: String },
     /// The Secret with the user data does not exist.
     SecretNotFound { secret: String, namespace: String },
     /// The Secret has no user data.
@@ -135,6 +142,7 @@ impl Problem {
             Self::RepositoryNotFound { .. } => "RepositoryNotFound",
             Self::NetworkNotFound { .. } => "NetworkNotFound",
             Self::NetworkDeleting { .. } => "NetworkDeleting",
+            Self::ImageRepositoryNotFound { .. } => "RepositoryNotFound",
             Self::SecretNotFound { .. } => "SecretNotFound",
             Self::SecretKeyMissing { .. } => "SecretKeyMissing",
             Self::Malformed { .. } => "InvalidSpec",
@@ -177,6 +185,9 @@ impl Problem {
             Self::NetworkDeleting { network } => {
                 format!("Network {network} is being deleted: change `spec.interfaces`")
             }
+            Self::ImageRepositoryNotFound { repository, image } => format!(
+                "StorageRepository {repository} of image {image} does not exist: create it, or change `spec.cds`"
+            ),
             Self::SecretNotFound { secret, namespace } => format!(
                 "Secret {secret} does not exist in namespace {namespace}: create it, or change `spec.cloudInit`"
             ),
@@ -200,6 +211,7 @@ impl Problem {
             | Self::RepositoryNotFound { .. }
             | Self::NetworkNotFound { .. }
             | Self::NetworkDeleting { .. }
+            | Self::ImageRepositoryNotFound { .. }
             | Self::SecretNotFound { .. }
             | Self::SecretKeyMissing { .. } => false,
         }
@@ -220,6 +232,7 @@ impl Problem {
             | Self::RepositoryNotFound { .. }
             | Self::NetworkNotFound { .. }
             | Self::NetworkDeleting { .. }
+            | Self::ImageRepositoryNotFound { .. }
             | Self::Malformed { .. } => None,
         }
     }
@@ -232,6 +245,7 @@ pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved,
         disks: Vec::with_capacity(machine.spec.disks.len()),
         networks: Vec::with_capacity(machine.spec.interfaces.len()),
         saved_state: None,
+        images: Vec::new(),
     };
     let mut seen = BTreeSet::new();
     for (entry, target) in in_boot_order(&machine.spec.disks).zip(targets()) {
@@ -246,6 +260,11 @@ pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved,
         let network = network(view, &interface.network)?;
         resolved.machine.interfaces.push(domain_interface(view, machine, interface, &network.uplink, index));
         resolved.networks.push(network);
+    }
+    for (entry, target) in machine.spec.cds.iter().zip(CD_TARGETS) {
+        let need = image(view, entry)?;
+        resolved.machine.cds.push(domain_cd(entry, need.as_ref(), target));
+        resolved.images.extend(need);
     }
     Ok(resolved)
 }
@@ -286,9 +305,17 @@ fn resolve_suspended(
     Ok(Resolved {
         machine: suspended.machine.clone(),
         networks: networks.collect(),
+        images: suspended.machine.cds.iter().filter_map(saved_image).collect(),
         saved_state: Some(saved_state(&memory)),
         disks: disks.into_iter().chain([memory]).collect(),
     })
+}
+
+/// The image that a saved guest has in a drive.
+fn saved_image(entry: &DomainCd) -> Option<ImageNeed> {
+    let DomainImage { location, name } = entry.image.clone()?;
+    let selector = HostSelector::default();
+    Some(ImageNeed { repository: location.clone(), location, image: name, selector })
 }
 
 /// The disk that the machine's guest is saved to, or is to be.
@@ -301,6 +328,7 @@ pub(crate) fn state_disk(view: &View, machine: &VirtualMachine) -> Result<Disk, 
 pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, present: &Machine) -> Resolved {
     let mut resolved = Resolved {
         machine: without_devices(view, machine).unwrap_or_else(|_| Machine {
+            cds: Vec::new(),
             disks: Vec::new(),
             interfaces: Vec::new(),
             ..present.clone()
@@ -308,6 +336,7 @@ pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, present: &M
         disks: Vec::new(),
         networks: Vec::new(),
         saved_state: None,
+        images: Vec::new(),
     };
     for (entry, target) in in_boot_order(&machine.spec.disks).zip(targets()) {
         match disk_of_spec(view, machine, entry) {
@@ -334,6 +363,18 @@ pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, present: &M
             }
         }
     }
+    for (entry, target) in machine.spec.cds.iter().zip(CD_TARGETS) {
+        match image(view, entry) {
+            Ok(need) => {
+                resolved.machine.cds.push(domain_cd(entry, need.as_ref(), target));
+                resolved.images.extend(need);
+            }
+            Err(_) => {
+                let old = present.cds.iter().find(|old| old.name == entry.name);
+                resolved.machine.cds.extend(old.cloned());
+            }
+        }
+    }
     resolved
 }
 
@@ -343,6 +384,30 @@ fn in_boot_order(disks: &[MachineDisk]) -> impl Iterator<Item = &MachineDisk> {
     let mut ordered: Vec<&MachineDisk> = disks.iter().collect();
     ordered.sort_by_key(|disk| disk.boot_order.unwrap_or(i32::MAX));
     ordered.into_iter()
+}
+
+/// The image that is to be in a drive, if there is to be one.
+fn image(view: &View, entry: &Cd) -> Result<Option<ImageNeed>, Problem> {
+    let Some(image) = &entry.image else { return Ok(None) };
+    let found = view.repositories.get(&Key::cluster(&image.repository));
+    let usable = found.as_deref().filter(|repository| !is_deleting(*repository));
+    match usable.and_then(|repository| location(repository).map(|location| (repository, location))) {
+        Some((repository, location)) => Ok(Some(ImageNeed {
+            repository: image.repository.clone(),
+            location: location.to_owned(),
+            image: image.name.clone(),
+            selector: repository.spec.host_selector.clone(),
+        })),
+        None => Err(Problem::ImageRepositoryNotFound {
+            repository: image.repository.clone(),
+            image: image.name.clone(),
+        }),
+    }
+}
+
+fn domain_cd(entry: &Cd, need: Option<&ImageNeed>, target: &str) -> DomainCd {
+    let image = need.map(|need| DomainImage { location: need.location.clone(), name: need.image.clone() });
+    DomainCd { name: entry.name.clone(), target: target.to_owned(), image }
 }
 
 /// What a machine is made of besides its disks and interfaces.
@@ -367,6 +432,7 @@ fn without_devices(view: &View, machine: &VirtualMachine) -> Result<Machine, Pro
         boot: spec.boot.clone(),
         cpu_level: level(view).and_then(|level| level.of(spec.boot.type_).cloned()),
         disks: Vec::new(),
+        cds: Vec::new(),
         interfaces: Vec::new(),
         cloud_init: machine.spec.cloud_init.as_ref().map(|wanted| DomainCloudInit {
             secret: seed_secret_name(&domain_name(machine)),

@@ -50,6 +50,7 @@ fn vm() -> VirtualMachine {
             placement: Placement::default(),
             lifecycle: Lifecycle::default(),
             cloud_init: None,
+            cds: Vec::new(),
         },
         status: None,
     }
@@ -66,6 +67,7 @@ fn machine() -> Machine {
         boot: boot(),
         cpu_level: None,
         cloud_init: None,
+        cds: Vec::new(),
         disks: Vec::new(),
         interfaces: vec![DomainInterface {
             name: "eth0".to_owned(),
@@ -78,7 +80,13 @@ fn machine() -> Machine {
 }
 
 fn resolved() -> Resolved {
-    Resolved { machine: machine(), disks: Vec::new(), networks: Vec::new(), saved_state: None }
+    Resolved {
+        machine: machine(),
+        disks: Vec::new(),
+        networks: Vec::new(),
+        images: Vec::new(),
+        saved_state: None,
+    }
 }
 
 fn domain_on(host: &str) -> Domain {

@@ -1,7 +1,7 @@
 //! Carrying out one step of a plan.
 
 use super::{
-    Domains, MANAGER, ReconcileError,
+    Domains, MANAGER, ReconcileError, cds,
     decide::{DestroyReason, Plan},
     move_steps,
     observe::Observed,
@@ -180,6 +180,9 @@ async fn detach(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<(), Re
     let saved = resolve::saved_volume(domains, domain);
     for volume in resolve::volumes(domains, domain).into_iter().flatten().chain(saved) {
         domains.storage.detach(&volume).await?;
+    }
+    if !domain.spec.machine.cds.is_empty() {
+        cds::release_unused(domains, Some(domain)).await?;
     }
     Ok(domains.seeds.remove(uuid).await?)
 }

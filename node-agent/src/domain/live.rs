@@ -9,10 +9,11 @@ use crate::hypervisor::{InterfaceConfig, Link, PresentDisk, Scheduling, Settings
 use jiff::{SignedDuration, Timestamp};
 use kubexen_crds::{
     ByteQuantity, DomainStatus,
+    cd::CD_TARGETS,
     condition::{self, State, Wanted},
 };
 use serde::Serialize;
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 /// The condition that tells whether the guest has what it is to have.
 pub const SYNCHRONIZED: &str = "Synchronized";
@@ -66,6 +67,8 @@ pub struct Asked {
     pub memory_kib: u64,
     /// Disks.
     pub disks: Vec<AskedDisk>,
+    /// CD drives.
+    pub cds: Vec<AskedCd>,
     /// Interfaces.
     pub interfaces: Vec<AskedInterface>,
 }
@@ -77,6 +80,7 @@ impl Default for Asked {
             scheduling: Scheduling::default(),
             memory_kib: 0,
             disks: Vec::new(),
+            cds: Vec::new(),
             interfaces: Vec::new(),
         }
     }
@@ -95,6 +99,24 @@ pub struct AskedDisk {
     pub need: Option<Unmet>,
     /// Whether this host may still have its volume; looked for only if the guest is to let go of it.
     pub stored: bool,
+}
+
+/// A CD drive that a Domain names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AskedCd {
+    /// Its name.
+    pub name: String,
+    /// Name under which the guest sees an image in it.
+    pub target: String,
+    /// The image that is to be in it.
+    pub image: Option<AskedImage>,
+}
+
+/// An image that is to be in a drive.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AskedImage {
+    /// Its device on this host, if it has one.
+    pub device: Option<PathBuf>,
 }
 
 /// An interface that a Domain names.
@@ -129,6 +151,10 @@ pub enum LiveStep {
     KeepDisk(String),
     /// Give back the volume of the disk of this name, which the guest has no more.
     ReleaseVolume(String),
+    /// Give the guest the image in the CD drive of this name.
+    InsertImage(String),
+    /// Ask the guest to let go of the image that it has under this target.
+    EjectImage(String),
     /// Give the guest the interface of this name.
     AttachInterface(String),
     /// Take away the interface with this index.
@@ -196,6 +222,7 @@ impl Live {
             steps.extend(disk_step(disk, disk_of(present, &disk.target)));
         }
         steps.extend(self.releases(|disk| disk_of(present, &disk.target).is_none()));
+        steps.extend(self.cd_steps(present));
         for interface in &self.wanted.interfaces {
             let found = present.interfaces.iter().find(|present| present.index == interface.index);
             steps.extend(interface_steps(interface, found));
@@ -204,6 +231,43 @@ impl Live {
         let unwanted = present.interfaces.iter().filter(|interface| !is_wanted(interface.index));
         steps.extend(unwanted.map(|interface| LiveStep::DetachInterface(interface.index)));
         steps
+    }
+
+    /// A guest cannot be given another image before it has let go of the one that it has.
+    fn cd_steps(&self, present: &Settings) -> Vec<LiveStep> {
+        let mut steps = Vec::new();
+        for cd in &self.wanted.cds {
+            steps.extend(cd_step(cd, disk_of(present, &cd.target)));
+        }
+        for removed in self.removed_cds(present).filter(|removed| removed.link != Link::Closing) {
+            steps.push(LiveStep::EjectImage(removed.target.clone()));
+        }
+        steps
+    }
+
+    /// What the guest has in drives that it is not to have any more.
+    fn removed_cds<'a>(&'a self, present: &'a Settings) -> impl Iterator<Item = &'a PresentDisk> {
+        present.disks.iter().filter(move |disk| {
+            CD_TARGETS.contains(&disk.target.as_str())
+                && !self.wanted.cds.iter().any(|cd| cd.target == disk.target)
+                && !self.wanted.disks.iter().any(|wanted| wanted.target == disk.target)
+        })
+    }
+
+    /// Images that the guest has and is not to have, and does not let go of.
+    fn kept_images(&self, present: &Settings) -> Vec<Lag> {
+        let drives = self.wanted.cds.iter();
+        let others = drives.filter_map(|cd| disk_of(present, &cd.target).filter(|disk| !has_image(cd, disk)));
+        let closing = others.chain(self.removed_cds(present)).filter(|disk| disk.link == Link::Closing);
+        let lag = |disk: &PresentDisk| Lag {
+            reason: "DiskInUse",
+            message: format!(
+                "The guest has not let go of the image in its CD drive ({}); unmount it in the guest",
+                disk.target
+            ),
+            may_pass: true,
+        };
+        closing.map(lag).collect()
     }
 
     /// Volumes to be given back of disks that are `gone` from the guest.
@@ -252,6 +316,7 @@ impl Live {
                 (_, _, _) => {}
             }
         }
+        lags.extend(self.kept_images(present));
         let bridges = self.wanted.interfaces.iter().map(|interface| &interface.bridge);
         lags.extend(bridges.filter_map(|bridge| bridge.as_ref().err()).map(unmet));
         if present.vcpus_online != self.wanted.vcpus {
@@ -329,6 +394,22 @@ fn disk_step(disk: &AskedDisk, present: Option<&PresentDisk>) -> Option<LiveStep
             Some(LiveStep::DetachDisk(disk.target.clone()))
         }
         (false, None | Some(Link::Attached)) | (true, None | Some(Link::Closing)) => None,
+    }
+}
+
+/// Whether the guest has just what is to be in the drive.
+fn has_image(cd: &AskedCd, present: &PresentDisk) -> bool {
+    cd.image.as_ref().is_some_and(|image| image.device.is_some() && image.device == present.device)
+}
+
+fn cd_step(cd: &AskedCd, present: Option<&PresentDisk>) -> Option<LiveStep> {
+    let Some(present) = present else {
+        return cd.image.is_some().then(|| LiveStep::InsertImage(cd.name.clone()));
+    };
+    match (has_image(cd, present), present.link) {
+        (true, Link::Attached) | (false, Link::Closing) => None,
+        (true, Link::Closing) => Some(LiveStep::KeepDisk(cd.target.clone())),
+        (false, Link::Attached) | (_, Link::Closed) => Some(LiveStep::EjectImage(cd.target.clone())),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Carrying out one change of a domain whose guest runs.
 
-use super::{Domains, ReconcileError, apply::claim_disk, live::LiveStep, resolve};
+use super::{Domains, ReconcileError, apply::claim_disk, cds, live::LiveStep, resolve};
 use crate::hypervisor::{Change, DiskConfig};
 use kubexen_crds::Domain;
 use kubexen_ownership::VmUid;
@@ -24,6 +24,12 @@ pub(super) async fn apply(
         LiveStep::DetachDisk(target) => Change::DetachDisk(target.clone()),
         LiveStep::KeepDisk(target) => Change::KeepDisk(target.clone()),
         LiveStep::ReleaseVolume(name) => return release(domains, domain, uuid, name).await,
+        LiveStep::InsertImage(name) => Change::AttachDisk(cds::disk(domains, domain, name).await?),
+        LiveStep::EjectImage(target) => {
+            domains.hypervisor.change(uuid, &Change::DetachDisk(target.clone())).await?;
+            // Whoever has it open still keeps it until they let go.
+            return cds::release_unused(domains, None).await;
+        }
         LiveStep::AttachInterface(name) => {
             Change::AttachInterface(resolve::interface(domains, domain, name).await?)
         }

@@ -15,6 +15,7 @@
 //! object (uid). The ownership token is taken before a domain is built, and given back after it is confirmed gone.
 
 pub mod apply;
+mod cds;
 mod cloud_init;
 pub mod decide;
 pub mod guests;

@@ -1,7 +1,7 @@
 //! From names in a Domain to the files, devices and bridges of this host.
 
 use super::{
-    Domains, ReconcileError, cloud_init,
+    Domains, ReconcileError, cds, cloud_init,
     live::{Asked, AskedDisk, AskedInterface, LiveStep, Tried},
     observe::Unmet,
 };
@@ -196,6 +196,7 @@ pub(super) async fn asked(
         scheduling: scheduling(machine)?,
         memory_kib: bytes(&machine.memory)? / 1024,
         disks,
+        cds: cds::asked(domains, domain).await?,
         interfaces,
     })
 }
@@ -296,6 +297,7 @@ pub(super) async fn configuration(
     for wanted in machine.disks.iter().filter(|disk| !disk.detach) {
         disks.push(disk(domains, domain, &wanted.name).await?);
     }
+    disks.extend(cds::disks(domains, domain).await?);
     disks.extend(cloud_init::disk(domains, domain, uuid).await?);
     let mut interfaces = Vec::new();
     for wanted in &machine.interfaces {

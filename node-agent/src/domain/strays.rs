@@ -3,7 +3,7 @@
 //! A START that the network delivers very late names this host as the owner of a machine that is long gone. That is safe,
 //! but nobody else would ever give it back. A seed is left behind by a Domain whose finalizer was taken off by hand.
 
-use super::{Domains, ReconcileError};
+use super::{Domains, ReconcileError, cds};
 use kube::{Api, api::ListParams};
 use kubexen_crds::{Domain, names::host_namespace};
 use kubexen_ownership::{Owner, Phase, VmUid};
@@ -11,7 +11,8 @@ use kubexen_runtime::write::limited;
 use tracing::info;
 
 impl Domains {
-    /// Gives back every ownership of this host, and removes every seed, for which there is neither a Domain nor a domain.
+    /// Gives back every ownership of this host, and removes every seed, for which there is neither a Domain nor a domain; and
+    /// gives back images that no Domain names.
     ///
     /// # Errors
     /// When the store, the API server or the hypervisor cannot be asked; what was not given back stays as it is.
@@ -28,7 +29,7 @@ impl Domains {
         for vm in seeds.filter(|vm| !self.is_known(*vm)) {
             self.remove_seed(vm).await?;
         }
-        Ok(())
+        cds::release_unused(self, None).await
     }
 
     fn is_known(&self, vm: VmUid) -> bool {

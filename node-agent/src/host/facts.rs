@@ -82,6 +82,7 @@ impl Measured {
                     name: location.name.clone(),
                     capacity: ByteQuantity::from_bytes(location.capacity),
                     shared: location.shared,
+                    images: location.images.clone(),
                     id: location.id.clone(),
                 })
                 .collect(),

@@ -2,6 +2,7 @@
 
 use super::{DiskConfig, InterfaceConfig};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// How Xen's scheduler treats a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +46,9 @@ pub struct PresentDisk {
     pub target: String,
     /// Whether the guest has it.
     pub link: Link,
+    /// Device node in dom0, where the hypervisor tells it.
+    #[serde(default)]
+    pub device: Option<PathBuf>,
 }
 
 /// Whether a guest has a disk.

@@ -4,7 +4,7 @@
 //! is its own device node, and a marker file tells that it is attached.
 
 use super::{
-    LocationFacts, Storage, StorageError, VolumeId, check_size,
+    ImageId, LocationFacts, Storage, StorageError, VolumeId, check_size,
     folder::{Access, Folder},
 };
 use async_trait::async_trait;
@@ -139,7 +139,8 @@ impl DirectoryStorage {
 
     /// A location's facts, if it can be used. Whether it can is logged whenever that changes.
     async fn facts(&self, name: &str, location: &Location) -> Option<LocationFacts> {
-        let capacity = self.work("statvfs", name, Folder::capacity).await;
+        let measure = |folder: &Folder| Ok((folder.capacity()?, folder.images()?));
+        let capacity = self.work("statvfs", name, measure).await;
         let was_usable = location.usable.swap(capacity.is_ok(), Ordering::Relaxed);
         match &capacity {
             Ok(_) if !was_usable => info!(location = name, "storage location can be used again"),
@@ -153,7 +154,8 @@ impl DirectoryStorage {
             Ok(_) | Err(_) => {}
         }
         let (name, id) = (name.to_owned(), location.shared_as.clone());
-        capacity.ok().map(|capacity| LocationFacts { name, capacity, shared: id.is_some(), id })
+        let (capacity, images) = capacity.ok()?;
+        Some(LocationFacts { name, capacity, shared: id.is_some(), id, images })
     }
 }
 
@@ -205,6 +207,26 @@ impl Storage for DirectoryStorage {
         for location in self.locations.keys() {
             let uuids = self.work("attached", location, Folder::attached).await?;
             attached.extend(uuids.into_iter().map(|uuid| VolumeId { location: location.clone(), uuid }));
+        }
+        Ok(attached)
+    }
+
+    async fn attach_image(&self, image: &ImageId) -> Result<PathBuf, StorageError> {
+        let wanted = image.clone();
+        self.work("attach an image", &image.location, move |folder| folder.attach_image(&wanted)).await
+    }
+
+    async fn detach_image(&self, image: &ImageId) -> Result<(), StorageError> {
+        let name = image.name.clone();
+        self.work("detach an image", &image.location, move |folder| folder.detach_image(&name)).await
+    }
+
+    async fn attached_images(&self) -> Result<BTreeMap<ImageId, PathBuf>, StorageError> {
+        let mut attached = BTreeMap::new();
+        for location in self.locations.keys() {
+            let images = self.work("list attached images", location, Folder::attached_images).await?;
+            let id = |name| ImageId { location: location.clone(), name };
+            attached.extend(images.into_iter().map(|(name, device)| (id(name), device)));
         }
         Ok(attached)
     }

@@ -3,12 +3,21 @@
 //! Names of files are made from UUIDs alone and are opened relative to the folder without following links, so nothing
 //! that stands in the folder leads out of it.
 
-use super::{StorageError, VolumeId, loop_device, marker};
+use super::{
+    StorageError, VolumeId,
+    images::{self, ImageId},
+    loop_device, marker,
+};
 use rustix::{
     fs::{self as sys, AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags},
     io::Errno,
 };
-use std::{collections::BTreeSet, fs, io, os::fd::OwnedFd, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    os::fd::OwnedFd,
+    path::PathBuf,
+};
 use uuid::Uuid;
 
 /// A folder of volumes.
@@ -166,6 +175,29 @@ impl Folder {
                 Ok(ours.filter_map(|path| volume_of(path.file_name()?.to_str()?)).collect())
             }
             Access::Marker { folder } => marker::all(folder).map_err(failed("list markers")),
+        }
+    }
+
+    pub(super) fn images(&self) -> Result<Vec<String>, StorageError> {
+        images::list(&self.path)
+    }
+
+    pub(super) fn attach_image(&self, image: &ImageId) -> Result<PathBuf, StorageError> {
+        images::attach(&self.path, image, self.has_loop_devices())
+    }
+
+    pub(super) fn detach_image(&self, image: &str) -> Result<(), StorageError> {
+        images::detach(&self.path, image, self.has_loop_devices())
+    }
+
+    pub(super) fn attached_images(&self) -> Result<BTreeMap<String, PathBuf>, StorageError> {
+        images::attached(&self.path, self.has_loop_devices())
+    }
+
+    fn has_loop_devices(&self) -> bool {
+        match self.access {
+            Access::LoopDevice => true,
+            Access::Marker { .. } => false,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The locations of a host, each with the kind of storage that the agent's configuration names.
 
 use super::{
-    Content, DirectoryStorage, LocationFacts, LvmStorage, Storage, StorageError, VolumeId,
+    Content, DirectoryStorage, ImageId, LocationFacts, LvmStorage, Storage, StorageError, VolumeId,
     directory::DirectoryConfig,
     lvm::{LvmConfig, Wipe},
 };
@@ -183,6 +183,18 @@ impl Storage for Locations {
         let mut all = self.directory.attached().await?;
         all.extend(self.lvm.attached().await?);
         Ok(all)
+    }
+
+    async fn attach_image(&self, image: &ImageId) -> Result<PathBuf, StorageError> {
+        self.directory.attach_image(image).await
+    }
+
+    async fn detach_image(&self, image: &ImageId) -> Result<(), StorageError> {
+        self.directory.detach_image(image).await
+    }
+
+    async fn attached_images(&self) -> Result<BTreeMap<ImageId, PathBuf>, StorageError> {
+        self.directory.attached_images().await
     }
 }
 

@@ -202,7 +202,8 @@ impl Storage for MemoryStorage {
         }
         let facts = |(name, place): (&String, &Arc<Mutex<Place>>)| {
             let Place { capacity, id, .. } = &*lock(place);
-            LocationFacts { name: name.clone(), capacity: *capacity, shared: id.is_some(), id: id.clone() }
+            let (shared, id) = (id.is_some(), id.clone());
+            LocationFacts { name: name.clone(), capacity: *capacity, shared, id, images: Vec::new() }
         };
         self.places.iter().map(facts).collect()
     }

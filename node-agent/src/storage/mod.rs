@@ -13,7 +13,12 @@
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeSet, fmt, io, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    path::PathBuf,
+    time::Duration,
+};
 use uuid::Uuid;
 
 #[cfg(feature = "conformance")]
@@ -23,6 +28,7 @@ mod conformance;
 pub mod content;
 pub mod directory;
 mod folder;
+pub mod images;
 pub mod locations;
 mod loop_device;
 pub mod lvm;
@@ -32,6 +38,7 @@ pub mod seeds;
 
 pub use content::Content;
 pub use directory::DirectoryStorage;
+pub use images::ImageId;
 pub use locations::{LocationConfig, Locations};
 pub use lvm::LvmStorage;
 pub use memory::{MemoryStorage, SharedLocation};
@@ -63,6 +70,8 @@ pub struct LocationFacts {
     pub shared: bool,
     /// What the storage itself is called, equal on every host that sees it; nothing where no such name exists.
     pub id: Option<String>,
+    /// Images for CD drives that lie there, sorted.
+    pub images: Vec<String>,
 }
 
 /// Why a call to the storage failed.
@@ -82,6 +91,9 @@ pub enum StorageError {
     /// There is no such volume.
     #[error("There is no volume {0}")]
     NoSuchVolume(VolumeId),
+    /// There is no such image.
+    #[error("There is no image {0}")]
+    NoSuchImage(ImageId),
     /// The volume exists with another size than it is to be created with.
     #[error("The volume {volume} exists with {existing} bytes, not {requested}")]
     OtherSize {
@@ -148,6 +160,7 @@ impl StorageError {
             Self::UnknownLocation(_) => "UnknownLocation",
             Self::BadConfig { .. } => "BadConfig",
             Self::NoSuchVolume(_) => "NoSuchVolume",
+            Self::NoSuchImage(_) => "NoSuchImage",
             Self::OtherSize { .. } => "OtherSize",
             Self::WouldShrink { .. } => "WouldShrink",
             Self::BadSize { .. } => "BadSize",
@@ -230,4 +243,23 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// The volumes that are attached on this host, as the host itself sees it.
     async fn attached(&self) -> Result<BTreeSet<VolumeId>, StorageError>;
+
+    /// Makes an image a device node of this host that can only be read. An image that is attached answers the device that
+    /// it has. Storage without images knows none.
+    ///
+    /// # Errors
+    /// `NoSuchImage`.
+    async fn attach_image(&self, image: &ImageId) -> Result<PathBuf, StorageError> {
+        Err(StorageError::NoSuchImage(image.clone()))
+    }
+
+    /// Takes the device of an image away: at once, or when the last who holds it open lets go. Succeeds when it has none.
+    async fn detach_image(&self, _: &ImageId) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    /// The images that are attached on this host with their devices, as the host itself sees it.
+    async fn attached_images(&self) -> Result<BTreeMap<ImageId, PathBuf>, StorageError> {
+        Ok(BTreeMap::new())
+    }
 }

@@ -4,6 +4,7 @@
 //! count every write, have a pool and a control plane of their own.
 
 mod boot;
+mod cds;
 mod changes;
 mod cloud_init;
 mod cpu_levels;

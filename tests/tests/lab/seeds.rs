@@ -1,9 +1,11 @@
 //! What a guest finds on the disks that its host makes for it or has for many.
 
-use crate::bed::{Guest, beside_others, hosts, nothing_is_left, says};
+use crate::bed::{Guest, PATIENCE, beside_others, hosts, nothing_is_left, says};
 use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, api::PostParams};
+use kubexen_crds::condition;
+use kubexen_testbed::process::wait_until;
 use serde_json::json;
 
 #[tokio::test]
@@ -41,4 +43,44 @@ async fn a_guest_reads_its_user_data_and_nothing_of_it_stays_behind() -> Result<
     let loops = home.check("cat /sys/block/loop*/loop/backing_file 2>/dev/null || true").await?;
     ensure!(!loops.contains(&uuid), "the seed's loop device is left: {loops}");
     Ok(())
+}
+
+#[tokio::test]
+async fn a_guest_reads_images_that_are_put_in_and_ejected_while_it_runs() -> Result<()> {
+    let turn = beside_others().await;
+    let bed = turn.bed;
+    for host in bed.lab.hosts() {
+        let script = "mkdir -p /srv/kubexen/disks/images && cd /srv/kubexen/disks/images && for name in first second; do
+            { echo $name-disc; dd if=/dev/zero bs=1M count=1; } 2>/dev/null | dd of=$name.iso bs=512 count=2048 2>/dev/null; done";
+        host.check(script).await?;
+    }
+    let drive =
+        |image: &str| json!({"cds": [{"name": "cd", "image": {"repository": "local", "name": image}}]});
+    let mut spec = drive("first.iso");
+    spec["memory"] = json!({"size": "96Mi"});
+    spec["lifecycle"] = json!({"shutdownTimeout": "0s"});
+    let guest = Guest::create(bed, "listener", spec).await?;
+    let uuid = guest.uuid().await?;
+    let (home, _) = hosts(bed, &guest.wait_ready("Running").await?)?;
+    says(&home, &uuid, "DISK xvdo readonly begins=first-disc").await?;
+    let synchronized = async || {
+        guest
+            .wait("has what it is to have", |status| condition::is_true(&status.conditions, "Synchronized"))
+            .await
+    };
+    guest.change(drive("second.iso")).await?;
+    says(&home, &uuid, "DISK xvdo readonly begins=second-disc").await?;
+    synchronized().await?;
+    guest.change(json!({"cds": [{"name": "cd"}]})).await?;
+    synchronized().await?;
+    let devices = home.check("xenstore-ls -f /local/domain/0/backend/vbd || true").await?;
+    ensure!(!devices.contains("xvdo"), "the guest still has an image: {devices}");
+    guest.delete().await?;
+    nothing_is_left(&home, &uuid, None).await?;
+    wait_until("no image is attached any more", PATIENCE, async || {
+        let loops = home.check("cat /sys/block/loop*/loop/backing_file 2>/dev/null || true").await?;
+        ensure!(!loops.contains("/images/"), "{loops}");
+        Ok(())
+    })
+    .await
 }

@@ -50,13 +50,14 @@ fn machine() -> Machine {
         boot: spec(&json!({})).boot,
         cpu_level: None,
         cloud_init: None,
+        cds: Vec::new(),
         disks: vec![disk("root", "xvda"), disk("data", "xvdb")],
         interfaces: vec![interface("eth0", 0), interface("eth1", 1)],
     }
 }
 
 fn resolved(machine: Machine) -> Resolved {
-    Resolved { machine, disks: Vec::new(), networks: Vec::new(), saved_state: None }
+    Resolved { machine, disks: Vec::new(), networks: Vec::new(), images: Vec::new(), saved_state: None }
 }
 
 fn domain() -> Domain {
@@ -330,7 +331,56 @@ fn other_user_data_waits_for_a_restart() {
 #[test]
 fn no_disk_gets_the_name_of_the_seed() {
     let all_but_the_last: Vec<DomainDisk> = targets().take(15).map(|target| disk(&target, &target)).collect();
-    assert_eq!(free_target(&all_but_the_last, false).as_deref(), Some(SEED_TARGET));
-    assert_eq!(free_target(&all_but_the_last, true), None);
-    assert_eq!(free_target(&all_but_the_last[1..], true).as_deref(), Some("xvda"));
+    let seeded = Machine { cloud_init: Some(seed()), ..machine() };
+    assert_eq!(free_target(&all_but_the_last, &machine()).as_deref(), Some(SEED_TARGET));
+    assert_eq!(free_target(&all_but_the_last, &seeded), None);
+    assert_eq!(free_target(&all_but_the_last[1..], &seeded).as_deref(), Some("xvda"));
+}
+
+fn cd(image: Option<&str>, target: &str) -> DomainCd {
+    let image = image.map(|name| DomainImage { location: "isos".to_owned(), name: name.to_owned() });
+    DomainCd { name: "drive".to_owned(), target: target.to_owned(), image }
+}
+
+fn with_cds(cds: Vec<DomainCd>, disks: Vec<DomainDisk>) -> Domain {
+    let mut domain = domain();
+    (domain.spec.machine.cds, domain.spec.machine.disks) = (cds, disks);
+    domain
+}
+
+#[test]
+fn an_image_is_put_in_and_ejected_while_the_guest_runs_if_its_host_has_it() {
+    let need = |image: &str| ImageNeed {
+        repository: "isos".to_owned(),
+        location: "isos".to_owned(),
+        image: image.to_owned(),
+        selector: HostSelector::default(),
+    };
+    let mut room = room();
+    room.host.images = [("isos".to_owned(), ["here.iso".to_owned()].into())].into();
+    let look = |wanted: Vec<DomainCd>, domain: &Domain| {
+        let images = wanted.iter().filter_map(|cd| Some(need(&cd.image.as_ref()?.name))).collect();
+        let machine = Machine { cds: wanted, ..machine() };
+        let wanted = Resolved { machine, disks: Vec::new(), networks: Vec::new(), saved_state: None, images };
+        let change =
+            change(&spec(&json!({})), &wanted, domain, &Surroundings { host: "a", room: Some(&room) });
+        let held: Vec<_> = change.held.iter().map(|held| held.reason).collect();
+        (change.next.cds, held)
+    };
+    let disks = machine().disks;
+    let empty = with_cds(vec![cd(None, "xvdo")], disks.clone());
+    let full = with_cds(vec![cd(Some("gone.iso"), "xvdo")], disks);
+    for (wanted, domain, next, held) in [
+        (vec![cd(Some("here.iso"), "xvdo")], &empty, vec![cd(Some("here.iso"), "xvdo")], vec![]),
+        (vec![cd(Some("gone.iso"), "xvdo")], &empty, vec![cd(None, "xvdo")], vec!["ImageMissing"]),
+        (vec![cd(Some("gone.iso"), "xvdo")], &full, vec![cd(Some("gone.iso"), "xvdo")], vec![]),
+        (vec![cd(None, "xvdo")], &full, vec![cd(None, "xvdo")], vec![]),
+        (vec![], &full, vec![], vec![]),
+        (vec![cd(Some("here.iso"), "xvdo")], &domain(), vec![cd(Some("here.iso"), "xvdo")], vec![]),
+    ] {
+        assert_eq!(look(wanted.clone(), domain), (next, held), "{wanted:?}");
+    }
+    let sixteen = with_cds(Vec::new(), targets().map(|target| disk(&target, &target)).collect());
+    let (next, held) = look(vec![cd(None, "xvdo")], &sixteen);
+    assert!(next.is_empty() && held.contains(&"TooManyDisks"), "{next:?} {held:?}");
 }

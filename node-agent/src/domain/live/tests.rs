@@ -13,7 +13,7 @@ fn settings() -> Settings {
         scheduling: Some(Scheduling::default()),
         memory_target_kib: 1 << 20,
         memory_kib: (1 << 20) + 1300,
-        disks: vec![PresentDisk { target: "xvda".to_owned(), link: Link::Attached }],
+        disks: vec![PresentDisk { target: "xvda".to_owned(), link: Link::Attached, device: None }],
         interfaces: vec![interface(0, "lan")],
     }
 }
@@ -33,6 +33,7 @@ fn asked() -> Asked {
         scheduling: Scheduling::default(),
         memory_kib: 1 << 20,
         disks: vec![disk("root", "xvda")],
+        cds: Vec::new(),
         interfaces: vec![asked_interface(0, "lan")],
     }
 }
@@ -160,7 +161,7 @@ fn a_disk_is_given_back_only_after_the_guest_let_go_of_it() {
         let mut wanted = asked();
         wanted.disks[0].detach = true;
         wanted.disks[0].stored = stored;
-        let disks = link.map(|link| PresentDisk { target: "xvda".to_owned(), link });
+        let disks = link.map(|link| PresentDisk { target: "xvda".to_owned(), link, device: None });
         live(wanted, Settings { disks: disks.into_iter().collect(), ..settings() })
     };
     let detach = Some(LiveStep::DetachDisk("xvda".to_owned()));
@@ -186,7 +187,7 @@ fn a_disk_that_is_wanted_again_is_kept_or_attached_again() {
         (Link::Closed, Some(LiveStep::DetachDisk("xvda".to_owned()))),
         (Link::Attached, None),
     ] {
-        let disks = vec![PresentDisk { target: "xvda".to_owned(), link }];
+        let disks = vec![PresentDisk { target: "xvda".to_owned(), link, device: None }];
         assert_eq!(live(asked(), Settings { disks, ..settings() }).next_step(), step);
     }
     let away = live(asked(), Settings { disks: Vec::new(), ..settings() });
@@ -195,7 +196,7 @@ fn a_disk_that_is_wanted_again_is_kept_or_attached_again() {
 
 #[test]
 fn a_step_that_shows_nothing_is_not_made_again_at_once() {
-    let disks = vec![PresentDisk { target: "xvda".to_owned(), link: Link::Closing }];
+    let disks = vec![PresentDisk { target: "xvda".to_owned(), link: Link::Closing, device: None }];
     let mut going = live(asked(), Settings { disks, ..settings() });
     let keep = going.next_step().unwrap();
     going.tried.done.push(keep);
@@ -220,7 +221,7 @@ fn what_a_change_needs_is_waited_for_and_named() {
 #[test]
 fn disks_that_others_attached_are_left_alone() {
     let mut present = settings();
-    present.disks.push(PresentDisk { target: "xvdz".to_owned(), link: Link::Attached });
+    present.disks.push(PresentDisk { target: "xvdz".to_owned(), link: Link::Attached, device: None });
     assert_eq!(live(asked(), present).next_step(), None);
 }
 
@@ -232,9 +233,16 @@ fn follow(mut present: Settings, wanted: &mut Asked, step: &LiveStep) -> Setting
         LiveStep::SetMemory(kib) => (present.memory_target_kib, present.memory_kib) = (*kib, *kib),
         LiveStep::AttachDisk(name) => {
             let target = wanted.disks.iter().find(|disk| disk.name == *name).unwrap().target.clone();
-            present.disks.push(PresentDisk { target, link: Link::Attached });
+            present.disks.push(PresentDisk { target, link: Link::Attached, device: None });
         }
-        LiveStep::DetachDisk(target) => present.disks.retain(|disk| disk.target != *target),
+        LiveStep::DetachDisk(target) | LiveStep::EjectImage(target) => {
+            present.disks.retain(|disk| disk.target != *target);
+        }
+        LiveStep::InsertImage(name) => {
+            let cd = wanted.cds.iter().find(|cd| cd.name == *name).unwrap();
+            let device = cd.image.as_ref().and_then(|image| image.device.clone());
+            present.disks.push(PresentDisk { target: cd.target.clone(), link: Link::Attached, device });
+        }
         LiveStep::KeepDisk(target) => {
             let disk = present.disks.iter_mut().find(|disk| disk.target == *target).unwrap();
             disk.link = Link::Attached;
@@ -276,6 +284,7 @@ prop_compose! {
             disks: named
                 .map(|((detach, stored), target)| AskedDisk { detach, stored, ..disk(target, target) })
                 .collect(),
+            cds: Vec::new(),
             interfaces: (0..)
                 .zip(networks)
                 .filter_map(|(index, network)| {
@@ -297,7 +306,7 @@ proptest! {
         picks in proptest::collection::vec(any::<usize>(), 40),
     ) {
         let disks = ["xvda", "xvdb", "xvdc"].into_iter().zip(links);
-        let disks = disks.filter_map(|(target, link)| Some(PresentDisk { target: target.to_owned(), link: link? }));
+        let disks = disks.filter_map(|(target, link)| Some(PresentDisk { target: target.to_owned(), link: link?, device: None }));
         let mut seen = live(asked, Settings { disks: disks.collect(), ..settings() });
         for pick in picks {
             let steps = seen.steps();
@@ -311,5 +320,47 @@ proptest! {
             seen.present = Some(after);
         }
         prop_assert!(false, "no rest: {seen:?}");
+    }
+}
+
+#[test]
+fn an_image_is_ejected_before_another_is_put_in_and_what_a_guest_keeps_is_told() {
+    let device = |name: &str| Some(PathBuf::from(name));
+    let drive = |image: Option<Option<PathBuf>>| AskedCd {
+        name: "drive".to_owned(),
+        target: "xvdo".to_owned(),
+        image: image.map(|device| AskedImage { device }),
+    };
+    let present = |link, name| Some(PresentDisk { target: "xvdo".to_owned(), link, device: device(name) });
+    let insert = || Some(LiveStep::InsertImage("drive".to_owned()));
+    let eject = || Some(LiveStep::EjectImage("xvdo".to_owned()));
+    let keep = || Some(LiveStep::KeepDisk("xvdo".to_owned()));
+    for (cds, present, step) in [
+        (vec![drive(None)], None, None),
+        (vec![drive(Some(None))], None, insert()),
+        (vec![drive(Some(device("one")))], None, insert()),
+        (vec![drive(Some(device("one")))], present(Link::Attached, "one"), None),
+        (vec![drive(Some(device("one")))], present(Link::Closing, "one"), keep()),
+        (vec![drive(Some(device("two")))], present(Link::Attached, "one"), eject()),
+        (vec![drive(Some(None))], present(Link::Attached, "one"), eject()),
+        (vec![drive(None)], present(Link::Attached, "one"), eject()),
+        (vec![drive(None)], present(Link::Closed, "one"), eject()),
+        (vec![], present(Link::Attached, "one"), eject()),
+        (vec![], present(Link::Closed, "one"), eject()),
+        (vec![], None, None),
+    ] {
+        let mut settings = settings();
+        settings.disks.extend(present.clone());
+        let live = live(Asked { cds: cds.clone(), ..asked() }, settings);
+        assert_eq!(live.next_step(), step, "{cds:?} with {present:?}");
+        assert_eq!(live.lags(), [], "{cds:?} with {present:?}");
+    }
+    for cds in [vec![], vec![drive(None)], vec![drive(Some(device("two")))]] {
+        let mut settings = settings();
+        settings.disks.extend(present(Link::Closing, "one"));
+        let live = live(Asked { cds, ..asked() }, settings);
+        assert_eq!(live.next_step(), None);
+        let reasons: Vec<_> = live.lags().into_iter().map(|lag| lag.reason).collect();
+        assert_eq!(reasons, ["DiskInUse"]);
     }
 }

@@ -5,7 +5,8 @@ use super::{
     model::refused,
 };
 use crate::hypervisor::{
-    Change, DomainConfig, HypervisorError, InterfaceConfig, Link, PresentDisk, Scheduling, Settings,
+    Change, DiskConfig, DomainConfig, HypervisorError, InterfaceConfig, Link, PresentDisk, Scheduling,
+    Settings,
 };
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +31,6 @@ pub(super) struct Hardware {
 impl Hardware {
     /// That of a domain whose building begins: it has run on no virtual CPU but the first.
     pub(super) fn of(config: &DomainConfig) -> Self {
-        let attached = |target: &String| PresentDisk { target: target.clone(), link: Link::Attached };
         let stubborn = config.kernel.as_ref().and_then(|kernel| word(&kernel.command_line, STUBBORN));
         Self {
             max_vcpus: config.max_vcpus,
@@ -39,7 +39,7 @@ impl Hardware {
             scheduling: config.scheduling,
             max_memory_kib: config.max_memory_kib,
             memory_target_kib: config.memory_kib,
-            disks: config.disks.iter().map(|disk| attached(&disk.target)).collect(),
+            disks: config.disks.iter().map(attached).collect(),
             interfaces: config.interfaces.clone(),
             stubborn: stubborn.is_some(),
         }
@@ -68,6 +68,10 @@ impl Hardware {
         let found = self.interfaces.iter_mut().find(|interface| interface.index == index);
         found.ok_or_else(|| refused("change", "there is no such interface"))
     }
+}
+
+fn attached(disk: &DiskConfig) -> PresentDisk {
+    PresentDisk { target: disk.target.clone(), link: Link::Attached, device: Some(disk.device.clone()) }
 }
 
 impl Guest {
@@ -101,7 +105,7 @@ impl Guest {
             Change::AttachDisk(disk) => match hardware.disk(&disk.target) {
                 Some(_) => return Err(no("there is such a disk already")),
                 None => {
-                    hardware.disks.push(PresentDisk { target: disk.target.clone(), link: Link::Attached });
+                    hardware.disks.push(attached(disk));
                     hardware.disks.sort_by(|one, other| one.target.cmp(&other.target));
                 }
             },

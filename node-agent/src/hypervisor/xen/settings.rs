@@ -148,7 +148,9 @@ impl Inner {
         let mut disks = Vec::new();
         for (_, backend) in self.backends(domid, "vbd").await? {
             let Some(target) = self.store.read_text(&format!("{backend}/dev")).await? else { continue };
-            disks.push(PresentDisk { target, link: self.link(&backend).await? });
+            let device = self.store.read(&format!("{backend}/params")).await?;
+            let device = device.map(|device| sanitize(&device, 4096).into());
+            disks.push(PresentDisk { target, link: self.link(&backend).await?, device });
         }
         disks.sort_by(|one, other| one.target.cmp(&other.target));
         Ok(disks)

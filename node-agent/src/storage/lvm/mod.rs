@@ -122,7 +122,7 @@ impl Location {
         }
         let report = report.ok().filter(|_| obstacle.is_none())?;
         let (name, capacity) = (name.to_owned(), report.capacity());
-        Some(LocationFacts { name, capacity, shared: true, id: Some(report.uuid) })
+        Some(LocationFacts { name, capacity, shared: true, id: Some(report.uuid), images: Vec::new() })
     }
 }
 

@@ -8,8 +8,9 @@
 #   kubexen.exit=poweroff|reboot|crash      how to end, kubexen.exit-after=SECONDS after the start (default 5)
 #   kubexen.log                             write each tick to a sector of its own on the first disk
 # Each writable disk carries a count of the starts that saw it in its second sector: "DISK xvda boots=3 log=40", with the
-# number of ticks that earlier starts have logged on it without a gap. Of a read-only disk that holds a seed for cloud-init it
-# tells the lines of its files: "SEED xvdp user-data: #cloud-config".
+# number of ticks that earlier starts have logged on it without a gap. Of a read-only disk it tells the letters that it begins
+# with: "DISK xvdo readonly begins=install-me"; and if it holds a seed for cloud-init, the lines of its files:
+# "SEED xvdp user-data: #cloud-config".
 # What it has is told again whenever it changes: "HAS cpus=2 memory=118 xvda=32768 eth0", CPUs that run, memory in MiB, disks
 # with their sectors, interfaces.
 export PATH=/bin:/sbin
@@ -50,7 +51,7 @@ fi
 
 count_boots() {
     if [ "$(cat "/sys/block/$1/ro")" = 1 ]; then
-        echo "DISK $1 readonly"
+        echo "DISK $1 readonly begins=$(dd if="/dev/$1" bs=64 count=1 2>/dev/null | tr -cd 'a-zA-Z0-9-')"
         if mount -t vfat -o ro "/dev/$1" /seed 2>/dev/null; then
             for file in /seed/*; do
                 sed "s|^|SEED $1 ${file##*/}: |" "$file"

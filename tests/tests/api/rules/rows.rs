@@ -332,6 +332,33 @@ pub fn bad_on_create() -> Vec<Row> {
         row(domain, [("/spec/machine/cpus", json!(5))], "spec.machine", "`cpus` must not exceed `maxCpus`"),
         row(
             machine,
+            [("/spec/cds", json!([{"name": "cd"}])), ("/spec/disks", disks(14))],
+            "spec.disks",
+            "`disks` must not exceed 13 when there are `cds`",
+        ),
+        row(
+            machine,
+            [("/spec/cds", json!([{"name": "a"}, {"name": "b"}, {"name": "c"}]))],
+            "spec.cds",
+            "must have at most 2 items",
+        ),
+        row(
+            machine,
+            [("/spec/cds", json!([{"name": "cd", "image": {"repository": "isos", "name": "../shadow"}}]))],
+            "spec.cds[0].image.name",
+            MATCH,
+        ),
+        row(
+            domain,
+            [
+                ("/spec/machine/cds", json!([{"name": "cd", "target": "xvdo"}])),
+                ("/spec/machine/disks/0/target", json!("xvdo")),
+            ],
+            "spec.machine",
+            "`cds` must not have a `target` of `disks`",
+        ),
+        row(
+            machine,
             [("/spec/cloudInit", json!({"userDataSecret": {"name": "web"}})), ("/spec/disks", disks(16))],
             "spec.disks",
             "`disks` must not exceed 15 when `cloudInit` is set",
