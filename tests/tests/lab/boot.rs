@@ -111,6 +111,7 @@ fn grub(word: &str, rest: &str) -> String {
 const LINUX: &str = "linux /boot/vmlinuz console=hvc0 quiet\ninitrd /boot/initrd\nboot";
 
 #[tokio::test]
+#[ignore = "takes minutes: cargo xtask test lab -- --ignored grub_cfg"]
 async fn a_pvh_guest_boots_by_the_grub_cfg_of_its_disk_and_of_another_when_that_comes_first() -> Result<()> {
     let machine = FromDisk::create("grub", json!({"type": "PVH", "kernel": null})).await?;
     let kernel = format!("{}cp /guest/vmlinuz /guest/initrd mnt/boot/", grub("one", LINUX));
