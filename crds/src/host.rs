@@ -134,8 +134,8 @@ pub struct Xen {
     pub capabilities: Vec<String>,
     /// Whether this is no Xen but a model of one, for tests and demonstrations.
     pub simulated: bool,
-    /// User as whom the device models of HVM guests run: `xen-qemuuser-range-base` means a user of its own for each guest,
-    /// `xen-qemuuser-shared` one for all. If there is none they run as root.
+    /// User as whom the device models of HVM guests run that are started here, and from whose number on each guest has its
+    /// own. Such guests do not move while they run. If there is none the device models run as root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub device_model_user: Option<String>,

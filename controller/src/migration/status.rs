@@ -103,8 +103,8 @@ impl Cause {
             }
             Self::AlreadyThere(host) => format!("the guest is on host {host} already"),
             Self::SourceCannotSend(host, boot) => format!(
-                "guests of boot type {boot:?} cannot leave host {host} while they run: its Xen cannot log their writes, or \
-                 its agent's configuration has no `migration`"
+                "guests of boot type {boot:?} cannot leave host {host} while they run: its Xen cannot log their writes, its \
+                 device models run without privileges, or its agent's configuration has no `migration`"
             ),
             Self::NotOnNetwork { host, network } => format!(
                 "host {host} has no address on the migration network {network} that Pool default names: add \

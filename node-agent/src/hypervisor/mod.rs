@@ -198,12 +198,14 @@ pub struct HostFacts {
 impl HostFacts {
     /// Whether a guest of this mode can be suspended while it runs, which needs a Xen that tells which pages the guest
     /// wrote to: by hardware-assisted paging, which PV guests do not have, or by shadow paging, which a Xen may be built
-    /// without (Debian's is).
+    /// without (Debian's is). A device model without privileges cannot open a disk again, which QEMU does when a guest was
+    /// suspended live.
     #[must_use]
     pub fn suspends_live(&self, boot: BootType) -> bool {
         let can = |capability: &str| self.capabilities.iter().any(|other| other == capability);
         match boot {
-            BootType::Pvh | BootType::Hvm => can("hap") || can("shadow"),
+            BootType::Pvh => can("hap") || can("shadow"),
+            BootType::Hvm => (can("hap") || can("shadow")) && self.device_model_user.is_none(),
             BootType::Pv => can("shadow"),
         }
     }
@@ -454,5 +456,10 @@ mod tests {
         assert_eq!(live(&["hap", "hvm", "pv"]), [true, true, false]);
         assert_eq!(live(&["hvm", "pv", "shadow"]), [true, true, true]);
         assert_eq!(live(&["pv"]), [false, false, false]);
+        let facts = HostFacts {
+            device_model_user: Some("xen-qemuuser-range-base".to_owned()),
+            ..simulated::Profile::default().facts("a-boot")
+        };
+        assert!(facts.suspends_live(BootType::Pvh) && !facts.suspends_live(BootType::Hvm));
     }
 }

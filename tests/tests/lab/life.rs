@@ -4,6 +4,7 @@ use crate::bed::{Guest, answers, beside_others, delete_disk, hosts, nothing_is_l
 use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
 use kubexen_crds::virtual_machine::Phase;
+use kubexen_testbed::lab::LabHost;
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -106,7 +107,28 @@ async fn an_hvm_guest_boots_from_its_disk() -> Result<()> {
     guest.change(json!({"powerState": "Running"})).await?;
     guest.wait_ready("Running").await?;
     says(&home, &uuid, "type=HVM").await?;
+    let root = root_without_privileges(&guest, &home).await?;
     guest.delete().await?;
+    home.check(&format!("! test -e {root}")).await.context("the root of its device model is left")?;
     delete_disk(bed, "pc-root").await?;
     nothing_is_left(&home, &uuid, Some(&disk)).await
+}
+
+/// The root folder of a guest's device model, which is an unprivileged user of its own.
+async fn root_without_privileges(guest: &Guest, home: &LabHost) -> Result<String> {
+    let status = guest.machines.get(guest.name).await?.status.unwrap_or_default();
+    let domid = domid(&status).context("it has no domain")?;
+    let look = format!(
+        "pid=$(xenstore-read /local/domain/{domid}/image/device-model-pid); \
+         grep -E '^(Uid|CapEff):' /proc/$pid/status; readlink /proc/$pid/root"
+    );
+    let seen = home.check(&look).await?;
+    let words: Vec<&str> = seen.split_whitespace().collect();
+    let user = (131_072 + domid).to_string();
+    ensure!(
+        words.iter().filter(|word| **word == user).count() == 4 && words.contains(&"0000000000000000"),
+        "the device model of domain {domid} is {seen}"
+    );
+    let root = words.last().filter(|root| root.ends_with(&format!("/qemu-root-{domid}")));
+    root.map(|root| (*root).to_owned()).with_context(|| format!("its root is not its own: {seen}"))
 }

@@ -366,7 +366,11 @@ async fn a_guest_starts_with_the_firmware_that_it_wants(bench: &Bench) -> Verdic
         (config.disks, config.interfaces) = bench.guests.devices();
         bench.start(&config).await?;
         bench.reaches(config.uuid, DomainState::Running).await?;
-        bench.speaks(config.uuid).await?;
+        match firmware {
+            // It finds nothing to start, and no screen to say so on.
+            Firmware::Bios => {}
+            Firmware::Uefi => drop(bench.speaks(config.uuid).await?),
+        }
         bench.hypervisor.destroy(config.uuid).await?;
     }
     Ok(())

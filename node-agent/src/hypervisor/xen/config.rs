@@ -21,6 +21,15 @@ pub struct BuildOptions {
     pub boot_files: BootFiles,
 }
 
+impl BuildOptions {
+    /// How domains are restored. QEMU opens the disks of a restored guest again when the guest is to run, which it cannot any
+    /// more when it has given up its privileges (`Could not open '/dev/loop0': Permission denied`, QEMU 7.2).
+    #[must_use]
+    pub fn for_restore(&self) -> Self {
+        Self { device_model_user: None, ..self.clone() }
+    }
+}
+
 /// Name of a domain in `xl list` and in its device model's log.
 #[must_use]
 pub fn domain_name(uuid: Uuid) -> String {
@@ -342,6 +351,8 @@ mod tests {
             assert_eq!(text["b_info"].get("dm_restrict"), expected);
             let text = libxl_config(&config(BootType::Pvh), &nothing(), &options);
             assert_eq!(text["b_info"].get("dm_restrict"), None);
+            let text = libxl_config(&config(BootType::Hvm), &nothing(), &options.for_restore());
+            assert_eq!(text["b_info"].get("dm_restrict"), None, "it has to open its disks again");
         }
     }
 

@@ -19,10 +19,7 @@ pub const ROOTS: &str = "/var/run/xen";
 pub const USERS: &str = "/etc/passwd";
 
 /// The first of a range of users: libxl adds the domain's number.
-pub const USER_FOR_EACH: &str = "xen-qemuuser-range-base";
-
-/// The user for all domains, which libxl takes where there is no range.
-pub const USER_FOR_ALL: &str = "xen-qemuuser-shared";
+pub const USER: &str = "xen-qemuuser-range-base";
 
 /// Bytes of the end of a log that an error message repeats.
 const TAIL: usize = 512;
@@ -32,8 +29,7 @@ const TAIL: usize = 512;
 #[must_use]
 pub fn user(users: &Path) -> Option<&'static str> {
     let text = fs::read_to_string(users).unwrap_or_default();
-    let is_there = |name: &&str| text.lines().any(|line| line.split(':').next() == Some(*name));
-    [USER_FOR_EACH, USER_FOR_ALL].into_iter().find(is_there)
+    text.lines().any(|line| line.split(':').next() == Some(USER)).then_some(USER)
 }
 
 /// Removes the root of the device model of the domain that had this number.
@@ -88,21 +84,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_for_each_guest_is_better_than_one_for_all_and_that_than_none() {
+    fn the_user_is_found_by_its_whole_name() {
         let folder = tempfile::tempdir().unwrap();
         let users = folder.path().join("passwd");
         assert_eq!(user(&users), None);
         for (text, expected) in [
             ("root:x:0:0::/root:/bin/bash\n", None),
-            (
-                "root:x:0:0::/root:/bin/bash\nxen-qemuuser-shared:x:999:999::/:/bin/false\n",
-                Some(USER_FOR_ALL),
-            ),
-            (
-                "xen-qemuuser-shared:x:999:999::/:\nxen-qemuuser-range-base:x:131072:999::/:\n",
-                Some(USER_FOR_EACH),
-            ),
-            ("xen-qemuuser-range-base-2:x:131072:999::/:\n", None),
+            ("xen-qemuuser-range-base-2:x:131072:131072::/:\n", None),
+            ("root:x:0:0::/root:\nxen-qemuuser-range-base:x:131072:131072::/:\n", Some(USER)),
         ] {
             fs::write(&users, text).unwrap();
             assert_eq!(user(&users), expected, "{text}");

@@ -149,10 +149,13 @@ impl XenHypervisor {
         options.build.boot_files = boot_files;
         options.build.device_model_user = device_model::user(Path::new(device_model::USERS));
         match options.build.device_model_user {
-            Some(user) => tracing::info!(user, "device models of HVM guests run without privileges"),
-            None => tracing::warn!(
-                "device models of HVM guests run as root: make the user {}",
-                device_model::USER_FOR_EACH
+            Some(user) => tracing::info!(
+                user,
+                "device models of HVM guests run without privileges, so these guests do not move while they run"
+            ),
+            None => tracing::info!(
+                "device models of HVM guests run as root: there is no user {}",
+                device_model::USER
             ),
         }
         Self::start(options)

@@ -120,7 +120,7 @@ impl Inner {
     ) -> Result<DomId, HypervisorError> {
         self.make_room(config.uuid).await?;
         let hidden = hidden_features("restore", self.feature_sets().await?, config)?;
-        let request = Request::Restore(libxl_config(config, &hidden, &self.build));
+        let request = Request::Restore(libxl_config(config, &hidden, &self.build.for_restore()));
         let call = request.call();
         let copy = |libxl, answered| copy_in(stream, libxl, answered);
         let restored = match self.transfer(request, copy, stop).await {
