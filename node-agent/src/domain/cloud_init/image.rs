@@ -28,7 +28,7 @@ pub(super) fn image(seed: &Seed<'_>) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; IMAGE_BYTES];
     let (serial, ..) = seed.instance.as_fields();
     let options = FormatVolumeOptions::new().volume_id(serial).volume_label(LABEL);
-    format_volume(&mut Cursor::new(&mut bytes[..]), options)?;
+    format_volume(Cursor::new(&mut bytes[..]), options)?;
     let file_system = FileSystem::new(Cursor::new(&mut bytes[..]), FsOptions::new())?;
     {
         let root = file_system.root_dir();
