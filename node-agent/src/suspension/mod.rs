@@ -14,7 +14,7 @@
 //! from the pool's store and the hypervisor alone, in [`crate::domain::saves`]. The store keeps everybody from starting
 //! afresh what is saved, and from resuming it twice.
 //!
-//! [`state`] is how the volume holds the guest.
+//! `state` is how the volume holds the guest.
 
 mod resuming;
 mod saving;

@@ -35,7 +35,7 @@ impl Resuming {
         let content = world.storage.open(&self.volume).await?;
         let header = state::read_header(&*content, self.config.uuid).await;
         let header = header.map_err(|error| Failure::of_volume(&error))?;
-        let (stream, work) = state::read(&*content, header, BUFFER);
+        let (stream, work) = state::read(&*content, &header, BUFFER);
         let restore = world.hypervisor.restore(&self.config, Box::new(stream));
         // When the hypervisor refuses, both fail, and the hypervisor is the cause; likewise with the volume.
         match tokio::join!(restore, work) {

@@ -103,15 +103,16 @@ pub(super) async fn read_header(content: &dyn Content, guest: Uuid) -> io::Resul
 /// Its end is told only after all of it was found as it had been written; otherwise the stream breaks.
 pub(super) fn read(
     content: &dyn Content,
-    header: Header,
+    header: &Header,
     buffer: usize,
 ) -> (Verified, impl Future<Output = io::Result<()>>) {
     let (mut into, from) = tokio::io::duplex(buffer);
     let (verdict, judged) = oneshot::channel();
+    let Header { bytes, crc32, .. } = *header;
     let work = async move {
         let (mut offset, mut hasher) = (0, Hasher::new());
-        while offset < header.bytes {
-            let left = usize::try_from(header.bytes - offset).unwrap_or(usize::MAX);
+        while offset < bytes {
+            let left = usize::try_from(bytes - offset).unwrap_or(usize::MAX);
             let chunk = content.read_at(HEADER as u64 + offset, left.min(CHUNK)).await?;
             if chunk.is_empty() {
                 return Err(invalid("the volume is shorter than what was saved to it".to_owned()));
@@ -120,7 +121,7 @@ pub(super) fn read(
             offset += chunk.len() as u64;
             into.write_all(&chunk).await?;
         }
-        if hasher.finalize() != header.crc32 {
+        if hasher.finalize() != crc32 {
             return Err(invalid("what was saved is damaged: its checksum is another one".to_owned()));
         }
         // Whoever reads may have had enough already.
@@ -195,7 +196,7 @@ mod tests {
 
     async fn resume(content: &dyn Content) -> (io::Result<Vec<u8>>, io::Result<()>) {
         let header = read_header(content, GUEST).await.unwrap();
-        let (mut from, work) = read(content, header, 1000);
+        let (mut from, work) = read(content, &header, 1000);
         let receive = async move {
             let mut all = Vec::new();
             from.read_to_end(&mut all).await.map(|_| all)
