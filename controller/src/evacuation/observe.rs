@@ -10,7 +10,7 @@ use crate::{
     placement::{Request, Snapshot},
     scheduler,
     view::{View, is_in_maintenance, is_ready, uid},
-    virtual_machine::references::{self, Problem},
+    virtual_machine::{problem::Problem, references},
 };
 use kubexen_crds::{
     Domain, Host, MigrationPhase, VirtualMachine, VirtualMachineMigration, condition::find,

@@ -10,7 +10,7 @@ use crate::{
     placement::{Rejections, Verdict},
     scheduler,
     view::{host_of_namespace, uid},
-    virtual_machine::references::{self, Problem},
+    virtual_machine::{problem::Problem, references},
 };
 use kubexen_crds::{Domain, MigrationRole, VirtualMachine, VirtualMachineMigration};
 use kubexen_runtime::Key;

@@ -7,7 +7,7 @@ use super::{
     turns::{Load, Turn},
     whereabouts,
 };
-use crate::{placement::Rejections, virtual_machine::references::Problem};
+use crate::{placement::Rejections, virtual_machine::problem::Problem};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kubexen_crds::{

@@ -12,7 +12,7 @@
 //! garbage collection.
 
 use super::decide::restart_requested;
-use crate::{context::Context, error::Error, view::is_deleting, virtual_machine::references::Problem};
+use crate::{context::Context, error::Error, view::is_deleting, virtual_machine::problem::Problem};
 use k8s_openapi::{
     ByteString,
     api::core::v1::Secret,

@@ -4,7 +4,7 @@ use super::{
     cloud_init,
     live::{self, Surroundings},
     observe::{Observed, host_of},
-    references::Problem,
+    problem::Problem,
     status::{self, Report},
     suspension,
     synchronized::Synchronized,

@@ -36,6 +36,7 @@ pub(crate) mod cloud_init;
 mod decide;
 mod live;
 mod observe;
+pub(crate) mod problem;
 pub(crate) mod references;
 mod status;
 pub(crate) mod suspension;

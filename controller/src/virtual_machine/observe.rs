@@ -2,7 +2,8 @@
 
 use super::{
     cloud_init, live,
-    references::{self, Problem, Resolved},
+    problem::Problem,
+    references::{self, Resolved},
     suspension::{StateDisk, state_disk_key},
 };
 use crate::{

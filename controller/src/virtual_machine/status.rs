@@ -1,7 +1,7 @@
 //! What is said of a machine.
 
 use super::{
-    references::Problem,
+    problem::Problem,
     suspension::is_resumed,
     synchronized::{self, Synchronized},
 };

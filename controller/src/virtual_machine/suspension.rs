@@ -14,7 +14,8 @@ use super::{
     decide::{Action, Adjustment, Plan, deletion},
     live::{self, Held, Surroundings},
     observe::{Observed, host_of},
-    references::{Disk, Problem},
+    problem::Problem,
+    references::Disk,
     status,
     synchronized::Synchronized,
 };

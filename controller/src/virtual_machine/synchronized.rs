@@ -1,6 +1,6 @@
 //! Whether the guest of a machine has what its spec says.
 
-use super::{live::Held, references::Problem};
+use super::{live::Held, problem::Problem};
 use kubexen_crds::{
     Domain, VirtualMachineStatus,
     condition::{State, Wanted, find},

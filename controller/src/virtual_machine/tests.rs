@@ -2,7 +2,8 @@ use super::{
     apply::survivor,
     decide::{Action, Adjustment, Plan, decide},
     observe::Observed,
-    references::{Problem, Resolved},
+    problem::Problem,
+    references::Resolved,
     status::{happenings, render},
 };
 use crate::scheduler::Answer;

@@ -7,7 +7,7 @@ use super::super::{
 use crate::{
     migration::{Cause, movable, under_way},
     view::is_deleting,
-    virtual_machine::references::Problem,
+    virtual_machine::problem::Problem,
 };
 use jiff::Timestamp;
 use kubexen_crds::{
