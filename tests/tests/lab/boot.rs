@@ -124,6 +124,7 @@ async fn a_pvh_guest_boots_by_the_grub_cfg_of_its_disk_and_of_another_when_that_
 }
 
 #[tokio::test]
+#[ignore = "takes minutes: cargo xtask test lab -- --ignored grub_cfg"]
 async fn a_pv_guest_boots_by_the_grub_cfg_of_its_disk() -> Result<()> {
     let machine = FromDisk::create("grub-pv", json!({"type": "PV", "kernel": null})).await?;
     machine.write(1, &grub("here it is", "")).await?;

@@ -46,6 +46,7 @@ async fn a_guest_reads_its_user_data_and_nothing_of_it_stays_behind() -> Result<
 }
 
 #[tokio::test]
+#[ignore = "takes minutes: cargo xtask test lab -- --ignored reads_images"]
 async fn a_guest_reads_images_that_are_put_in_and_ejected_while_it_runs() -> Result<()> {
     let turn = beside_others().await;
     let bed = turn.bed;

@@ -26,16 +26,17 @@ async fn logging_guest(bed: &Bed, name: &'static str, repository: &str) -> Resul
     Guest::create(bed, name, spec).await
 }
 
-/// Suspends the guest, and waits until its host has nothing of it; answers what it had counted to.
+/// Suspends the guest, and waits until its host has nothing of it; answers what it had counted to by then at least.
 async fn suspend(guest: &Guest, home: &LabHost) -> Result<u64> {
     let uuid = guest.uuid().await?;
     says(home, &uuid, "TICK 3").await?;
+    let counted = counted_to(home, &uuid).await?;
     guest.change(json!({"powerState": "Suspended"})).await?;
     let status = guest.wait_ready("Suspended").await?;
     ensure!(status.phase == Some(Phase::Suspended) && status.host.is_none(), "{status:?}");
     wait_until("its host has nothing of it", PATIENCE, async || nothing_is_left(home, &uuid, None).await)
         .await?;
-    counted_to(home, &uuid).await
+    Ok(counted)
 }
 
 /// Makes sure that the guest counts on where it was, and was booted once.
