@@ -152,8 +152,8 @@ impl Unmet {
                 format!("This host has no uplink `{uplink}`, or it is down; see the agent's configuration")
             }
             Self::NotSaved => {
-                "The guest is to be resumed, but it is not in the volume that is named for that; it is not \
-                               booted afresh as long as the VirtualDisk of that volume exists"
+                "The guest is to be resumed, but it is not in the volume that is named for that; it is not booted afresh \
+                 as long as the VirtualDisk of that volume exists"
                     .to_owned()
             }
             Self::SecretMissing(secret) => {
@@ -262,10 +262,10 @@ pub async fn observe(
         Some((wanted, session)) => Some(Saved {
             keeper: keeper(domains, domain, uuid).await?,
             session: session.clone(),
-            unmet: match (session, resolve::unmet_of_saved(domains, domain, wanted).await) {
-                (_, Some(need)) => Some(need),
-                (_, None) if present.is_none() => unmet.clone(),
-                (_, None) => None,
+            unmet: resolve::unmet_of_saved(domains, domain, wanted).await.or_else(|| unmet.clone()),
+            attached: match resolve::saved_volume(domains, domain) {
+                Some(volume) => domains.storage.attached().await?.contains(&volume),
+                None => false,
             },
         }),
     };

@@ -42,11 +42,12 @@ pub(super) async fn apply(
         (SaveStep::Resume, _) => resume(domains, domain, uuid, volume).await?,
         (SaveStep::Claim, Keeper::ResumesHere(token)) => {
             match domains.ownership.run(VmUid(uuid), &domains.me, *token).await? {
-                Run::Running(token) => claim(domains, domain, uuid, token, &volume).await?,
+                Run::Running(token) => claim(domains, uuid, token).await?,
                 Run::Refused(_) => {}
             }
         }
-        (SaveStep::Claim, Keeper::RunsHere(token)) => claim(domains, domain, uuid, *token, &volume).await?,
+        (SaveStep::Claim, Keeper::RunsHere(token)) => claim(domains, uuid, *token).await?,
+        (SaveStep::LetGo, _) => domains.storage.detach(&volume).await?,
         (SaveStep::GiveBack, Keeper::ResumesHere(token)) => {
             domains.storage.detach(&volume).await?;
             let (vm, disk) = (VmUid(uuid), DiskUid(volume.uuid));
@@ -113,17 +114,7 @@ async fn resume(
 }
 
 /// The volume is good for nothing any more, and the domain is this host's.
-async fn claim(
-    domains: &Domains,
-    domain: &Domain,
-    uuid: Uuid,
-    token: Token,
-    volume: &VolumeId,
-) -> Result<(), ReconcileError> {
-    domains.storage.detach(volume).await?;
-    if let Some(disk) = resolve::saved_disk(domain) {
-        domains.ownership.release_disk(disk, VmUid(uuid)).await?;
-    }
+async fn claim(domains: &Domains, uuid: Uuid, token: Token) -> Result<(), ReconcileError> {
     domains.hypervisor.claim(uuid, token.0).await?;
     domains.sessions.forget(uuid);
     info!(domain = %uuid, %token, "resumed");

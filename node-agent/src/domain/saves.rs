@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!   the store says      to be suspended                          to run
-//!   it runs here        runs: save · suspended: take back        suspended: take back · restored: claim · else as any domain
+//!   it runs here        runs: save · suspended: take back        suspended: take back · restored: claim · runs: let go
 //!   it is resumed here  nothing left: give back                  nothing: resume · restored: claim
 //!   it is saved         suspended: destroy · nothing: done       suspended: destroy · nothing: resume
 //! ```
@@ -38,6 +38,8 @@ pub struct Saved {
     pub session: Standing,
     /// Why the volume cannot be used, if it cannot.
     pub unmet: Option<Unmet>,
+    /// Whether the volume is attached on this host.
+    pub attached: bool,
 }
 
 /// Where a guest is, as the pool's store says.
@@ -70,6 +72,8 @@ pub enum SaveStep {
     Claim,
     /// The guest stays in the volume, for whoever resumes it.
     GiveBack,
+    /// The guest runs, so nothing needs the volume: give its device back.
+    LetGo,
     /// The session failed: say so, and try again later.
     Fail(Failure),
 }
@@ -153,6 +157,9 @@ fn runs_here(seen: &Observed, saved: &Saved, state: Option<DomainState>, to_be_s
         // A guest that stands still cannot help to save it.
         Some(DomainState::Paused) if to_be_saved => Some(Plan::Unpause),
         None if to_be_saved => Some(nothing_to_save(seen)),
+        Some(DomainState::Running | DomainState::Paused) if saved.attached => {
+            Some(Plan::Save(SaveStep::LetGo))
+        }
         Some(_) | None => None,
     }
 }
@@ -227,7 +234,7 @@ mod tests {
         keeper: Keeper,
         session: Standing,
     ) -> Observed {
-        let saved = Saved { keeper, session, unmet: None };
+        let saved = Saved { keeper, session, unmet: None, attached: false };
         Observed { power_state: wanted, saved: Some(saved), ..observed(state) }
     }
 
@@ -253,6 +260,17 @@ mod tests {
         assert_eq!(to(Some(DomainState::Restored), HERE), Plan::Save(SaveStep::Claim));
         assert_eq!(to(Some(DomainState::Paused), HERE), Plan::Unpause);
         assert_eq!(to(Some(DomainState::Running), HERE), Plan::Settled);
+    }
+
+    #[test]
+    fn a_guest_that_runs_keeps_no_volume_that_it_was_saved_to_or_was_to_be() {
+        for state in [DomainState::Running, DomainState::Paused] {
+            for session in [Standing::None, failed()] {
+                let mut runs = seen(Some(state), DomainPowerState::Running, HERE, session);
+                runs.saved.as_mut().unwrap().attached = true;
+                assert_eq!(decide_all(&runs, Timestamp::UNIX_EPOCH), Plan::Save(SaveStep::LetGo));
+            }
+        }
     }
 
     #[test]

@@ -131,7 +131,8 @@ impl Domains {
             let vm = VmUid::from_str(machine)
                 .map_err(|_| ReconcileError::Malformed("`savedMachine` is no UUID".to_owned()))?;
             match self.ownership.discard(vm, DiskUid(id.uuid)).await? {
-                Discard::Discarded => {}
+                // Nobody but its own machine ever claims it, which has no use for it any more.
+                Discard::Discarded => self.ownership.release_disk(DiskUid(id.uuid), vm).await?,
                 Discard::Refused(owner) => return Err(ReconcileError::BeingResumed(owner.host)),
             }
         }

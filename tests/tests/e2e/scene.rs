@@ -35,6 +35,15 @@ impl Scene {
         Ok(scene)
     }
 
+    /// A scene with a repository of its name and `-san` too, whose storage all hosts reach.
+    pub async fn with_shared_repository(world: &World, name: &str) -> Result<Self> {
+        let scene = Self::new(world, name).await?;
+        let spec = json!({"type": "LVM", "lvm": {"location": "san"}});
+        let repository = json!({"metadata": {"name": format!("{name}-san")}, "spec": spec});
+        scene.create_cluster_wide::<StorageRepository>(repository).await?;
+        Ok(scene)
+    }
+
     pub async fn create_network(&self, name: &str) -> Result<()> {
         let spec = json!({"type": "Bridge", "bridge": {"uplink": "lan"}});
         self.create_cluster_wide::<Network>(json!({"metadata": {"name": name}, "spec": spec})).await
@@ -137,6 +146,11 @@ pub fn machine(name: &str, spec: Value) -> Result<VirtualMachine> {
     }
     let object = json!({"metadata": {"name": name}, "spec": all});
     serde_json::from_value(object).with_context(|| format!("the spec of {name}"))
+}
+
+/// A spec with one disk.
+pub fn with_disk(disk: &str) -> Value {
+    json!({"disks": [{"name": "root", "disk": disk}]})
 }
 
 /// A boot section whose guest does something by itself, some seconds after each start.

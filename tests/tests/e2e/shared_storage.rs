@@ -1,7 +1,7 @@
 //! Disks on storage that several hosts reach.
 
 use crate::{
-    scene::{PATIENCE, Scene, host, message},
+    scene::{PATIENCE, Scene, host, message, with_disk},
     starts::nothing_ran_twice,
     world::World,
 };
@@ -14,20 +14,7 @@ use kubexen_crds::{
     Host, MigrationPhase, StorageRepository, VirtualDisk, VirtualMachine, condition, virtual_disk::Phase,
 };
 use kubexen_testbed::process::wait_until;
-use serde_json::{Value, json};
-
-/// A scene with a shared repository of its name and `-san`.
-async fn scene(world: &World, name: &str) -> Result<Scene> {
-    let scene = Scene::new(world, name).await?;
-    let spec = json!({"type": "LVM", "lvm": {"location": "san"}});
-    let repository = json!({"metadata": {"name": format!("{name}-san")}, "spec": spec});
-    scene.create_cluster_wide::<StorageRepository>(repository).await?;
-    Ok(scene)
-}
-
-fn with_disk(disk: &str) -> Value {
-    json!({"disks": [{"name": "root", "disk": disk}]})
-}
+use serde_json::json;
 
 async fn disk_records(world: &World, disk: &VirtualDisk) -> Result<usize> {
     let uid = disk.uid().context("no uid")?;
@@ -38,7 +25,7 @@ async fn disk_records(world: &World, disk: &VirtualDisk) -> Result<usize> {
 #[tokio::test]
 async fn a_guest_moves_with_its_shared_disk_and_starts_on_any_host_that_reaches_it() -> Result<()> {
     let world = World::shared().await?;
-    let scene = scene(world, "shared-moves").await?;
+    let scene = Scene::with_shared_repository(world, "shared-moves").await?;
     let disk = scene.create_disk_in("shared-moves-san", "root", "16Mi").await?;
     scene.create_machine("web", with_disk("root")).await?;
     let first = host(&scene.until_ready_is("web", "True", "Running").await?)?.to_owned();
@@ -81,7 +68,7 @@ async fn a_guest_moves_with_its_shared_disk_and_starts_on_any_host_that_reaches_
 #[tokio::test]
 async fn a_disk_that_another_machine_has_is_not_shared_and_not_deleted() -> Result<()> {
     let world = World::shared().await?;
-    let scene = scene(world, "shared-users").await?;
+    let scene = Scene::with_shared_repository(world, "shared-users").await?;
     scene.create_disk_in("shared-users-san", "root", "16Mi").await?;
     scene.create_machine("first", with_disk("root")).await?;
     scene.until_ready_is("first", "True", "Running").await?;
@@ -111,7 +98,7 @@ async fn a_disk_that_another_machine_has_is_not_shared_and_not_deleted() -> Resu
 #[tokio::test]
 async fn a_repository_says_when_its_hosts_do_not_share_its_storage() -> Result<()> {
     let world = World::shared().await?;
-    let scene = scene(world, "shared-facts").await?;
+    let scene = Scene::with_shared_repository(world, "shared-facts").await?;
     let repositories: Api<StorageRepository> = Api::all(scene.client.clone());
     let until = async |name: &str, status: &str, reason: &str| {
         wait_until(&format!("{name} is {status}/{reason}"), PATIENCE, async || {
@@ -133,7 +120,7 @@ async fn a_repository_says_when_its_hosts_do_not_share_its_storage() -> Result<(
 #[tokio::test]
 async fn a_shared_disk_goes_from_one_running_guest_to_another() -> Result<()> {
     let world = World::shared().await?;
-    let scene = scene(world, "shared-hands").await?;
+    let scene = Scene::with_shared_repository(world, "shared-hands").await?;
     let disk = scene.create_disk_in("shared-hands-san", "data", "16Mi").await?;
     let data = json!({"disks": [{"name": "data", "disk": "data"}]});
     for name in ["one", "two"] {

@@ -1,7 +1,7 @@
 //! Machines that are suspended, and go on later.
 
 use crate::{
-    scene::{PATIENCE, Scene, host, message},
+    scene::{PATIENCE, Scene, host, message, with_disk},
     starts::nothing_ran_twice,
     world::World,
 };
@@ -10,22 +10,9 @@ use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
 };
-use kubexen_crds::{Domain, Host, StorageRepository, VirtualDisk, VirtualMachine, Volume};
+use kubexen_crds::{Domain, Host, VirtualDisk, VirtualMachine, Volume};
 use kubexen_testbed::{pool::PoolOptions, process::wait_until};
-use serde_json::{Value, json};
-
-/// A scene with a shared repository of its name and `-san`.
-async fn scene(world: &World, name: &str) -> Result<Scene> {
-    let scene = Scene::new(world, name).await?;
-    let spec = json!({"type": "LVM", "lvm": {"location": "san"}});
-    let repository = json!({"metadata": {"name": format!("{name}-san")}, "spec": spec});
-    scene.create_cluster_wide::<StorageRepository>(repository).await?;
-    Ok(scene)
-}
-
-fn with_disk(disk: &str) -> Value {
-    json!({"disks": [{"name": "root", "disk": disk}]})
-}
+use serde_json::json;
 
 async fn suspend(scene: &Scene, name: &str) -> Result<VirtualMachine> {
     scene.set_power_state(name, "Suspended").await?;
@@ -65,7 +52,7 @@ fn boots(world: &World, machine: &VirtualMachine) -> Result<usize> {
 #[tokio::test]
 async fn a_suspended_guest_goes_on_on_another_host_and_was_booted_once() -> Result<()> {
     let world = World::shared().await?;
-    let scene = scene(world, "suspended").await?;
+    let scene = Scene::with_shared_repository(world, "suspended").await?;
     scene.create_disk_in("suspended-san", "root", "16Mi").await?;
     scene.create_machine("web", with_disk("root")).await?;
     let before = scene.until_ready_is("web", "True", "Running").await?;
@@ -107,7 +94,7 @@ async fn a_suspended_guest_goes_on_on_another_host_and_was_booted_once() -> Resu
 #[tokio::test]
 async fn suspended_guests_outlive_a_power_cut_of_the_whole_pool() -> Result<()> {
     let mut world = World::start(PoolOptions::default()).await?;
-    let scene = scene(&world, "power-cut").await?;
+    let scene = Scene::with_shared_repository(&world, "power-cut").await?;
     for (name, repository) in [("one", "power-cut-san"), ("two", "power-cut")] {
         scene.create_disk_in(repository, name, "16Mi").await?;
         scene.create_machine(name, with_disk(name)).await?;
@@ -124,9 +111,34 @@ async fn suspended_guests_outlive_a_power_cut_of_the_whole_pool() -> Result<()> 
 }
 
 #[tokio::test]
+async fn a_guest_that_is_not_suspended_after_all_leaves_no_disk_behind() -> Result<()> {
+    let world = World::shared().await?;
+    let scene = Scene::with_shared_repository(world, "undecided").await?;
+    scene.create_disk_in("undecided-san", "root", "16Mi").await?;
+    // A gigabyte a second makes the save take long enough to be called off.
+    let spec = json!({"memory": {"size": "4Gi"}, "disks": [{"name": "root", "disk": "root"}]});
+    scene.create_machine("web", spec).await?;
+    let before = scene.until_ready_is("web", "True", "Running").await?;
+    scene.set_power_state("web", "Suspended").await?;
+    scene.until_ready_is("web", "False", "Suspending").await?;
+    scene.set_power_state("web", "Running").await?;
+    let after = scene.until_ready_is("web", "True", "Running").await?;
+    ensure!(host(&after)? == host(&before)? && boots(world, &after)? == 1, "it was booted afresh");
+    let disks: Api<VirtualDisk> = scene.api();
+    wait_until("the disk for its memory is gone", PATIENCE, async || {
+        let left = disks.list(&Default::default()).await?.items.into_iter().map(|disk| disk.name_any());
+        ensure!(left.eq(["root".to_owned()]));
+        Ok(())
+    })
+    .await?;
+    scene.delete::<VirtualMachine>("web").await?;
+    scene.delete::<VirtualDisk>("root").await
+}
+
+#[tokio::test]
 async fn what_is_saved_is_lost_only_when_that_is_asked_for() -> Result<()> {
     let world = World::shared().await?;
-    let scene = scene(world, "given-up").await?;
+    let scene = Scene::with_shared_repository(world, "given-up").await?;
     for name in ["halted", "discarded"] {
         scene.create_disk(name, "16Mi").await?;
         scene.create_machine(name, with_disk(name)).await?;
