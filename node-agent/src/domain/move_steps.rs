@@ -7,7 +7,10 @@ use super::{
     observe::Observed,
     resolve, status,
 };
-use crate::migration::{Arrival, Departure};
+use crate::{
+    migration::{Arrival, Departure},
+    storage::VolumeId,
+};
 use futures::FutureExt;
 use kubexen_crds::{Domain, DomainMigration, domain::DomainPowerState};
 use kubexen_ownership::{Abort, HostBoot, HostName, Token, VmUid};
@@ -69,7 +72,8 @@ async fn await_guest(
     let config = resolve::configuration(domains, domain, uuid, Token(0)).await?;
     let runs = domain.spec.power_state == DomainPowerState::Running;
     let (peer, world) = (host(&wanted.peer)?, domains.world());
-    let arrival = Arrival { source: peer.clone(), config, runs };
+    let disks = disks(domains, domain);
+    let arrival = Arrival { source: peer.clone(), config, disks, runs };
     domains.sessions.arrive(uuid, migration(wanted)?, peer, |end, connection| {
         arrival.run(world, end, connection).boxed()
     });
@@ -90,7 +94,7 @@ fn send(
     let departure = Departure {
         guest: uuid,
         migration: migration(wanted)?,
-        disks: resolve::volumes(domains, domain).into_iter().flatten().collect(),
+        disks: disks(domains, domain),
         token: *token,
         peer: host(&wanted.peer)?,
         address: address.clone(),
@@ -99,6 +103,10 @@ fn send(
     let world = domains.world();
     domains.sessions.depart(uuid, departure.migration, |end| departure.run(world, end).boxed());
     Ok(Applied::Unchanged)
+}
+
+fn disks(domains: &Domains, domain: &Domain) -> Vec<VolumeId> {
+    resolve::volumes(domains, domain).into_iter().flatten().collect()
 }
 
 /// The guest stays here: after the abort no commit can take it away, so it may run on.

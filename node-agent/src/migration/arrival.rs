@@ -6,7 +6,7 @@ use super::{
     messages::{FromDestination, FromSource, Hello, VERSION},
     sessions::until_ended,
 };
-use crate::hypervisor::DomainConfig;
+use crate::{hypervisor::DomainConfig, storage::VolumeId};
 use futures::StreamExt;
 use kubexen_ownership::{Abort, Commit, HostBoot, HostName, Owner, Token, VmUid};
 use std::time::Duration;
@@ -35,6 +35,8 @@ pub(crate) struct Arrival {
     pub source: HostName,
     /// What it is to be made of here. Its token is not used.
     pub config: DomainConfig,
+    /// The guest's disks.
+    pub disks: Vec<VolumeId>,
     /// Whether it is to run, or to stay paused.
     pub runs: bool,
 }
@@ -143,6 +145,10 @@ impl Arrival {
             (_, Err(broken)) => return Err(Failure::connection_lost(&broken)),
         }
         let FromSource::Suspended = receiver.receive::<FromSource>(SUSPENDED).await?;
+        // The guest still has its disks at the source; once it was taken over it has them only here.
+        for disk in &self.disks {
+            world.storage.check_readable(disk).await?;
+        }
         Ok(())
     }
 

@@ -1,14 +1,18 @@
 //! The sessions of this agent: one at the most for each guest.
 
 use super::{Failure, Report, arrival::Greeted, link::FrameSender, messages::Hello};
-use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures::future::BoxFuture;
 use kubexen_ownership::HostName;
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
 };
-use tokio::sync::{Notify, oneshot};
+use tokio::{
+    sync::{Notify, oneshot},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 use uuid::Uuid;
 
 /// The sessions of this agent. They run inside [`Sessions::run`] and end with it.
@@ -167,14 +171,16 @@ impl Sessions {
 
     /// Carries the sessions, for ever. `over` is told the guest of each that ends. Dropping the future drops them all.
     pub async fn run(&self, over: impl Fn(Uuid)) {
-        let mut running = FuturesUnordered::new();
+        // Tasks of their own: what wakes one at each piece of a guest is not to wake the whole agent.
+        let mut running = JoinSet::new();
         loop {
             for Begun { guest, migration, work } in std::mem::take(&mut *self.begun()) {
-                running.push(async move { (guest, migration, work.await) });
+                running.spawn(async move { (guest, migration, work.await) }.in_current_span());
             }
             tokio::select! {
                 biased;
-                Some((guest, migration, report)) = running.next(), if !running.is_empty() => {
+                Some(ended) = running.join_next() => {
+                    let (guest, migration, report) = ended.expect("sessions are not aborted while they are carried, and do not panic");
                     tracing::info!(%guest, %migration, ?report, "the session is over");
                     self.entries().insert(guest, Entry { migration, state: State::Over(report) });
                     over(guest);

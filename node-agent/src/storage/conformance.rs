@@ -85,6 +85,7 @@ async fn an_attached_volume_keeps_its_device(storage: &dyn Storage, volume: &Vol
         let device = storage.attach(volume, read_only).await.unwrap();
         assert_eq!(storage.attach(volume, read_only).await.unwrap(), device);
         assert!(storage.attached().await.unwrap().contains(volume));
+        storage.check_readable(volume).await.unwrap();
         let other = storage.attach(volume, !read_only).await;
         assert!(matches!(other, Err(StorageError::InUse(_))), "{other:?}");
         let deleted = storage.delete(volume).await;

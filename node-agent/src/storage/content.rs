@@ -2,11 +2,12 @@
 
 use super::StorageError;
 use async_trait::async_trait;
+use rustix::fs::OFlags;
 use std::{
     fmt,
     fs::File,
     io::{self, Seek, SeekFrom},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -15,6 +16,8 @@ use tokio::{task::spawn_blocking, time::timeout};
 
 /// Time limit of each read and write; more than a disk takes whose path is switched over by its driver.
 const LIMIT: Duration = Duration::from_secs(60);
+/// Time limit of the read that shows whether a device can be reached. A guest stands still meanwhile.
+const CHECK_LIMIT: Duration = Duration::from_secs(10);
 /// Time limit of storing all that was written, which may be as much as the host has memory for.
 const SYNC_LIMIT: Duration = Duration::from_secs(600);
 
@@ -88,6 +91,25 @@ impl Content for FileContent {
         let file = Arc::clone(&self.file);
         within(SYNC_LIMIT, move || file.sync_data()).await
     }
+}
+
+/// What is read from a device past the kernel's cache must be aligned to its blocks, of which none is larger.
+#[repr(align(4096))]
+struct Block([u8; 4096]);
+
+/// Reads the first block of a device from the storage itself.
+///
+/// # Errors
+/// `Io`, also when there is no answer within [`CHECK_LIMIT`].
+pub(super) async fn check_readable(device: &Path) -> Result<(), StorageError> {
+    let device = device.to_owned();
+    let read = move || {
+        let direct = OFlags::DIRECT.bits().cast_signed();
+        let file = File::options().read(true).custom_flags(direct).open(device)?;
+        file.read_exact_at(&mut Box::new(Block([0; 4096])).0, 0)
+    };
+    let done = within(CHECK_LIMIT, read).await;
+    done.map_err(|source| StorageError::Io { call: "read from the volume", source })
 }
 
 /// A call of the kernel that cannot be broken off: after the limit it goes on without anybody who waits for it.

@@ -202,6 +202,10 @@ impl Storage for DirectoryStorage {
         Ok(())
     }
 
+    async fn check_readable(&self, _: &VolumeId) -> Result<(), StorageError> {
+        Ok(())
+    }
+
     async fn attached(&self) -> Result<BTreeSet<VolumeId>, StorageError> {
         let mut attached = BTreeSet::new();
         for location in self.locations.keys() {

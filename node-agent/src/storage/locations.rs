@@ -179,6 +179,10 @@ impl Storage for Locations {
         self.of(volume).wait_until_quiet(volume).await
     }
 
+    async fn check_readable(&self, volume: &VolumeId) -> Result<(), StorageError> {
+        self.of(volume).check_readable(volume).await
+    }
+
     async fn attached(&self) -> Result<BTreeSet<VolumeId>, StorageError> {
         let mut all = self.directory.attached().await?;
         all.extend(self.lvm.attached().await?);

@@ -295,6 +295,15 @@ impl Storage for MemoryStorage {
         self.reach("look at the volume's traffic")
     }
 
+    async fn check_readable(&self, volume: &VolumeId) -> Result<(), StorageError> {
+        tokio::task::yield_now().await;
+        self.reach("read from the volume")?;
+        match self.host().attached.contains_key(volume) {
+            true => Ok(()),
+            false => Err(StorageError::NoSuchVolume(volume.clone())),
+        }
+    }
+
     async fn attached(&self) -> Result<BTreeSet<VolumeId>, StorageError> {
         tokio::task::yield_now().await;
         self.reach("attached")?;

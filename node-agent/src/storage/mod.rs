@@ -241,6 +241,13 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// `TimedOut` when it does not come to rest.
     async fn wait_until_quiet(&self, volume: &VolumeId) -> Result<(), StorageError>;
 
+    /// Reads from an attached volume, past every cache: for a volume that a guest is about to use which another host has
+    /// used so far. Returns at once where no other host can.
+    ///
+    /// # Errors
+    /// `Io` when the storage below it cannot be reached from this host, or does not answer in time.
+    async fn check_readable(&self, volume: &VolumeId) -> Result<(), StorageError>;
+
     /// The volumes that are attached on this host, as the host itself sees it.
     async fn attached(&self) -> Result<BTreeSet<VolumeId>, StorageError>;
 

@@ -2,7 +2,8 @@
 //! what happened.
 
 use crate::{
-    bed::{Bed, Guest, PATIENCE, hosts, nothing_is_left, own_world},
+    bed::{Bed, Guest, PATIENCE, delete_disk, hosts, nothing_is_left, own_world},
+    lvm::{DEVICES, make_group},
     migrations::{Move, counted_to, counting_guest, kill_agent},
 };
 use anyhow::{Result, ensure};
@@ -34,6 +35,8 @@ enum Fault {
     Cable,
     /// Another domain takes the destination's memory.
     Memory,
+    /// The destination cannot reach the storage of the guest's disk any more.
+    Repository,
     /// The pool's etcd is gone until the destination has tried to take the guest over.
     PoolStore,
     /// The controller is gone until the guest is at the destination.
@@ -51,10 +54,11 @@ enum End {
     Moves,
 }
 
-const CASES: [(Fault, End); 9] = [
+const CASES: [(Fault, End); 10] = [
     (Fault::DestinationWorkers, End::Stays(&["(DestinationFailed)"])),
     (Fault::Cable, End::Stays(&["(ConnectionLost)"])),
     (Fault::Memory, End::Stays(&["(DestinationFailed)"])),
+    (Fault::Repository, End::Stays(&["Cannot read from the volume"])),
     (Fault::PoolStore, End::Stays(&["(ConnectionLost)", "(DestinationFailed)"])),
     (Fault::Controller, End::Moves),
     (Fault::ApiServer, End::Moves),
@@ -94,14 +98,17 @@ async fn whatever_breaks_during_a_move_one_guest_runs_on_and_the_record_says_why
     let slowly = Patch::Merge(json!({"spec": {"migration": {"bandwidth": BANDWIDTH}}}));
     let pools: Api<Pool> = Api::all(bed.control_plane.client().await?);
     pools.patch("default", &PatchParams::default(), &slowly).await?;
-    let (guest, _) = counting_guest(&bed, "survivor", "10.88.0.33").await?;
+    make_group(&bed, 64).await?;
+    Guest::create_disk_in(&bed, "san", "survivor-data").await?;
+    let (guest, _) = counting_guest(&bed, "survivor", "10.88.0.33", &["survivor-data"]).await?;
     for (number, (fault, end)) in CASES.into_iter().enumerate() {
         eprintln!("{fault:?} ...");
         let said = go_through(&mut bed, &guest, number, fault, end).await;
         let said = said.map_err(|error| error.context(format!("{fault:?}")))?;
         eprintln!("{fault:?}: {said}");
     }
-    guest.delete().await
+    guest.delete().await?;
+    delete_disk(&bed, "survivor-data").await
 }
 
 /// Moves the guest, breaks something, and judges what came of it. Returns what the record says.
@@ -178,6 +185,10 @@ async fn strike(
             let failed = a_move.until(MigrationPhase::Failed).await;
             other.check("xl destroy taker").await?;
             failed.map(drop)
+        }
+        Fault::Repository => {
+            // From now on every read and write of the volume fails there, as when its LUN is gone.
+            other.check(&format!("dmsetup wipe_table {DEVICES}*")).await.map(drop)
         }
         Fault::PoolStore => {
             let known = std::fs::read_to_string(other.agent_log())?.len();

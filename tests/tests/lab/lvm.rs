@@ -28,7 +28,7 @@ struct Group {
 const NAME: &str = pool::SHARED_GROUP;
 
 /// What device-mapper's names of the group's devices begin with.
-const DEVICES: &str = "/dev/mapper/vg--san--1-";
+pub const DEVICES: &str = "/dev/mapper/vg--san--1-";
 
 fn device(uuid: Uuid) -> String {
     format!("{DEVICES}kubexen--{}", uuid.to_string().replace('-', "--"))

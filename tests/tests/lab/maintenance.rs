@@ -33,7 +33,7 @@ async fn until(
 #[ignore = "ten minutes on an emulated machine: cargo xtask test lab -- --ignored maintenance"]
 async fn a_host_that_was_rebooted_in_maintenance_comes_back_empty_and_takes_its_guest_again() -> Result<()> {
     let (_turn, bed) = own_world().await?;
-    let (guest, before) = counting_guest(&bed, "evacuee", "10.88.0.34").await?;
+    let (guest, before) = counting_guest(&bed, "evacuee", "10.88.0.34", &[]).await?;
     let uuid = guest.uuid().await?;
     let (home, other) = hosts(&bed, &before)?;
     let (name, count) = (home.name(), counted_to(&home, &uuid).await?);

@@ -13,16 +13,18 @@ use kubexen_crds::{
 use kubexen_testbed::{lab::LabHost, process::wait_until};
 use serde_json::json;
 
-/// A guest that counts on its console and answers on its address.
+/// A guest with these disks that counts on its console and answers on its address.
 pub async fn counting_guest(
     bed: &Bed,
     name: &'static str,
     address: &str,
+    disks: &[&str],
 ) -> Result<(Guest, VirtualMachineStatus)> {
     let command_line = format!("console=hvc0 quiet kubexen.count kubexen.address={address}/24");
     let spec = json!({
         "memory": {"size": "96Mi"},
         "boot": {"kernel": {"commandLine": command_line}},
+        "disks": disks.iter().map(|disk| json!({"name": disk, "disk": disk})).collect::<Vec<_>>(),
         "interfaces": [{"name": "eth0", "network": "prod"}],
         "lifecycle": {"shutdownTimeout": "0s"},
     });
@@ -78,7 +80,7 @@ pub async fn kill_agent(host: &LabHost) -> Result<()> {
 async fn a_running_guest_moves_over_the_migration_network_and_goes_on_counting() -> Result<()> {
     let turn = beside_others().await;
     let bed = turn.bed;
-    let (guest, before) = counting_guest(bed, "mover", "10.88.0.31").await?;
+    let (guest, before) = counting_guest(bed, "mover", "10.88.0.31", &[]).await?;
     let uuid = guest.uuid().await?;
     let (home, other) = hosts(bed, &before)?;
     let count = counted_to(&home, &uuid).await?;

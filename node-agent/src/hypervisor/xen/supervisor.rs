@@ -9,7 +9,10 @@ use super::{
     rounds::Rounds,
     xenstore::sanitize,
 };
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::{
+    net::sockopt::set_socket_send_buffer_size_force,
+    process::{Pid, Signal, kill_process_group},
+};
 use std::{
     collections::VecDeque,
     ffi::OsString,
@@ -40,6 +43,10 @@ const LOG_LINES: usize = 40;
 const LOG_LINE_BYTES: usize = 512;
 /// Bytes of log that an error message repeats.
 const DETAIL_BYTES: usize = 1024;
+
+/// Bytes of a guest between libxl and the agent in the kernel: what libxl writes at once, 1024 pages, so that the two of
+/// them do not wake each other for every few pages.
+const STREAM_BUFFER: usize = 4 << 20;
 
 /// How a worker is started.
 #[derive(Clone, Debug)]
@@ -122,6 +129,10 @@ impl Supervisor {
     pub fn start_streaming(&self) -> Result<(StreamingWorker, UnixStream), CallError> {
         let start = || {
             let (ours, theirs) = UnixStream::pair()?;
+            for end in [&ours, &theirs] {
+                // It only goes slower without.
+                let _ = set_socket_send_buffer_size_force(end, STREAM_BUFFER);
+            }
             let worker = Worker::start(&self.command, inherited(theirs)?.into())?;
             Ok((StreamingWorker(worker), ours))
         };

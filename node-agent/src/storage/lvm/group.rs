@@ -15,7 +15,7 @@ use super::{
     report::{GroupReport, LogicalVolume},
     wipe::{STEP_LIMIT, Wiping},
 };
-use crate::storage::{StorageError, VolumeId};
+use crate::storage::{StorageError, VolumeId, content};
 use kubexen_ownership::lock::{Guard, Locks};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -243,6 +243,13 @@ impl VolumeGroup {
         let timed_out =
             |_| StorageError::TimedOut { call: "wait until the volume is quiet", limit: QUIET_LIMIT };
         timeout(QUIET_LIMIT, quiet).await.map_err(timed_out)?
+    }
+
+    pub(super) async fn check_readable(&self, uuid: Uuid) -> Result<(), StorageError> {
+        match self.active()?.get(&LvName::Volume(uuid)) {
+            Some(device) => content::check_readable(&device.node()).await,
+            None => Err(StorageError::NoSuchVolume(self.volume(uuid))),
+        }
     }
 
     pub(super) fn attached(&self) -> Result<BTreeSet<Uuid>, StorageError> {

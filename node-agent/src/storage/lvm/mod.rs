@@ -163,6 +163,10 @@ impl Storage for LvmStorage {
         self.group(&volume.location)?.wait_until_quiet(volume.uuid).await
     }
 
+    async fn check_readable(&self, volume: &VolumeId) -> Result<(), StorageError> {
+        self.group(&volume.location)?.check_readable(volume.uuid).await
+    }
+
     async fn attached(&self) -> Result<BTreeSet<VolumeId>, StorageError> {
         let mut attached = BTreeSet::new();
         for (name, location) in &self.locations {
