@@ -11,7 +11,7 @@ use kubexen_testbed::{lab::LabHost, process::wait_until};
 use serde_json::json;
 
 /// What the second host's CPUs have and the first one's lack.
-const MORE: [&str; 4] = ["aes", "movbe", "popcnt", "sse4_2"];
+const MORE: [&str; 3] = ["aes", "movbe", "popcnt"];
 
 /// The flags of the CPU that the guest with this UUID told on the console of this host.
 async fn flags(host: &LabHost, uuid: &str) -> Result<Vec<String>> {
