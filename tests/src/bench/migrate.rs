@@ -1,8 +1,8 @@
 //! `bench migrate`: a guest's moves through the agents against `xl migrate` over the same link, and the agents' stream against
 //! plain TCP, between two Xen hosts of the lab.
 //!
-//! Guests that are idle are moved, and guests that write to their memory over and over. `xl` sends over a plain TCP connection of socat, without encryption. How long a guest stood still is seen from
-//! outside, see [`Heartbeat`].
+//! Guests that are idle are moved, and guests that write to their memory over and over. `xl` sends over a plain TCP
+//! connection of socat, without encryption. How long a guest stood still is seen from outside, see [`Heartbeat`].
 
 use super::{
     heartbeat::Heartbeat,
@@ -42,6 +42,8 @@ const LIMIT: Duration = Duration::from_secs(600);
 const AFTERWARDS: Duration = Duration::from_secs(3);
 /// Bytes that plain TCP carries in one measurement.
 const TCP_BYTES: u32 = 64 << 20;
+/// How often a move is tried. The emulator resets a guest now and then while it is to suspend, whoever moves it.
+const ATTEMPTS: u32 = 3;
 /// Where socat listens.
 const PORT: u16 = 9100;
 
@@ -103,11 +105,12 @@ impl Bench {
     async fn measure(&self, guest: Guest, moves: u16) -> Result<GuestMoves> {
         let (mut ours, mut xl, mut tcp) = (Vec::new(), Vec::new(), Vec::new());
         for number in 0..moves {
-            let (sample, tcp_mb_per_second) = self.by_xl(guest).await?;
+            let (sample, tcp_mb_per_second) = again("xl migrate", async || self.by_xl(guest).await).await?;
             eprintln!("{}, by xl migrate: {sample}; plain TCP {tcp_mb_per_second:.1} MB/s", guest.name());
             xl.push(sample);
             tcp.push(tcp_mb_per_second);
-            let (sample, sent) = self.by_agents(guest, number).await?;
+            let (sample, sent) =
+                again("a move by the agents", async || self.by_agents(guest, number).await).await?;
             eprintln!(
                 "{}, by the agents: {sample}, of these {:.2} s for {:.1} MB",
                 guest.name(),
@@ -128,6 +131,10 @@ impl Bench {
              memory={MEMORY_MIB}\nvcpus=1\nvif=[\"mac=00:16:3e:00:00:50,bridge=xenbr0\"]\n",
             guest.command_line(),
         );
+        for host in &self.hosts {
+            // What a move that failed has left.
+            done(host, &format!("xl destroy {name} 2>/dev/null; true")).await?;
+        }
         from.push(config.as_bytes(), "/run/bench.cfg", 0o600).await?;
         done(from, "xl create -e /run/bench.cfg").await?;
         self.heartbeat.wait(LIMIT).await?;
@@ -161,19 +168,21 @@ impl Bench {
         .await?;
         self.heartbeat.wait(LIMIT).await?;
         let begin = Instant::now();
-        let status = succeeded(&migrations, &name).await?;
+        let moved = succeeded(&migrations, &name).await;
         let sample = self.sample(begin, begin.elapsed().as_secs_f64()).await;
-        let transfer = status.transfer.context("the record tells of no transfer")?;
+        machines.delete(&name, &DeleteParams::default()).await?;
+        migrations.delete(&name, &DeleteParams::default()).await?;
+        wait_until("the machine and its move are gone", LIMIT, async || {
+            ensure!(machines.get_opt(&name).await?.is_none(), "the machine is still there");
+            ensure!(migrations.get_opt(&name).await?.is_none(), "the move is still there");
+            Ok(())
+        })
+        .await?;
+        let transfer = moved?.transfer.context("the record tells of no transfer")?;
         let sent = Sent {
             megabytes: transfer.bytes.bytes()? as f64 / 1e6,
             seconds: transfer.milliseconds as f64 / 1000.0,
         };
-        machines.delete(&name, &DeleteParams::default()).await?;
-        wait_until("the machine is gone", LIMIT, async || {
-            ensure!(machines.get_opt(&name).await?.is_none(), "it is still there");
-            Ok(())
-        })
-        .await?;
         Ok((sample, sent))
     }
 
@@ -181,6 +190,18 @@ impl Bench {
     async fn sample(&self, begin: Instant, total_seconds: f64) -> Sample {
         sleep(AFTERWARDS).await;
         Sample { downtime_ms: self.heartbeat.downtime(begin).as_secs_f64() * 1000.0, total_seconds }
+    }
+}
+
+/// Measures something until it does not fail, [`ATTEMPTS`] times at the most.
+async fn again<T>(what: &str, measure: impl AsyncFn() -> Result<T>) -> Result<T> {
+    let mut attempt = 1;
+    loop {
+        match measure().await {
+            Err(error) if attempt < ATTEMPTS => eprintln!("{what} failed, once more: {error:#}"),
+            result => return result,
+        }
+        attempt += 1;
     }
 }
 
