@@ -43,6 +43,8 @@ mod pool;
 pub mod program;
 mod relation;
 mod run;
+#[cfg(test)]
+mod samples;
 mod scheduler;
 mod storage_repository;
 mod view;

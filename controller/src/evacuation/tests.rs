@@ -7,19 +7,20 @@ use super::{
 use crate::{
     migration::{movable::Sends, turns::Load},
     placement::{HostView, Request, Snapshot, group_key},
+    samples::{self, named, running},
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kubexen_crds::{
-    Boot, BootType, ByteQuantity, Domain, DomainMigration, DomainSpec, DomainStatus, EvacuationAction, Host,
-    HostSpec, HostStatus, Maintenance, MigrationPhase, MigrationRole, VirtualMachine,
-    VirtualMachineMigration, VirtualMachineMigrationSpec, VirtualMachineMigrationStatus, VirtualMachineSpec,
+    BootType, ByteQuantity, Domain, DomainMigration, EvacuationAction, Host, HostSpec, HostStatus,
+    Maintenance, MigrationPhase, MigrationRole, VirtualMachineMigration, VirtualMachineMigrationSpec,
+    VirtualMachineMigrationStatus,
     condition::{self, State, Wanted},
-    domain::{DomainPhase, DomainPowerState, Machine, VirtualMachineReference},
+    domain::DomainPhase,
     names::EVACUATION_ATTEMPT,
     pool::{MigrationPolicy, PlacementPolicy},
     quantity::HostSelector,
-    virtual_machine::{AntiAffinityMode, Cpu, Lifecycle, Memory, OnMaintenance, Placement, PowerState},
+    virtual_machine::{AntiAffinityMode, OnMaintenance},
 };
 use kubexen_runtime::{Key, events::Severity};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -55,74 +56,11 @@ fn other(name: &str) -> HostView {
     }
 }
 
-fn boot() -> Boot {
-    Boot { type_: BootType::Pvh, firmware: None, kernel: None }
-}
-
-fn named(namespace: &str, name: &str, uid: String) -> ObjectMeta {
-    ObjectMeta {
-        name: Some(name.to_owned()),
-        namespace: Some(namespace.to_owned()),
-        uid: Some(uid),
-        generation: Some(1),
-        resource_version: Some("7".to_owned()),
-        ..ObjectMeta::default()
-    }
-}
-
 /// A guest that runs on host a and can go anywhere.
 fn guest(name: &str) -> Guest {
     let machine_uid = format!("machine-{name}");
-    let machine = VirtualMachine {
-        metadata: named("shop", name, machine_uid.clone()),
-        spec: VirtualMachineSpec {
-            power_state: PowerState::Running,
-            cpu: Cpu::default(),
-            memory: Memory { size: ByteQuantity("1Gi".to_owned()), min: None, max: None },
-            boot: boot(),
-            disks: Vec::new(),
-            interfaces: Vec::new(),
-            placement: Placement::default(),
-            lifecycle: Lifecycle::default(),
-            cloud_init: None,
-            cds: Vec::new(),
-        },
-        status: None,
-    };
-    let domain = Domain {
-        metadata: named("kubexen-host-a", &format!("shop.{name}"), format!("domain-{name}")),
-        spec: DomainSpec {
-            virtual_machine: VirtualMachineReference {
-                namespace: "shop".to_owned(),
-                name: name.to_owned(),
-                uid: machine_uid,
-            },
-            power_state: DomainPowerState::Running,
-            restart_requested: None,
-            machine: Machine {
-                cpus: 1,
-                max_cpus: 1,
-                cpu_weight: 256,
-                cpu_cap_percent: 0,
-                memory: ByteQuantity("1Gi".to_owned()),
-                max_memory: ByteQuantity("1Gi".to_owned()),
-                boot: boot(),
-                cpu_level: None,
-                cloud_init: None,
-                cds: Vec::new(),
-                disks: Vec::new(),
-                interfaces: Vec::new(),
-            },
-            lifecycle: Lifecycle::default(),
-            saved_state: None,
-            migration: None,
-        },
-        status: Some(DomainStatus {
-            phase: Some(DomainPhase::Running),
-            observed_generation: Some(1),
-            ..DomainStatus::default()
-        }),
-    };
+    let machine = samples::virtual_machine(name, &machine_uid);
+    let domain = running(samples::domain(name, &machine_uid, "a", &format!("domain-{name}")));
     let request = |moves| Request {
         key: Key::new("shop", name),
         memory: GIB,
@@ -174,7 +112,7 @@ fn tied(name: &str, policy: OnMaintenance) -> Guest {
 
 fn record(guest: &Guest, attempt: u32, phase: Option<MigrationPhase>) -> VirtualMachineMigration {
     let mut migration = VirtualMachineMigration {
-        metadata: named("shop", &format!("{}-away", guest.key.name), format!("record-{}", guest.key.name)),
+        metadata: named("shop", &format!("{}-away", guest.key.name), &format!("record-{}", guest.key.name)),
         spec: VirtualMachineMigrationSpec {
             virtual_machine: guest.key.name.clone(),
             host: Some("b".to_owned()),

@@ -7,16 +7,17 @@ use super::{
     turns::{Load, Turn},
     whereabouts,
 };
-use crate::{placement::Rejections, virtual_machine::problem::Problem};
+use crate::{
+    placement::Rejections,
+    samples::{self, running},
+    virtual_machine::problem::Problem,
+};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kubexen_crds::{
-    Boot, BootType, ByteQuantity, Domain, DomainMigration, DomainMigrationStatus, DomainSpec, DomainStatus,
-    MigrationPhase, MigrationRole, MigrationStage, VirtualMachine, VirtualMachineMigration,
-    VirtualMachineMigrationSpec, VirtualMachineMigrationStatus, VirtualMachineSpec,
-    condition::find,
-    domain::{DomainPhase, DomainPowerState, Machine, VirtualMachineReference},
-    virtual_machine::{Cpu, Lifecycle, Memory, Placement, PowerState},
+    ByteQuantity, Domain, DomainMigration, DomainMigrationStatus, MigrationPhase, MigrationRole,
+    MigrationStage, VirtualMachine, VirtualMachineMigration, VirtualMachineMigrationSpec,
+    VirtualMachineMigrationStatus, condition::find, virtual_machine::PowerState,
     virtual_machine_migration::Transfer,
 };
 use kubexen_runtime::Key;
@@ -26,32 +27,8 @@ const MACHINE: &str = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
 const MIGRATION: &str = "0a0a0a0a-8b86-4d01-b42d-00cf4fc964ff";
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
-fn boot() -> Boot {
-    Boot { type_: BootType::Pvh, firmware: None, kernel: None }
-}
-
 fn machine() -> VirtualMachine {
-    VirtualMachine {
-        metadata: ObjectMeta {
-            name: Some("web-1".to_owned()),
-            namespace: Some("shop".to_owned()),
-            uid: Some(MACHINE.to_owned()),
-            ..ObjectMeta::default()
-        },
-        spec: VirtualMachineSpec {
-            power_state: PowerState::Running,
-            cpu: Cpu::default(),
-            memory: Memory { size: ByteQuantity("1Gi".to_owned()), min: None, max: None },
-            boot: boot(),
-            disks: Vec::new(),
-            interfaces: Vec::new(),
-            placement: Placement::default(),
-            lifecycle: Lifecycle::default(),
-            cloud_init: None,
-            cds: Vec::new(),
-        },
-        status: None,
-    }
+    samples::virtual_machine("web-1", MACHINE)
 }
 
 fn migration() -> VirtualMachineMigration {
@@ -87,46 +64,7 @@ fn begun() -> VirtualMachineMigration {
 
 /// The Domain of the machine on a host, in which its guest runs.
 fn domain(host: &str) -> Domain {
-    Domain {
-        metadata: ObjectMeta {
-            name: Some("shop.web-1".to_owned()),
-            namespace: Some(format!("kubexen-host-{host}")),
-            uid: Some(format!("domain-on-{host}")),
-            generation: Some(1),
-            ..ObjectMeta::default()
-        },
-        spec: DomainSpec {
-            virtual_machine: VirtualMachineReference {
-                namespace: "shop".to_owned(),
-                name: "web-1".to_owned(),
-                uid: MACHINE.to_owned(),
-            },
-            power_state: DomainPowerState::Running,
-            restart_requested: None,
-            machine: Machine {
-                cpus: 1,
-                max_cpus: 1,
-                cpu_weight: 256,
-                cpu_cap_percent: 0,
-                memory: ByteQuantity("1Gi".to_owned()),
-                max_memory: ByteQuantity("1Gi".to_owned()),
-                boot: boot(),
-                cpu_level: None,
-                cloud_init: None,
-                cds: Vec::new(),
-                disks: Vec::new(),
-                interfaces: Vec::new(),
-            },
-            lifecycle: Lifecycle::default(),
-            saved_state: None,
-            migration: None,
-        },
-        status: Some(DomainStatus {
-            phase: Some(DomainPhase::Running),
-            observed_generation: Some(1),
-            ..DomainStatus::default()
-        }),
-    }
+    running(samples::domain("web-1", MACHINE, host, &format!("domain-on-{host}")))
 }
 
 /// The Domain of the machine on a host that takes part in the migration, with what its agent said of it.

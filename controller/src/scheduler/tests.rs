@@ -1,17 +1,17 @@
 use super::*;
-use crate::{placement::memory_with_overhead, view::View};
+use crate::{placement::memory_with_overhead, samples, view::View};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kubexen_crds::{
-    Boot, BootType, ByteQuantity, Domain, DomainSpec, Firmware, Host, HostSpec, HostStatus,
-    VirtualMachineSpec, Volume, VolumeSpec,
+    Boot, BootType, ByteQuantity, Domain, Firmware, Host, HostSpec, HostStatus, VirtualMachineSpec, Volume,
+    VolumeSpec,
     condition::{self, State, Wanted},
-    domain::{DomainPowerState, Machine, VirtualMachineReference},
+    domain::Machine,
     host::{HostCpu, HostMemory, Location},
     names::CONTROLLER_FINALIZER,
     quantity::HostSelector,
     virtual_disk::{Reclaim, Source},
-    virtual_machine::{AntiAffinity, AntiAffinityMode, Cpu, Lifecycle, Memory, Placement, PowerState},
+    virtual_machine::{AntiAffinity, AntiAffinityMode, Cpu, Placement},
     volume::VirtualDiskReference,
 };
 
@@ -30,29 +30,18 @@ fn named(namespace: Option<&str>, name: &str, version: &str) -> ObjectMeta {
 }
 
 fn boot() -> Boot {
-    Boot { type_: BootType::Hvm, firmware: None, kernel: None }
+    Boot { type_: BootType::Hvm, ..samples::boot() }
 }
 
 fn machine(name: &str) -> VirtualMachine {
+    let anti_affinity = Some(AntiAffinity { group: "web".to_owned(), mode: AntiAffinityMode::Required });
     VirtualMachine {
         metadata: named(Some("shop"), name, "1"),
         spec: VirtualMachineSpec {
-            power_state: PowerState::Running,
             cpu: Cpu { count: 2, ..Cpu::default() },
-            memory: Memory { size: ByteQuantity("1Gi".to_owned()), min: None, max: None },
             boot: boot(),
-            disks: Vec::new(),
-            interfaces: Vec::new(),
-            placement: Placement {
-                anti_affinity: Some(AntiAffinity {
-                    group: "web".to_owned(),
-                    mode: AntiAffinityMode::Required,
-                }),
-                ..Placement::default()
-            },
-            lifecycle: Lifecycle::default(),
-            cloud_init: None,
-            cds: Vec::new(),
+            placement: Placement { anti_affinity, ..Placement::default() },
+            ..samples::machine_spec()
         },
         status: None,
     }
@@ -84,36 +73,10 @@ fn host(name: &str) -> Host {
 }
 
 fn domain(machine: &str, host: &str) -> Domain {
-    Domain {
-        metadata: named(Some(&format!("kubexen-host-{host}")), &format!("shop.{machine}"), "2"),
-        spec: DomainSpec {
-            virtual_machine: VirtualMachineReference {
-                namespace: "shop".to_owned(),
-                name: machine.to_owned(),
-                uid: format!("uid-of-{machine}"),
-            },
-            power_state: DomainPowerState::Running,
-            restart_requested: None,
-            machine: Machine {
-                cpus: 2,
-                max_cpus: 2,
-                cpu_weight: 256,
-                cpu_cap_percent: 0,
-                memory: ByteQuantity("1Gi".to_owned()),
-                max_memory: ByteQuantity("1Gi".to_owned()),
-                boot: boot(),
-                cpu_level: None,
-                cloud_init: None,
-                cds: Vec::new(),
-                disks: Vec::new(),
-                interfaces: Vec::new(),
-            },
-            lifecycle: Lifecycle::default(),
-            saved_state: None,
-            migration: None,
-        },
-        status: None,
-    }
+    let mut domain = samples::domain(machine, &format!("uid-of-{machine}"), host, "");
+    domain.metadata = named(domain.metadata.namespace.as_deref(), &format!("shop.{machine}"), "2");
+    domain.spec.machine = Machine { cpus: 2, max_cpus: 2, boot: boot(), ..samples::resolved_machine() };
+    domain
 }
 
 fn volume(disk: &str, host: &str) -> Volume {

@@ -6,16 +6,16 @@ use super::{
     references::Resolved,
     status::{happenings, render},
 };
-use crate::scheduler::Answer;
+use crate::{samples, scheduler::Answer};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta, Time};
 use kubexen_crds::{
-    Boot, ByteQuantity, Domain, DomainMigration, DomainSpec, DomainStatus, FeatureSet, GuestStatus, Kernel,
+    Boot, ByteQuantity, Domain, DomainMigration, DomainStatus, FeatureSet, GuestStatus, Kernel,
     MigrationRole, VirtualMachine, VirtualMachineSpec, VirtualMachineStatus,
     condition::{State, Wanted, find},
-    domain::{DomainInterface, DomainPhase, DomainPowerState, Machine, VirtualMachineReference},
+    domain::{DomainInterface, DomainPhase, DomainPowerState, Machine},
     names::{CONTROLLER_FINALIZER, RESTART_REQUESTED_AT},
-    virtual_machine::{Cpu, Lifecycle, Memory, Phase, Placement, PowerState},
+    virtual_machine::{Cpu, Phase, PowerState},
 };
 use kubexen_runtime::Key;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -42,16 +42,9 @@ fn vm() -> VirtualMachine {
             ..ObjectMeta::default()
         },
         spec: VirtualMachineSpec {
-            power_state: PowerState::Running,
             cpu: Cpu { count: 2, ..Cpu::default() },
-            memory: Memory { size: ByteQuantity("1Gi".to_owned()), min: None, max: None },
             boot: boot(),
-            disks: Vec::new(),
-            interfaces: Vec::new(),
-            placement: Placement::default(),
-            lifecycle: Lifecycle::default(),
-            cloud_init: None,
-            cds: Vec::new(),
+            ..samples::machine_spec()
         },
         status: None,
     }
@@ -61,15 +54,7 @@ fn machine() -> Machine {
     Machine {
         cpus: 2,
         max_cpus: 2,
-        cpu_weight: 256,
-        cpu_cap_percent: 0,
-        memory: ByteQuantity("1Gi".to_owned()),
-        max_memory: ByteQuantity("1Gi".to_owned()),
         boot: boot(),
-        cpu_level: None,
-        cloud_init: None,
-        cds: Vec::new(),
-        disks: Vec::new(),
         interfaces: vec![DomainInterface {
             name: "eth0".to_owned(),
             uplink: "lan".to_owned(),
@@ -77,6 +62,7 @@ fn machine() -> Machine {
             index: 0,
             rate_limit: None,
         }],
+        ..samples::resolved_machine()
     }
 }
 
@@ -91,29 +77,9 @@ fn resolved() -> Resolved {
 }
 
 fn domain_on(host: &str) -> Domain {
-    Domain {
-        metadata: ObjectMeta {
-            name: Some("shop.web-1".to_owned()),
-            namespace: Some(format!("kubexen-host-{host}")),
-            uid: Some(format!("domain-on-{host}")),
-            generation: Some(1),
-            ..ObjectMeta::default()
-        },
-        spec: DomainSpec {
-            virtual_machine: VirtualMachineReference {
-                namespace: "shop".to_owned(),
-                name: "web-1".to_owned(),
-                uid: UID.to_owned(),
-            },
-            power_state: DomainPowerState::Running,
-            restart_requested: None,
-            machine: machine(),
-            lifecycle: Lifecycle::default(),
-            saved_state: None,
-            migration: None,
-        },
-        status: None,
-    }
+    let mut domain = samples::domain("web-1", UID, host, &format!("domain-on-{host}"));
+    domain.spec.machine = machine();
+    domain
 }
 
 fn in_phase(mut domain: Domain, phase: DomainPhase) -> Domain {
