@@ -69,7 +69,8 @@ pub struct DomainSpec {
     #[x_kube(validation = Rule::new("self.maxMemory == oldSelf.maxMemory").message("`maxMemory` must not change: delete this Domain and make another"))]
     #[x_kube(validation = Rule::new("has(self.cloudInit) == has(oldSelf.cloudInit) && (!has(self.cloudInit) || self.cloudInit == oldSelf.cloudInit)").message("`cloudInit` must not change: delete this Domain and make another"))]
     #[x_kube(validation = Rule::new("!has(self.cloudInit) || !has(self.disks) || self.disks.all(disk, disk.target != 'xvdp')").message("`disks` must not have the target \"xvdp\" when `cloudInit` is set: the seed has it"))]
-    #[x_kube(validation = Rule::new("!has(self.cds) || !has(self.disks) || self.cds.all(cd, self.disks.all(disk, disk.target != cd.target))").message("`cds` must not have a `target` of `disks`"))]
+    #[x_kube(validation = Rule::new("!has(self.cds) || !has(self.disks) || self.cds.all(cd, self.disks.all(disk, disk.target != cd.target && (!cd.target.startsWith('hd') || disk.target.substring(3) != cd.target.substring(2))))").message("`cds` must not have a `target` of `disks`, for which `hdc` is \"xvdc\" and `hdd` is \"xvdd\""))]
+    #[x_kube(validation = Rule::new("!has(self.cds) || self.boot.type == 'HVM' || self.cds.all(cd, !cd.target.startsWith('hd'))").message("`cds` must not have the target \"hdc\" or \"hdd\" unless `boot.type` is \"HVM\": other guests have no emulated drives"))]
     #[x_kube(validation = Rule::new("self.cpus <= self.maxCpus").message("`cpus` must not exceed `maxCpus`"))]
     pub machine: Machine,
     /// What happens when the guest stops. Default: the defaults of its fields.

@@ -53,6 +53,15 @@ use serde::{Deserialize, Serialize};
 #[x_kube(validation = Rule::new("!has(self.cds) || size(self.cds) == 0 || !has(self.disks) || size(self.disks) <= 13")
     .message("`disks` must not exceed 13 when there are `cds`: the guest sees them behind its disks")
     .field_path(".disks"))]
+#[x_kube(validation = Rule::new("self.boot.type != 'HVM' || !has(self.disks) || (self.disks.all(disk, !has(disk.readOnly) || !disk.readOnly || !has(disk.bootOrder) || self.disks.filter(other, has(other.bootOrder) && other.bootOrder < disk.bootOrder).size() + (has(self.cds) ? self.cds.size() : 0) >= 4) && [0, 1, 2, 3].all(place, place + self.disks.filter(disk, has(disk.bootOrder)).size() + (has(self.cds) ? self.cds.size() : 0) >= 4 || place >= self.disks.filter(disk, !has(disk.bootOrder)).size() || !has(self.disks.filter(disk, !has(disk.bootOrder))[place].readOnly) || !self.disks.filter(disk, !has(disk.bootOrder))[place].readOnly))")
+    .message("`disks` must not have `readOnly` on the first 4, less one for each of `cds`, when `boot.type` is \"HVM\": they are emulated IDE disks, which cannot be read-only. Put other disks before it, leave `readOnly` out, or make it an image for `cds`")
+    .field_path(".disks"))]
+#[x_kube(validation = Rule::new("!has(self.cds) || self.cds.all(cd, !has(cd.bootOrder)) || (self.boot.type == 'HVM' && (!has(self.boot.firmware) || self.boot.firmware == 'BIOS'))")
+    .message("`cds` must not have a `bootOrder` unless `boot` is of type \"HVM\" with the firmware \"BIOS\": UEFI tries CD drives before disks, and other guests do not boot from them")
+    .field_path(".cds"))]
+#[x_kube(validation = Rule::new("!has(self.cds) || self.cds.all(cd, !has(cd.bootOrder) || (self.cds.exists_one(other, has(other.bootOrder) && other.bootOrder == cd.bootOrder) && (!has(self.disks) || self.disks.all(disk, !has(disk.bootOrder) || disk.bootOrder != cd.bootOrder))))")
+    .message("`cds` must not have one `bootOrder` twice, nor one of `disks`")
+    .field_path(".cds"))]
 #[x_kube(validation = Rule::new("!has(self.cloudInit) || !has(self.disks) || size(self.disks) <= 15")
     .message("`disks` must not exceed 15 when `cloudInit` is set: the guest sees its seed as the last one")
     .field_path(".disks"))]
@@ -93,8 +102,10 @@ pub struct VirtualMachineSpec {
         .message("`disks` must not have one `bootOrder` twice"))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub disks: Vec<Disk>,
-    /// CD drives, at most 2. Default: none. The guest sees the image in the first as the read-only disk `xvdo`, in the
-    /// second as `xvdn`. While it runs images are changed and ejected, and drives are added and removed.
+    /// CD drives, at most 2. Default: none. An HVM guest sees them as emulated drives, with a disc or without, and its
+    /// firmware boots from them; they have the places of the last two of its four IDE drives. Other guests see the image in
+    /// the first as the read-only disk `xvdo`, in the second as `xvdn`. While the guest runs images are changed and ejected.
+    /// Drives are added and removed at the next restart of an HVM guest, and while other guests run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -151,8 +162,8 @@ pub struct Disk {
     #[serde(default)]
     pub read_only: bool,
     /// When a guest without `boot.kernel` tries to boot from the disk, 1 to 16: the lowest first. Disks without it come after
-    /// those that have it. BIOS tries the first disk only; UEFI and pvgrub try one after the other. Default: none. A change
-    /// takes effect at the next restart.
+    /// those that have it. BIOS tries the first disk only, and then the drives of `cds`; UEFI and pvgrub try one disk after the
+    /// other. Default: none. A change takes effect at the next restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16))]
     pub boot_order: Option<i32>,

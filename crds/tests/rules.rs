@@ -143,6 +143,11 @@ fn a_virtual_machine_is_held_to_its_rules() {
     let disks = |count: usize| -> Value {
         (0..count).map(|number| json!({"name": format!("d{number}"), "disk": format!("d{number}")})).collect()
     };
+    let read_only = |count: usize, which: &[usize]| -> Value {
+        let mut disks = disks(count);
+        which.iter().for_each(|&number| disks[number]["readOnly"] = json!(true));
+        disks
+    };
     accepts::<VirtualMachine>(
         &sample,
         &[
@@ -160,6 +165,22 @@ fn a_virtual_machine_is_held_to_its_rules() {
             &[("/spec/disks", disks(16))],
             &[("/spec/cds", json!([])), ("/spec/disks", disks(16))],
             &[("/spec/cds", json!([{"name": "cd"}])), ("/spec/disks", disks(13))],
+            &[("/spec/boot", json!({"type": "HVM"})), ("/spec/cds", json!([{"name": "cd", "bootOrder": 1}]))],
+            &[("/spec/disks", read_only(2, &[0, 1]))],
+            &[("/spec/boot", json!({"type": "HVM"})), ("/spec/disks", read_only(5, &[4]))],
+            &[
+                ("/spec/boot", json!({"type": "HVM"})),
+                ("/spec/disks", read_only(4, &[3])),
+                ("/spec/cds", json!([{"name": "cd"}])),
+            ],
+            &[
+                ("/spec/boot", json!({"type": "HVM"})),
+                ("/spec/disks", read_only(5, &[0])),
+                ("/spec/disks/1/bootOrder", json!(1)),
+                ("/spec/disks/2/bootOrder", json!(2)),
+                ("/spec/disks/3/bootOrder", json!(3)),
+                ("/spec/disks/4/bootOrder", json!(4)),
+            ],
             &[("/spec/cloudInit", user_data.clone()), ("/spec/disks", disks(15))],
             &[("/spec/cloudInit", user_data.clone()), ("/spec/disks", Value::Null)],
             &[("/spec/boot", json!({"type": "HVM", "firmware": "UEFI"}))],
@@ -183,6 +204,8 @@ fn a_virtual_machine_is_held_to_its_rules() {
     let mac = "`mac` must be a unicast address: six pairs of hexadecimal digits in lower case, the second digit even, as in \"00:16:3e:12:34:56\"";
     let no_disk = "`disks` must name a disk to boot from: there is no `boot.kernel`";
     let firmware = "`firmware` must not be set unless `type` is \"HVM\": a guest of another type has none";
+    let ide = "`disks` must not have `readOnly` on the first 4, less one for each of `cds`, when `boot.type` is \"HVM\": they are emulated IDE disks, which cannot be read-only. Put other disks before it, leave `readOnly` out, or make it an image for `cds`";
+    let boots_by_bios = "`cds` must not have a `bootOrder` unless `boot` is of type \"HVM\" with the firmware \"BIOS\": UEFI tries CD drives before disks, and other guests do not boot from them";
     refuses::<VirtualMachine>(
         &sample,
         &[
@@ -229,6 +252,39 @@ fn a_virtual_machine_is_held_to_its_rules() {
             (
                 &[("/spec/disks/0/bootOrder", json!(1)), ("/spec/disks/1/bootOrder", json!(1))],
                 "`disks` must not have one `bootOrder` twice",
+            ),
+            (&[("/spec/boot", json!({"type": "HVM"})), ("/spec/disks", read_only(4, &[3]))], ide),
+            (
+                &[
+                    ("/spec/boot", json!({"type": "HVM", "firmware": "UEFI"})),
+                    ("/spec/disks", read_only(4, &[2])),
+                    ("/spec/cds", json!([{"name": "cd"}])),
+                ],
+                ide,
+            ),
+            (
+                &[
+                    ("/spec/boot", json!({"type": "HVM"})),
+                    ("/spec/disks", read_only(5, &[4])),
+                    ("/spec/disks/4/bootOrder", json!(7)),
+                ],
+                ide,
+            ),
+            (&[("/spec/cds", json!([{"name": "cd", "bootOrder": 1}]))], boots_by_bios),
+            (
+                &[
+                    ("/spec/boot", json!({"type": "HVM", "firmware": "UEFI"})),
+                    ("/spec/cds", json!([{"name": "cd", "bootOrder": 1}])),
+                ],
+                boots_by_bios,
+            ),
+            (
+                &[
+                    ("/spec/boot", json!({"type": "HVM"})),
+                    ("/spec/disks/0/bootOrder", json!(1)),
+                    ("/spec/cds", json!([{"name": "cd", "bootOrder": 1}])),
+                ],
+                "`cds` must not have one `bootOrder` twice, nor one of `disks`",
             ),
             (
                 &[("/spec/cds", json!([{"name": "cd"}])), ("/spec/disks", disks(14))],
@@ -469,7 +525,14 @@ fn domain() -> Value {
 #[test]
 fn a_domain_is_held_to_its_rules() {
     let sample = domain();
-    accepts::<Domain>(&sample, &[&[]]);
+    let cd_target =
+        "`cds` must not have a `target` of `disks`, for which `hdc` is \"xvdc\" and `hdd` is \"xvdd\"";
+    let drives =
+        json!([{"name": "one", "target": "hdc"}, {"name": "two", "target": "hdd", "beforeDisks": true}]);
+    accepts::<Domain>(
+        &sample,
+        &[&[], &[("/spec/machine/boot", json!({"type": "HVM"})), ("/spec/machine/cds", drives)]],
+    );
     refuses::<Domain>(
         &sample,
         &[
@@ -518,7 +581,19 @@ fn a_domain_is_held_to_its_rules() {
                     ("/spec/machine/cds", json!([{"name": "one", "target": "xvdo"}])),
                     ("/spec/machine/disks/0/target", json!("xvdo")),
                 ],
-                "`cds` must not have a `target` of `disks`",
+                cd_target,
+            ),
+            (
+                &[
+                    ("/spec/machine/boot", json!({"type": "HVM"})),
+                    ("/spec/machine/cds", json!([{"name": "one", "target": "hdc"}])),
+                    ("/spec/machine/disks/0/target", json!("xvdc")),
+                ],
+                cd_target,
+            ),
+            (
+                &[("/spec/machine/cds", json!([{"name": "one", "target": "hdd"}]))],
+                "`cds` must not have the target \"hdc\" or \"hdd\" unless `boot.type` is \"HVM\": other guests have no emulated drives",
             ),
             (
                 &[

@@ -6,14 +6,17 @@
 //! are changed does not matter and none waits for another. Nothing is remembered: a field that is set back is as if it had
 //! never been changed.
 
-use super::references::{Disk, Resolved, Site};
+use super::{
+    cds,
+    references::{Disk, Resolved, Site},
+};
 use crate::{
-    placement::{HostView, ImageNeed, Room},
+    placement::{HostView, Room},
     scheduler::{HostRoom, domain_memory},
 };
 use kubexen_crds::{
-    ByteQuantity, Domain, DomainCd, DomainImage, VirtualMachineSpec,
-    cd::CD_TARGETS,
+    ByteQuantity, Domain, VirtualMachineSpec,
+    cd::takes_place,
     cloud_init::SEED_TARGET,
     domain::{DomainDisk, DomainInterface, Machine},
     names::host_object_name,
@@ -51,7 +54,7 @@ pub(crate) struct Surroundings<'a> {
 }
 
 impl Change {
-    fn held(&mut self, reason: &'static str, message: String) {
+    pub(super) fn held(&mut self, reason: &'static str, message: String) {
         self.held.push(Held { reason, message });
     }
 }
@@ -89,7 +92,7 @@ pub(crate) fn change(
             change.restart.push(field.to_owned());
         }
     }
-    change_cds(&mut change, wanted, present, around);
+    cds::change(&mut change, wanted, present, around);
     change_disks(&mut change, wanted, domain, around);
     change_interfaces(&mut change, &wanted.machine.interfaces, present, around);
     change
@@ -218,11 +221,11 @@ fn is_detached(domain: &Domain, disk: &str) -> bool {
     })
 }
 
-/// A name that no disk has, and that is neither a CD drive's nor the seed's.
+/// A name that no disk has, and whose place is neither a CD drive's nor the seed's.
 fn free_target(present: &[DomainDisk], machine: &Machine) -> Option<String> {
     let is_taken = |target: &String| {
         present.iter().any(|disk| disk.target == *target)
-            || machine.cds.iter().any(|cd| cd.target == *target)
+            || machine.cds.iter().any(|cd| takes_place(&cd.target, target))
             || (machine.cloud_init.is_some() && target == SEED_TARGET)
     };
     targets().find(|target| !is_taken(target))
@@ -310,44 +313,6 @@ fn not_attached(disk: &Disk, key: &Key, around: &Surroundings<'_>) -> Result<boo
 /// `xvda` to `xvdp`: the API allows 16 disks.
 pub(crate) fn targets() -> impl Iterator<Item = String> {
     ('a'..='p').map(|letter| format!("xvd{letter}"))
-}
-
-/// Drives keep their names; what is in them changes as soon as the host has it.
-fn change_cds(change: &mut Change, wanted: &Resolved, present: &Machine, around: &Surroundings<'_>) {
-    let mut next: Vec<DomainCd> = Vec::new();
-    for entry in &wanted.machine.cds {
-        let old = present.cds.iter().find(|old| old.name == entry.name);
-        let is_taken = |target: &str| {
-            next.iter().chain(&present.cds).any(|cd| cd.target == target)
-                || present.disks.iter().any(|disk| disk.target == target)
-        };
-        let free = || CD_TARGETS.into_iter().find(|target| !is_taken(target)).map(str::to_owned);
-        let Some(target) = old.map(|old| old.target.clone()).or_else(free) else {
-            let message =
-                format!("drive {} is added at the next restart, or when a disk is removed", entry.name);
-            change.held("TooManyDisks", message);
-            continue;
-        };
-        let image = match (&entry.image, old.and_then(|old| old.image.as_ref())) {
-            (Some(image), before) if Some(image) != before && !has_image(wanted, image, around) => {
-                let message = format!(
-                    "host {} has no image {} for drive {}: put it there, or change `spec.cds`",
-                    around.host, image.name, entry.name
-                );
-                change.held("ImageMissing", message);
-                before.cloned()
-            }
-            (image, _) => image.clone(),
-        };
-        next.push(DomainCd { name: entry.name.clone(), target, image });
-    }
-    change.next.cds = next;
-}
-
-fn has_image(wanted: &Resolved, image: &DomainImage, around: &Surroundings<'_>) -> bool {
-    let is_it = |need: &&ImageNeed| need.location == image.location && need.image == image.name;
-    let need = wanted.images.iter().find(is_it);
-    need.zip(around.room).is_some_and(|(need, room)| room.host.has_image(need))
 }
 
 fn change_interfaces(

@@ -32,6 +32,7 @@
 
 mod address;
 mod apply;
+mod cds;
 pub(crate) mod cloud_init;
 mod decide;
 mod live;

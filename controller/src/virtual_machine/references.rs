@@ -4,7 +4,7 @@
 use super::{
     address,
     apply::domain_name,
-    live::targets,
+    cds,
     problem::Problem,
     suspension::{saved_machine, saved_state, state_disk_key},
 };
@@ -14,9 +14,7 @@ use crate::{
     view::{View, has_finalizer, host_of_namespace, is_deleting, uid, user_key},
 };
 use kubexen_crds::{
-    ByteQuantity, Cd, DomainCd, DomainCloudInit, DomainImage, StorageRepository, VirtualDisk, VirtualMachine,
-    Volume,
-    cd::CD_TARGETS,
+    ByteQuantity, DomainCloudInit, StorageRepository, VirtualDisk, VirtualMachine, Volume,
     cloud_init::seed_secret_name,
     domain::{DomainDisk, DomainInterface, Machine, SavedState, SharedDisk},
     names::host_object_name,
@@ -100,7 +98,7 @@ pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved,
         images: Vec::new(),
     };
     let mut seen = BTreeSet::new();
-    for (entry, target) in in_boot_order(&machine.spec.disks).zip(targets()) {
+    for (entry, target) in in_boot_order(&machine.spec.disks).zip(cds::disk_targets(&machine.spec)) {
         if !seen.insert(&entry.disk) {
             return Err(Problem::DiskListedTwice { disk: entry.disk.clone() });
         }
@@ -113,9 +111,9 @@ pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved,
         resolved.machine.interfaces.push(domain_interface(view, machine, interface, &network.uplink, index));
         resolved.networks.push(network);
     }
-    for (entry, target) in machine.spec.cds.iter().zip(CD_TARGETS) {
-        let need = image(view, entry)?;
-        resolved.machine.cds.push(domain_cd(entry, need.as_ref(), target));
+    for drive in cds::drives(&machine.spec) {
+        let need = drive.image(view)?;
+        resolved.machine.cds.push(drive.resolved(need.as_ref()));
         resolved.images.extend(need);
     }
     Ok(resolved)
@@ -157,17 +155,10 @@ fn resolve_suspended(
     Ok(Resolved {
         machine: suspended.machine.clone(),
         networks: networks.collect(),
-        images: suspended.machine.cds.iter().filter_map(saved_image).collect(),
+        images: suspended.machine.cds.iter().filter_map(cds::saved_image).collect(),
         saved_state: Some(saved_state(&memory)),
         disks: disks.into_iter().chain([memory]).collect(),
     })
-}
-
-/// The image that a saved guest has in a drive.
-fn saved_image(entry: &DomainCd) -> Option<ImageNeed> {
-    let DomainImage { location, name } = entry.image.clone()?;
-    let selector = HostSelector::default();
-    Some(ImageNeed { repository: location.clone(), location, image: name, selector })
 }
 
 /// The disk that the machine's guest is saved to, or is to be.
@@ -190,7 +181,7 @@ pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, present: &M
         saved_state: None,
         images: Vec::new(),
     };
-    for (entry, target) in in_boot_order(&machine.spec.disks).zip(targets()) {
+    for (entry, target) in in_boot_order(&machine.spec.disks).zip(cds::disk_targets(&machine.spec)) {
         match disk_of_spec(view, machine, entry) {
             Ok(found) => {
                 resolved.machine.disks.push(domain_disk(machine, entry, &found, target));
@@ -215,14 +206,14 @@ pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, present: &M
             }
         }
     }
-    for (entry, target) in machine.spec.cds.iter().zip(CD_TARGETS) {
-        match image(view, entry) {
+    for drive in cds::drives(&machine.spec) {
+        match drive.image(view) {
             Ok(need) => {
-                resolved.machine.cds.push(domain_cd(entry, need.as_ref(), target));
+                resolved.machine.cds.push(drive.resolved(need.as_ref()));
                 resolved.images.extend(need);
             }
             Err(_) => {
-                let old = present.cds.iter().find(|old| old.name == entry.name);
+                let old = present.cds.iter().find(|old| old.name == drive.name());
                 resolved.machine.cds.extend(old.cloned());
             }
         }
@@ -236,30 +227,6 @@ fn in_boot_order(disks: &[MachineDisk]) -> impl Iterator<Item = &MachineDisk> {
     let mut ordered: Vec<&MachineDisk> = disks.iter().collect();
     ordered.sort_by_key(|disk| disk.boot_order.unwrap_or(i32::MAX));
     ordered.into_iter()
-}
-
-/// The image that is to be in a drive, if there is to be one.
-fn image(view: &View, entry: &Cd) -> Result<Option<ImageNeed>, Problem> {
-    let Some(image) = &entry.image else { return Ok(None) };
-    let found = view.repositories.get(&Key::cluster(&image.repository));
-    let usable = found.as_deref().filter(|repository| !is_deleting(*repository));
-    match usable.and_then(|repository| location(repository).map(|location| (repository, location))) {
-        Some((repository, location)) => Ok(Some(ImageNeed {
-            repository: image.repository.clone(),
-            location: location.to_owned(),
-            image: image.name.clone(),
-            selector: repository.spec.host_selector.clone(),
-        })),
-        None => Err(Problem::ImageRepositoryNotFound {
-            repository: image.repository.clone(),
-            image: image.name.clone(),
-        }),
-    }
-}
-
-fn domain_cd(entry: &Cd, need: Option<&ImageNeed>, target: &str) -> DomainCd {
-    let image = need.map(|need| DomainImage { location: need.location.clone(), name: need.image.clone() });
-    DomainCd { name: entry.name.clone(), target: target.to_owned(), image }
 }
 
 /// What a machine is made of besides its disks and interfaces.

@@ -108,6 +108,8 @@ pub struct AskedCd {
     pub name: String,
     /// Name under which the guest sees an image in it.
     pub target: String,
+    /// Whether it is an emulated drive.
+    pub emulated: bool,
     /// The image that is to be in it.
     pub image: Option<AskedImage>,
 }
@@ -115,7 +117,7 @@ pub struct AskedCd {
 /// An image that is to be in a drive.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AskedImage {
-    /// Its device on this host, if it has one.
+    /// Its device on this host, if it has one; in an emulated drive its file, if it is there.
     pub device: Option<PathBuf>,
 }
 
@@ -155,6 +157,8 @@ pub enum LiveStep {
     InsertImage(String),
     /// Ask the guest to let go of the image that it has under this target.
     EjectImage(String),
+    /// Make what is in the emulated CD drive of this name what is to be in it.
+    ChangeCd(String),
     /// Give the guest the interface of this name.
     AttachInterface(String),
     /// Take away the interface with this index.
@@ -233,11 +237,15 @@ impl Live {
         steps
     }
 
-    /// A guest cannot be given another image before it has let go of the one that it has.
+    /// A guest without emulated drives cannot be given another image before it has let go of the one that it has.
     fn cd_steps(&self, present: &Settings) -> Vec<LiveStep> {
         let mut steps = Vec::new();
         for cd in &self.wanted.cds {
-            steps.extend(cd_step(cd, disk_of(present, &cd.target)));
+            if cd.emulated {
+                steps.extend(drive_step(cd, present));
+            } else {
+                steps.extend(cd_step(cd, disk_of(present, &cd.target)));
+            }
         }
         for removed in self.removed_cds(present).filter(|removed| removed.link != Link::Closing) {
             steps.push(LiveStep::EjectImage(removed.target.clone()));
@@ -411,6 +419,17 @@ fn cd_step(cd: &AskedCd, present: Option<&PresentDisk>) -> Option<LiveStep> {
         (true, Link::Closing) => Some(LiveStep::KeepDisk(cd.target.clone())),
         (false, Link::Attached) | (_, Link::Closed) => Some(LiveStep::EjectImage(cd.target.clone())),
     }
+}
+
+/// An emulated drive that the domain does not have is reported by the hypervisor.
+fn drive_step(cd: &AskedCd, present: &Settings) -> Option<LiveStep> {
+    let drive = present.cds.iter().find(|drive| drive.target == cd.target);
+    let is_so = match (&cd.image, drive.and_then(|drive| drive.image.as_ref())) {
+        (None, None) => true,
+        (Some(image), Some(present)) => image.device.as_ref() == Some(present),
+        (None, Some(_)) | (Some(_), None) => false,
+    };
+    (!is_so).then(|| LiveStep::ChangeCd(cd.name.clone()))
 }
 
 fn interface_steps(interface: &AskedInterface, present: Option<&InterfaceConfig>) -> Vec<LiveStep> {

@@ -30,6 +30,7 @@ pub(super) async fn apply(
             // Whoever has it open still keeps it until they let go.
             return cds::release_unused(domains, None).await;
         }
+        LiveStep::ChangeCd(name) => Change::Cd(cds::drive(domains, domain, name).await?),
         LiveStep::AttachInterface(name) => {
             Change::AttachInterface(resolve::interface(domains, domain, name).await?)
         }

@@ -316,6 +316,8 @@ pub(super) async fn configuration(
         memory_kib: bytes(&machine.memory)? / 1024,
         max_memory_kib: bytes(&machine.max_memory)? / 1024,
         disks,
+        cds: cds::drives(domains, domain).await?,
+        cds_first: machine.cds.iter().any(|cd| cd.before_disks),
         interfaces,
     })
 }

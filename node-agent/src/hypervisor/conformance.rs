@@ -189,6 +189,8 @@ impl Bench {
             memory_kib: self.guests.memory_kib,
             max_memory_kib: self.guests.memory_kib,
             disks: Vec::new(),
+            cds: Vec::new(),
+            cds_first: false,
             interfaces: Vec::new(),
         }
     }

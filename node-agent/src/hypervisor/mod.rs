@@ -68,6 +68,10 @@ pub struct DomainConfig {
     pub max_memory_kib: u64,
     /// Disks, each target once.
     pub disks: Vec<DiskConfig>,
+    /// Emulated CD drives of an HVM guest, each target once.
+    pub cds: Vec<CdConfig>,
+    /// Whether the guest's BIOS tries to boot from these drives before it tries the first disk.
+    pub cds_first: bool,
     /// Interfaces, each index once.
     pub interfaces: Vec<InterfaceConfig>,
 }
@@ -92,6 +96,15 @@ pub struct DiskConfig {
     pub target: String,
     /// Whether the guest may only read.
     pub read_only: bool,
+}
+
+/// An emulated CD drive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CdConfig {
+    /// Which IDE drive it is: `hda` to `hdd`. The first four disks are `hda` to `hdd` as well.
+    pub target: String,
+    /// File of the image in it; none: it is empty.
+    pub image: Option<PathBuf>,
 }
 
 /// An interface on a bridge of dom0.
@@ -278,6 +291,9 @@ pub enum HypervisorError {
     /// A domain with this UUID is there already.
     #[error("A domain with the UUID {0} exists already")]
     AlreadyExists(Uuid),
+    /// The guest does not let go of what it has.
+    #[error("{0}")]
+    InUse(String),
     /// Xen has not enough free memory.
     #[error("Xen has not enough free memory: {0}")]
     OutOfMemory(String),
@@ -317,6 +333,7 @@ impl HypervisorError {
         match self {
             Self::NoSuchDomain(_) => "NoSuchDomain",
             Self::AlreadyExists(_) => "AlreadyExists",
+            Self::InUse(_) => "DiskInUse",
             Self::OutOfMemory(_) => "OutOfMemory",
             Self::Refused { .. } => "Refused",
             Self::StreamBroken { .. } => "StreamBroken",
@@ -376,7 +393,8 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// Changes a domain that is whole. Making a change that is made already does no harm.
     ///
     /// # Errors
-    /// `NoSuchDomain`; `Refused`, then nothing is changed.
+    /// `NoSuchDomain`; `Refused`, then nothing is changed, but that a CD drive may be empty; `InUse` for a CD drive that the
+    /// guest has locked, then it was asked to open it.
     async fn change(&self, uuid: Uuid, change: &Change) -> Result<(), HypervisorError>;
 
     /// Writes a running guest's memory and state to a stream, and leaves the guest suspended here. Success is told when

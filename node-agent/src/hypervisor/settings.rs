@@ -1,6 +1,6 @@
 //! What of a domain can change while its guest runs.
 
-use super::{DiskConfig, InterfaceConfig};
+use super::{CdConfig, DiskConfig, InterfaceConfig};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -35,6 +35,8 @@ pub struct Settings {
     pub memory_kib: u64,
     /// Its disks, sorted by target.
     pub disks: Vec<PresentDisk>,
+    /// Its emulated CD drives, sorted by target.
+    pub cds: Vec<CdConfig>,
     /// Its interfaces, sorted by index.
     pub interfaces: Vec<InterfaceConfig>,
 }
@@ -79,6 +81,8 @@ pub enum Change {
     DetachDisk(String),
     /// Takes the request to let go of a disk back. It may be too late.
     KeepDisk(String),
+    /// Puts an image into the emulated CD drive with this target, in the place of what is in it, or empties it.
+    Cd(CdConfig),
     /// Adds an interface.
     AttachInterface(InterfaceConfig),
     /// Removes the interface with this index, whatever the guest does.
@@ -110,6 +114,7 @@ impl Change {
             Self::AttachDisk(_) => "attach a disk",
             Self::DetachDisk(_) => "detach a disk",
             Self::KeepDisk(_) => "keep a disk",
+            Self::Cd(_) => "change a CD",
             Self::AttachInterface(_) => "attach an interface",
             Self::DetachInterface(_) => "detach an interface",
             Self::MoveInterface { .. } => "move an interface",

@@ -220,6 +220,11 @@ impl Storage for DirectoryStorage {
         self.work("attach an image", &image.location, move |folder| folder.attach_image(&wanted)).await
     }
 
+    async fn image_file(&self, image: &ImageId) -> Result<PathBuf, StorageError> {
+        let wanted = image.clone();
+        self.work("find an image", &image.location, move |folder| folder.image_file(&wanted)).await
+    }
+
     async fn detach_image(&self, image: &ImageId) -> Result<(), StorageError> {
         let name = image.name.clone();
         self.work("detach an image", &image.location, move |folder| folder.detach_image(&name)).await

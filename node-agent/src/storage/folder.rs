@@ -186,6 +186,10 @@ impl Folder {
         images::attach(&self.path, image, self.has_loop_devices())
     }
 
+    pub(super) fn image_file(&self, image: &ImageId) -> Result<PathBuf, StorageError> {
+        images::file(&self.path, image).map(|(path, _)| path)
+    }
+
     pub(super) fn detach_image(&self, image: &str) -> Result<(), StorageError> {
         images::detach(&self.path, image, self.has_loop_devices())
     }

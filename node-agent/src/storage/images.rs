@@ -1,6 +1,6 @@
 //! Images for CD drives: files that people put into the folder `images` of a location.
 //!
-//! An image is attached read-only, once for all guests of this host that read it. Names are checked, only regular files
+//! An image is attached read-only, once for all guests of this host that read it; device models read its file. Names are checked, only regular files
 //! count, and no link is followed, so that no name leads to another file of the host.
 
 use super::{StorageError, loop_device};
@@ -61,15 +61,20 @@ pub(super) fn list(location: &Path) -> Result<Vec<String>, StorageError> {
     Ok(names)
 }
 
-/// Makes an image a device node; its file is the node where there are no loop devices.
-pub(super) fn attach(location: &Path, image: &ImageId, loop_devices: bool) -> Result<PathBuf, StorageError> {
+/// The file of an image, and the folder that it lies in.
+pub(super) fn file(location: &Path, image: &ImageId) -> Result<(PathBuf, OwnedFd), StorageError> {
     let missing = || StorageError::NoSuchImage(image.clone());
     let folder = open(location)?.filter(|_| is_name(&image.name)).ok_or_else(missing)?;
     // Looked at before it is opened: opening a device or a pipe that somebody put there has effects.
     if !is_file(&folder, &image.name)? {
         return Err(missing());
     }
-    let path = path(location)?.join(&image.name);
+    Ok((path(location)?.join(&image.name), folder))
+}
+
+/// Makes an image a device node; its file is the node where there are no loop devices.
+pub(super) fn attach(location: &Path, image: &ImageId, loop_devices: bool) -> Result<PathBuf, StorageError> {
+    let (path, folder) = file(location, image)?;
     if !loop_devices {
         return Ok(path);
     }
@@ -175,6 +180,7 @@ mod tests {
         for name in ["link.iso", "../outside.raw", ".hidden", "folder.iso", "", "absent.iso"] {
             let refused = attach(location.path(), &image(name), false);
             assert!(matches!(refused, Err(StorageError::NoSuchImage(_))), "{name}: {refused:?}");
+            assert!(file(location.path(), &image(name)).is_err(), "{name}");
         }
     }
 

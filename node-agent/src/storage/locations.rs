@@ -193,6 +193,10 @@ impl Storage for Locations {
         self.directory.attach_image(image).await
     }
 
+    async fn image_file(&self, image: &ImageId) -> Result<PathBuf, StorageError> {
+        self.directory.image_file(image).await
+    }
+
     async fn detach_image(&self, image: &ImageId) -> Result<(), StorageError> {
         self.directory.detach_image(image).await
     }

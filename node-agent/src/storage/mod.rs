@@ -260,6 +260,14 @@ pub trait Storage: Send + Sync + fmt::Debug {
         Err(StorageError::NoSuchImage(image.clone()))
     }
 
+    /// The file of an image, for a device model that reads files itself. Storage without images knows none.
+    ///
+    /// # Errors
+    /// `NoSuchImage`.
+    async fn image_file(&self, image: &ImageId) -> Result<PathBuf, StorageError> {
+        Err(StorageError::NoSuchImage(image.clone()))
+    }
+
     /// Takes the device of an image away: at once, or when the last who holds it open lets go. Succeeds when it has none.
     async fn detach_image(&self, _: &ImageId) -> Result<(), StorageError> {
         Ok(())

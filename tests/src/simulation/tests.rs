@@ -52,6 +52,8 @@ fn config() -> DomainConfig {
         memory_kib: 1024,
         max_memory_kib: 1024,
         disks: Vec::new(),
+        cds: Vec::new(),
+        cds_first: false,
         interfaces: Vec::new(),
     }
 }

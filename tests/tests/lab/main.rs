@@ -3,6 +3,7 @@
 mod adoption;
 mod bed;
 mod boot;
+mod cds;
 mod changes;
 mod conformance;
 mod cpu_levels;

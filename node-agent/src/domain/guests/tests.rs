@@ -119,6 +119,8 @@ async fn guests_are_read_and_forgotten_with_their_domains() {
         memory_kib: 65536,
         max_memory_kib: 65536,
         disks: Vec::new(),
+        cds: Vec::new(),
+        cds_first: false,
         interfaces: Vec::new(),
     };
     let guests = Guests::default();

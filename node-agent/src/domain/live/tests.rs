@@ -1,4 +1,5 @@
 use super::*;
+use crate::hypervisor::CdConfig;
 use jiff::Timestamp;
 use proptest::prelude::*;
 
@@ -14,6 +15,7 @@ fn settings() -> Settings {
         memory_target_kib: 1 << 20,
         memory_kib: (1 << 20) + 1300,
         disks: vec![PresentDisk { target: "xvda".to_owned(), link: Link::Attached, device: None }],
+        cds: Vec::new(),
         interfaces: vec![interface(0, "lan")],
     }
 }
@@ -243,6 +245,11 @@ fn follow(mut present: Settings, wanted: &mut Asked, step: &LiveStep) -> Setting
             let device = cd.image.as_ref().and_then(|image| image.device.clone());
             present.disks.push(PresentDisk { target: cd.target.clone(), link: Link::Attached, device });
         }
+        LiveStep::ChangeCd(name) => {
+            let cd = wanted.cds.iter().find(|cd| cd.name == *name).unwrap();
+            let image = cd.image.as_ref().and_then(|image| image.device.clone());
+            present.cds = vec![CdConfig { target: cd.target.clone(), image }];
+        }
         LiveStep::KeepDisk(target) => {
             let disk = present.disks.iter_mut().find(|disk| disk.target == *target).unwrap();
             disk.link = Link::Attached;
@@ -329,6 +336,7 @@ fn an_image_is_ejected_before_another_is_put_in_and_what_a_guest_keeps_is_told()
     let drive = |image: Option<Option<PathBuf>>| AskedCd {
         name: "drive".to_owned(),
         target: "xvdo".to_owned(),
+        emulated: false,
         image: image.map(|device| AskedImage { device }),
     };
     let present = |link, name| Some(PresentDisk { target: "xvdo".to_owned(), link, device: device(name) });
@@ -362,5 +370,35 @@ fn an_image_is_ejected_before_another_is_put_in_and_what_a_guest_keeps_is_told()
         assert_eq!(live.next_step(), None);
         let reasons: Vec<_> = live.lags().into_iter().map(|lag| lag.reason).collect();
         assert_eq!(reasons, ["DiskInUse"]);
+    }
+}
+
+#[test]
+fn what_is_in_an_emulated_drive_is_changed_in_one_step_and_a_drive_that_is_so_already_is_left_alone() {
+    let file = |name: &str| Some(PathBuf::from(name));
+    let drive = |image: Option<Option<PathBuf>>| AskedCd {
+        name: "drive".to_owned(),
+        target: "hdd".to_owned(),
+        emulated: true,
+        image: image.map(|device| AskedImage { device }),
+    };
+    for (image, present, changes) in [
+        (None, None, false),
+        (None, file("one"), true),
+        (Some(file("one")), None, true),
+        (Some(file("one")), file("one"), false),
+        (Some(file("two")), file("one"), true),
+        (Some(None), file("one"), true),
+        (Some(None), None, true),
+    ] {
+        let cds = vec![CdConfig { target: "hdd".to_owned(), image: present.clone() }];
+        let wanted = Asked { cds: vec![drive(image.clone())], ..asked() };
+        let mut seen = live(wanted, Settings { cds, ..settings() });
+        let step = changes.then(|| LiveStep::ChangeCd("drive".to_owned()));
+        assert_eq!(seen.next_step(), step, "{image:?} with {present:?}");
+        let Some(step) = step else { continue };
+        seen.tried.failed.push(Failure { step, reason: "DiskInUse", message: "locked".to_owned() });
+        assert_eq!(seen.next_step(), None);
+        assert_eq!(seen.lags(), [Lag { reason: "DiskInUse", message: "locked".to_owned(), may_pass: false }]);
     }
 }

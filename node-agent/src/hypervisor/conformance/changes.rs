@@ -4,9 +4,12 @@ use super::{
     Bench, Case, DomainConfig, POLL, Stop, Verdict,
     cases::{cases, check},
 };
-use crate::hypervisor::{Change, DomainState, Hypervisor, HypervisorError, Link, Scheduling, Settings};
+use crate::hypervisor::{
+    BootType, CdConfig, Change, DomainState, Hypervisor, HypervisorError, Link, Scheduling, Settings,
+};
 use futures::FutureExt;
-use std::time::Duration;
+use kubexen_crds::Firmware;
+use std::{io, path::PathBuf, time::Duration};
 use tokio::time::Instant;
 
 cases![
@@ -17,6 +20,7 @@ cases![
     a_domain_never_gets_more_than_it_was_built_for,
     a_disk_is_attached_and_given_back,
     a_guest_that_stands_still_keeps_its_disk,
+    what_is_in_an_emulated_cd_drive_is_changed_and_ejected,
     an_interface_is_added_limited_and_removed,
 ];
 
@@ -174,6 +178,38 @@ async fn a_guest_that_stands_still_keeps_its_disk(bench: &Bench) -> Verdict {
     bench.hypervisor.unpause(config.uuid).await?;
     bench.reaches(config.uuid, DomainState::Running).await?;
     detaches(bench, &config, &target).await
+}
+
+async fn what_is_in_an_emulated_cd_drive_is_changed_and_ejected(bench: &Bench) -> Verdict {
+    if !bench.hypervisor.facts().await?.firmware.contains(&Firmware::Bios) {
+        return Err(Stop::Skip("no HVM guests on this host"));
+    }
+    let folder = &bench.guests.folder;
+    let file = |name: &str| -> io::Result<PathBuf> {
+        std::fs::create_dir_all(folder)?;
+        let path = folder.join(name);
+        std::fs::write(&path, [0; 4096])?;
+        Ok(path)
+    };
+    let image = |name: &str| file(name).map_err(|error| Stop::Fail(format!("{}: {error}", folder.display())));
+    let (one, two) = (image("one.iso")?, image("two.iso")?);
+    let drive =
+        |target: &str, image: Option<&PathBuf>| CdConfig { target: target.to_owned(), image: image.cloned() };
+    let mut config = bench.guest("");
+    (config.boot, config.firmware, config.kernel) = (BootType::Hvm, Some(Firmware::Bios), None);
+    config.cds = vec![drive("hdc", None), drive("hdd", Some(&one))];
+    bench.hypervisor.create(&config).await?;
+    let present = bench.hypervisor.settings(config.uuid).await?.cds;
+    check!(present == config.cds, "{present:?}");
+    for image in [Some(&two), None, None, Some(&one), Some(&one)] {
+        bench.hypervisor.change(config.uuid, &Change::Cd(drive("hdd", image))).await?;
+        let present = bench.hypervisor.settings(config.uuid).await?.cds;
+        check!(present == [drive("hdc", None), drive("hdd", image)], "{present:?} for {image:?}");
+    }
+    let none = bench.hypervisor.change(config.uuid, &Change::Cd(drive("hdb", None))).await;
+    check!(matches!(none, Err(HypervisorError::Refused { .. })), "{none:?}");
+    bench.hypervisor.unpause(config.uuid).await?;
+    bench.reaches(config.uuid, DomainState::Running).await
 }
 
 async fn an_interface_is_added_limited_and_removed(bench: &Bench) -> Verdict {

@@ -5,12 +5,12 @@ use super::{
     model::refused,
 };
 use crate::hypervisor::{
-    Change, DiskConfig, DomainConfig, HypervisorError, InterfaceConfig, Link, PresentDisk, Scheduling,
-    Settings,
+    CdConfig, Change, DiskConfig, DomainConfig, HypervisorError, InterfaceConfig, Link, PresentDisk,
+    Scheduling, Settings,
 };
 use serde::{Deserialize, Serialize};
 
-/// A guest that does not listen: it neither balloons, nor starts or stops virtual CPUs, nor lets go of disks.
+/// A guest that does not listen: it neither balloons, nor starts or stops virtual CPUs, nor lets go of disks and CDs.
 const STUBBORN: &str = "kubexen.stubborn";
 
 /// What a domain is made of besides its memory.
@@ -24,6 +24,8 @@ pub(super) struct Hardware {
     pub(super) max_memory_kib: u64,
     pub(super) memory_target_kib: u64,
     disks: Vec<PresentDisk>,
+    #[serde(default)]
+    cds: Vec<CdConfig>,
     interfaces: Vec<InterfaceConfig>,
     pub(super) stubborn: bool,
 }
@@ -40,6 +42,7 @@ impl Hardware {
             max_memory_kib: config.max_memory_kib,
             memory_target_kib: config.memory_kib,
             disks: config.disks.iter().map(attached).collect(),
+            cds: config.cds.clone(),
             interfaces: config.interfaces.clone(),
             stubborn: stubborn.is_some(),
         }
@@ -55,6 +58,7 @@ impl Hardware {
             max_memory_kib: memory_kib,
             memory_target_kib: memory_kib,
             disks: Vec::new(),
+            cds: Vec::new(),
             interfaces: Vec::new(),
             stubborn: true,
         }
@@ -77,7 +81,7 @@ fn attached(disk: &DiskConfig) -> PresentDisk {
 impl Guest {
     /// What it has of what can change.
     pub(super) fn settings(&self) -> Settings {
-        let Hardware { vcpus, vcpus_online, scheduling, memory_target_kib, disks, interfaces, .. } =
+        let Hardware { vcpus, vcpus_online, scheduling, memory_target_kib, disks, cds, interfaces, .. } =
             self.hardware.clone();
         Settings {
             vcpus,
@@ -86,6 +90,7 @@ impl Guest {
             memory_target_kib,
             memory_kib: self.memory_kib,
             disks,
+            cds,
             interfaces,
         }
     }
@@ -117,6 +122,17 @@ impl Guest {
             Change::KeepDisk(target) => {
                 if let Some(disk) = hardware.disk(target) {
                     disk.link = Link::Attached;
+                }
+            }
+            Change::Cd(cd) => {
+                let is_locked = hardware.stubborn && matches!(self.state, GuestState::Running { .. });
+                match hardware.cds.iter_mut().find(|present| present.target == cd.target) {
+                    None => return Err(no("there is no such CD drive")),
+                    Some(present) if *present == *cd => {}
+                    Some(present) if is_locked && present.image.is_some() => {
+                        return Err(HypervisorError::InUse(format!("the guest has locked {}", cd.target)));
+                    }
+                    Some(present) => present.clone_from(cd),
                 }
             }
             Change::AttachInterface(interface) => match hardware.interface(interface.index) {

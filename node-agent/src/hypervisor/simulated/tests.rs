@@ -39,6 +39,8 @@ fn config(number: u128, words: &str) -> DomainConfig {
         memory_kib: 512 * MIB,
         max_memory_kib: 512 * MIB,
         disks: Vec::new(),
+        cds: Vec::new(),
+        cds_first: false,
         interfaces: Vec::new(),
     }
 }

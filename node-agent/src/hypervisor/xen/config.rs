@@ -3,7 +3,10 @@
 //! Names and values are those of `libxl_domain_config` in `libxl_types.idl`; what is left out takes libxl's default.
 //! Pure, so that everything that libxl will be asked for can be read in tests.
 
-use super::super::{BootType, DiskConfig, DomainConfig, InterfaceConfig, RATE_UNIT, Scheduling};
+use super::{
+    super::{BootType, DiskConfig, DomainConfig, InterfaceConfig, RATE_UNIT, Scheduling},
+    cds,
+};
 use crate::boot_files::BootFiles;
 use kubexen_crds::{FeatureSet, Firmware, cpu::Leaf};
 use serde_json::{Map, Value, json};
@@ -55,7 +58,7 @@ pub fn libxl_config(config: &DomainConfig, hidden: &FeatureSet, options: &BuildO
             "uuid": config.uuid.to_string(),
         },
         "b_info": build_info(config, hidden, options),
-        "disks": disks.into_iter().map(disk).collect::<Vec<_>>(),
+        "disks": disks.into_iter().map(disk).chain(config.cds.iter().map(cds::disk)).collect::<Vec<_>>(),
         "nics": interfaces(config),
         "on_poweroff": "preserve",
         "on_reboot": "preserve",
@@ -114,8 +117,7 @@ fn build_info(config: &DomainConfig, hidden: &FeatureSet, options: &BuildOptions
             if options.device_model_user.is_some() {
                 info.insert("dm_restrict".into(), "True".into());
             }
-            let firmware = config.firmware.unwrap_or_default();
-            info.insert("type.hvm".into(), emulated(firmware, options.boot_files.firmware(firmware)))
+            info.insert("type.hvm".into(), emulated(config, options))
         }
     };
     Value::Object(info)
@@ -164,21 +166,22 @@ fn topology(place: Leaf, bit: u32, boot: BootType) -> Option<char> {
 }
 
 /// A PC without a screen: its console is the first serial port, which the device model offers as a pty.
-fn emulated(firmware: Firmware, file: &Path) -> Value {
+fn emulated(config: &DomainConfig, options: &BuildOptions) -> Value {
+    let firmware = config.firmware.unwrap_or_default();
     let name = match firmware {
         Firmware::Bios => "seabios",
         Firmware::Uefi => "ovmf",
     };
     json!({
         "bios": name,
-        "system_firmware": path(file),
+        "system_firmware": path(options.boot_files.firmware(firmware)),
         "vga": {"kind": "none"},
         "vnc": {"enable": "False"},
         "sdl": {"enable": "False"},
         "spice": {"enable": "False"},
         "usb": "False",
         "serial": "pty",
-        "boot": "c",
+        "boot": cds::boot_order(config),
     })
 }
 
@@ -218,14 +221,14 @@ pub(super) fn interface(interface: &InterfaceConfig) -> Value {
     nic
 }
 
-fn path(path: &Path) -> Value {
+pub(super) fn path(path: &Path) -> Value {
     path.to_string_lossy().into_owned().into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hypervisor::KernelImage;
+    use crate::hypervisor::{CdConfig, KernelImage};
 
     fn config(boot: BootType) -> DomainConfig {
         DomainConfig {
@@ -248,6 +251,8 @@ mod tests {
                 DiskConfig { device: "/dev/loop0".into(), target: "xvda".into(), read_only: false },
                 DiskConfig { device: "/dev/loop1".into(), target: "xvdb".into(), read_only: true },
             ],
+            cds: Vec::new(),
+            cds_first: false,
             interfaces: vec![InterfaceConfig {
                 bridge: "xenbr0".into(),
                 mac: "00:16:3e:00:00:05".into(),
@@ -430,6 +435,24 @@ mod tests {
             let text = libxl_config(&config, &nothing(), &BuildOptions::default());
             let hvm = &text["b_info"]["type.hvm"];
             assert_eq!((&hvm["bios"], &hvm["system_firmware"]), (&json!(bios), &json!(file)));
+        }
+    }
+
+    #[test]
+    fn cd_drives_come_behind_the_disks_and_bios_tries_them_then_or_first() {
+        let cd = |target: &str| CdConfig { target: target.to_owned(), image: None };
+        let mut config = DomainConfig { kernel: None, ..config(BootType::Hvm) };
+        let text = libxl_config(&config, &nothing(), &options());
+        assert_eq!(text["b_info"]["type.hvm"]["boot"], "c");
+        config.cds = vec![cd("hdc"), cd("hdd")];
+        for (cds_first, order) in [(false, "cd"), (true, "dc")] {
+            let config = DomainConfig { cds_first, ..config.clone() };
+            let text = libxl_config(&config, &nothing(), &options());
+            assert_eq!(text["b_info"]["type.hvm"]["boot"], order);
+            let disks = text["disks"].as_array().unwrap();
+            let names: Vec<_> = disks.iter().map(|disk| &disk["vdev"]).collect();
+            assert_eq!(names, ["xvda", "xvdb", "hdc", "hdd"]);
+            assert_eq!(disks[3], cds::disk(&config.cds[1]));
         }
     }
 

@@ -141,6 +141,7 @@ functions! {
     libxl_device_disk_dispose: fn(Object);
     libxl_device_disk_add: fn(Context, u32, Object, Asynchronous) -> c_int;
     libxl_device_disk_safe_remove: fn(Context, u32, Object, Asynchronous) -> c_int;
+    libxl_cdrom_insert: fn(Context, u32, Object, Asynchronous) -> c_int;
     libxl_device_nic_init: fn(Object);
     libxl_device_nic_from_json: fn(Context, Object, *const c_char) -> c_int;
     libxl_device_nic_dispose: fn(Object);

@@ -21,6 +21,7 @@
 //! An agent built with this module contains `xenctrl` and is therefore licensed under GPL-3.0-only as a whole.
 
 pub mod accounting;
+mod cds;
 pub mod config;
 #[cfg(feature = "conformance")]
 pub mod conformance;

@@ -96,6 +96,13 @@ pub enum Request {
         /// The disk in libxl's own JSON.
         disk: serde_json::Value,
     },
+    /// Changes what is in a CD drive to what a `libxl_device_disk` says.
+    ChangeCd {
+        /// The guest.
+        target: Target,
+        /// The drive in libxl's own JSON.
+        cd: serde_json::Value,
+    },
     /// Adds an interface from a `libxl_device_nic`.
     AttachInterface {
         /// The domain.
@@ -128,6 +135,7 @@ impl Request {
             | Self::SetMemory { target, .. }
             | Self::AttachDisk { target, .. }
             | Self::DetachDisk { target, .. }
+            | Self::ChangeCd { target, .. }
             | Self::AttachInterface { target, .. }
             | Self::DetachInterface { target, .. } => Some(*target),
             Self::Version | Self::FeatureSets | Self::Create(_) | Self::Restore(_) => None,
@@ -153,6 +161,7 @@ impl Request {
             Self::SetMemory { .. } => "libxl_set_memory_target",
             Self::AttachDisk { .. } => "libxl_device_disk_add",
             Self::DetachDisk { .. } => "libxl_device_disk_safe_remove",
+            Self::ChangeCd { .. } => "libxl_cdrom_insert",
             Self::AttachInterface { .. } => "libxl_device_nic_add",
             Self::DetachInterface { .. } => "libxl_device_nic_remove",
         }

@@ -22,8 +22,8 @@ use crate::{
 use std::time::Duration;
 use uuid::Uuid;
 
-/// Time limit of adding a device, in which libxl gives a hotplug script 40 s.
-const ATTACH: Duration = Duration::from_secs(60);
+/// Time limit of adding a device and of changing a CD, in which libxl gives a hotplug script or the device model 40 s.
+pub(super) const ATTACH: Duration = Duration::from_secs(60);
 /// Time limit of removing a device, in which libxl gives the guest 10 s and a hotplug script 40 s.
 const DETACH: Duration = Duration::from_secs(75);
 /// Microseconds in which a limited interface may send its share: libxl's own default.
@@ -66,6 +66,7 @@ impl Inner {
             memory_target_kib,
             memory_kib: account.memory_kib,
             disks: self.disks(target.domid).await?,
+            cds: self.cds(target.domid).await?,
             interfaces: self.interfaces(target.domid).await?,
         })
     }
@@ -85,6 +86,7 @@ impl Inner {
             }
             Change::DetachDisk(name) => self.detach_disk(target, name).await,
             Change::KeepDisk(name) => self.keep_disk(target, name).await,
+            Change::Cd(cd) => self.change_cd(target, cd).await,
             Change::AttachInterface(interface) => {
                 let interface = config::interface(interface);
                 self.done(Request::AttachInterface { target, interface }, ATTACH).await
@@ -121,21 +123,26 @@ impl Inner {
         }
     }
 
-    async fn done(&self, request: Request, limit: Duration) -> Result<(), HypervisorError> {
+    pub(super) async fn done(&self, request: Request, limit: Duration) -> Result<(), HypervisorError> {
         match self.libxl(request, limit).await? {
             Outcome::Done => Ok(()),
             other => Err(super::lifecycle::unexpected(&other)),
         }
     }
 
-    /// The back ends of a domain's devices of one kind, by the numbers that libxl gave them.
-    async fn backends(&self, domid: u16, kind: &str) -> Result<Vec<(u32, String)>, HypervisorError> {
+    /// The back ends of one kind of a domain's devices of one kind, by the numbers that libxl gave them.
+    pub(super) async fn backends(
+        &self,
+        domid: u16,
+        kind: &str,
+        backend: &str,
+    ) -> Result<Vec<(u32, String)>, HypervisorError> {
         let folder = format!("/libxl/{domid}/device/{kind}");
         let mut backends = Vec::new();
         for name in self.store.directory(&folder).await?.unwrap_or_default() {
             let Ok(number) = name.parse() else { continue };
-            // In a driver domain, or in a device model: none of ours.
-            let local = format!("/local/domain/0/backend/{kind}/{domid}/{number}");
+            // In a driver domain: none of ours.
+            let local = format!("/local/domain/0/backend/{backend}/{domid}/{number}");
             if self.store.read_text(&format!("{folder}/{name}/backend")).await?.as_ref() == Some(&local) {
                 backends.push((number, local));
             }
@@ -146,7 +153,7 @@ impl Inner {
 
     async fn disks(&self, domid: u16) -> Result<Vec<PresentDisk>, HypervisorError> {
         let mut disks = Vec::new();
-        for (_, backend) in self.backends(domid, "vbd").await? {
+        for (_, backend) in self.backends(domid, "vbd", "vbd").await? {
             let Some(target) = self.store.read_text(&format!("{backend}/dev")).await? else { continue };
             let device = self.store.read(&format!("{backend}/params")).await?;
             let device = device.map(|device| sanitize(&device, 4096).into());
@@ -168,7 +175,7 @@ impl Inner {
 
     async fn interfaces(&self, domid: u16) -> Result<Vec<InterfaceConfig>, HypervisorError> {
         let mut interfaces = Vec::new();
-        for (index, backend) in self.backends(domid, "vif").await? {
+        for (index, backend) in self.backends(domid, "vif", "vif").await? {
             let read = |name: &'static str| {
                 let node = format!("{backend}/{name}");
                 async move { self.store.read_text(&node).await }
@@ -237,7 +244,7 @@ impl Inner {
 
     /// The back end of the disk with this target, if there is one.
     async fn vbd(&self, domid: u16, target: &str) -> Result<Option<String>, HypervisorError> {
-        for (_, backend) in self.backends(domid, "vbd").await? {
+        for (_, backend) in self.backends(domid, "vbd", "vbd").await? {
             if self.store.read_text(&format!("{backend}/dev")).await?.as_deref() == Some(target) {
                 return Ok(Some(backend));
             }
@@ -247,7 +254,8 @@ impl Inner {
 
     /// The back end of the interface with this index.
     async fn vif(&self, domid: u16, index: u32) -> Result<String, HypervisorError> {
-        let found = self.backends(domid, "vif").await?.into_iter().find(|(number, _)| *number == index);
+        let found =
+            self.backends(domid, "vif", "vif").await?.into_iter().find(|(number, _)| *number == index);
         found.map(|(_, backend)| backend).ok_or_else(|| HypervisorError::Refused {
             call: "change an interface",
             detail: format!("the domain has no interface {index}"),

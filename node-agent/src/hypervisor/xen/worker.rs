@@ -167,6 +167,7 @@ fn perform(libxl: &Libxl, request: &Request, stream: &mut Option<OwnedFd>) -> Ou
         Request::DetachDisk { target, disk } => {
             on(libxl, target, |libxl, domid| libxl.detach_disk(domid, disk))
         }
+        Request::ChangeCd { target, cd } => on(libxl, target, |libxl, domid| libxl.change_cd(domid, cd)),
         Request::AttachInterface { target, interface } => {
             on(libxl, target, |libxl, domid| libxl.attach_interface(domid, interface))
         }

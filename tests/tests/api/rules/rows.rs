@@ -338,6 +338,40 @@ pub fn bad_on_create() -> Vec<Row> {
         ),
         row(
             machine,
+            [("/spec/boot", json!({"type": "HVM"})), ("/spec/disks/1/readOnly", json!(true))],
+            "spec.disks",
+            "`disks` must not have `readOnly` on the first 4",
+        ),
+        row(
+            machine,
+            [
+                ("/spec/boot", json!({"type": "HVM"})),
+                ("/spec/disks/0/bootOrder", json!(2)),
+                ("/spec/cds", json!([{"name": "cd", "bootOrder": 2}])),
+            ],
+            "spec.cds",
+            "`cds` must not have one `bootOrder` twice",
+        ),
+        row(
+            machine,
+            [("/spec/cds", json!([{"name": "cd", "bootOrder": 1}]))],
+            "spec.cds",
+            "`cds` must not have a `bootOrder` unless",
+        ),
+        row(
+            domain,
+            [("/spec/machine/cds", json!([{"name": "cd", "target": "hdd"}]))],
+            "spec.machine",
+            "unless `boot.type` is \"HVM\"",
+        ),
+        row(
+            domain,
+            [("/spec/machine/cds", json!([{"name": "cd", "target": "hda"}]))],
+            "spec.machine.cds[0].target",
+            MATCH,
+        ),
+        row(
+            machine,
             [("/spec/cds", json!([{"name": "a"}, {"name": "b"}, {"name": "c"}]))],
             "spec.cds",
             "must have at most 2 items",

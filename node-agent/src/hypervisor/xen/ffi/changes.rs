@@ -92,6 +92,12 @@ impl Libxl {
         self.with_device(&self.disk(), disk, domid, self.functions.libxl_device_disk_safe_remove)
     }
 
+    /// Changes what is in a CD drive to what a `libxl_device_disk` says, which names the drive by its `vdev`. When it fails the
+    /// drive may be empty.
+    pub fn change_cd(&self, domid: u16, disk: &serde_json::Value) -> Result<(), CallError> {
+        self.with_device(&self.disk(), disk, domid, self.functions.libxl_cdrom_insert)
+    }
+
     /// Adds a `libxl_device_nic`.
     pub fn attach_interface(&self, domid: u16, interface: &serde_json::Value) -> Result<(), CallError> {
         self.with_device(&self.interface(), interface, domid, self.functions.libxl_device_nic_add)
