@@ -58,6 +58,10 @@ enum Command {
     #[cfg(feature = "conformance")]
     #[command(hide = true)]
     Storage(crate::storage::command::Arguments),
+    /// Carry a stream to or from another host once, as a migration does.
+    #[cfg(feature = "conformance")]
+    #[command(hide = true)]
+    Link(crate::migration::link::command::Arguments),
 }
 
 #[derive(Debug, clap::Args)]
@@ -101,6 +105,8 @@ impl Arguments {
             Command::Conformance(arguments) => Ok(crate::hypervisor::xen::conformance::main(&arguments)),
             #[cfg(feature = "conformance")]
             Command::Storage(arguments) => crate::storage::command::main(&arguments),
+            #[cfg(feature = "conformance")]
+            Command::Link(arguments) => crate::migration::link::command::main(&arguments),
         }
     }
 }

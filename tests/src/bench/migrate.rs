@@ -7,7 +7,7 @@
 use super::{
     heartbeat::Heartbeat,
     measure::this_profile,
-    migrate_report::{GuestMoves, MigrateReport, Sample, Sent},
+    migrate_report::{GuestMoves, MigrateReport, Rates, Sample, Sent},
 };
 use crate::{
     control_plane::{ControlPlane, Options},
@@ -40,8 +40,8 @@ const MEMORY_MIB: u32 = 256;
 const LIMIT: Duration = Duration::from_secs(600);
 /// How long a guest is looked at after its move: it may still have to reach the network.
 const AFTERWARDS: Duration = Duration::from_secs(3);
-/// Bytes that plain TCP carries in one measurement.
-const TCP_BYTES: u32 = 64 << 20;
+/// Bytes that a link carries in one measurement.
+const LINK_BYTES: u32 = 64 << 20;
 /// How often a move is tried. The emulator resets a guest now and then while it is to suspend, whoever moves it.
 const ATTEMPTS: u32 = 3;
 /// Where socat listens.
@@ -103,12 +103,12 @@ pub async fn run(moves: u16) -> Result<MigrateReport> {
 impl Bench {
     /// The two ways take turns, so that a machine that is busy with other things slows both.
     async fn measure(&self, guest: Guest, moves: u16) -> Result<GuestMoves> {
-        let (mut ours, mut xl, mut tcp) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ours, mut xl, mut links) = (Vec::new(), Vec::new(), Vec::new());
         for number in 0..moves {
-            let (sample, tcp_mb_per_second) = again("xl migrate", async || self.by_xl(guest).await).await?;
-            eprintln!("{}, by xl migrate: {sample}; plain TCP {tcp_mb_per_second:.1} MB/s", guest.name());
+            let (sample, rates) = again("xl migrate", async || self.by_xl(guest).await).await?;
+            eprintln!("{}, by xl migrate: {sample}; {rates}", guest.name());
             xl.push(sample);
-            tcp.push(tcp_mb_per_second);
+            links.push(rates);
             let (sample, sent) =
                 again("a move by the agents", async || self.by_agents(guest, number).await).await?;
             eprintln!(
@@ -119,11 +119,11 @@ impl Bench {
             );
             ours.push((sample, sent));
         }
-        Ok(GuestMoves::of(&ours, &xl, &tcp))
+        Ok(GuestMoves::of(&ours, &xl, &links))
     }
 
-    /// Moves a guest by `xl migrate`, and measures plain TCP in megabytes a second before, while the guest runs.
-    async fn by_xl(&self, guest: Guest) -> Result<(Sample, f64)> {
+    /// Moves a guest by `xl migrate`, and measures before, while the guest runs, what the link carries.
+    async fn by_xl(&self, guest: Guest) -> Result<(Sample, Rates)> {
         let [from, to] = &self.hosts;
         let name = guest.name();
         let config = format!(
@@ -138,14 +138,17 @@ impl Bench {
         from.push(config.as_bytes(), "/run/bench.cfg", 0o600).await?;
         done(from, "xl create -e /run/bench.cfg").await?;
         self.heartbeat.wait(LIMIT).await?;
-        let tcp_mb_per_second = plain_tcp(from, to).await?;
+        let rates = Rates {
+            tcp_mb_per_second: plain_tcp(from, to).await?,
+            stream_mb_per_second: stream(from, to).await?,
+        };
         let begin = Instant::now();
         listen(to, "", "EXEC:'xl migrate-receive -e'").await?;
         let migrate = format!("xl migrate -e -s '' {name} 'socat -b 262144 - TCP:{}'", reached(to));
         let total_seconds = timed(from, &migrate).await?;
         let sample = self.sample(begin, total_seconds).await;
         done(to, &format!("xl destroy {name}")).await?;
-        Ok((sample, tcp_mb_per_second))
+        Ok((sample, rates))
     }
 
     /// Moves a machine of the pool.
@@ -236,8 +239,18 @@ async fn succeeded(
 /// What plain TCP carries from one host to the other, in megabytes a second.
 async fn plain_tcp(from: &LabHost, to: &LabHost) -> Result<f64> {
     listen(to, "-u", "OPEN:/dev/null").await?;
-    let send = format!("socat -u -b 262144 OPEN:/dev/zero,readbytes={TCP_BYTES} TCP:{}", reached(to));
-    Ok(f64::from(TCP_BYTES) / 1e6 / timed(from, &send).await?)
+    let send = format!("socat -u -b 262144 OPEN:/dev/zero,readbytes={LINK_BYTES} TCP:{}", reached(to));
+    Ok(f64::from(LINK_BYTES) / 1e6 / timed(from, &send).await?)
+}
+
+/// What a stream of the agents carries from one host to the other, in megabytes a second: as in a move, but without Xen at
+/// its ends.
+async fn stream(from: &LabHost, to: &LabHost) -> Result<f64> {
+    let link = format!("{} link --config {}", pool::LAB_AGENT, pool::LAB_CONFIGURATION);
+    to.check(&format!("setsid {link} receive {PORT} </dev/null >/run/bench.log 2>&1 &")).await?;
+    let (host, address) = (to.name(), to.segment_address());
+    let seconds = done(from, &format!("{link} send {host} {address}:{PORT} {LINK_BYTES}")).await?;
+    Ok(f64::from(LINK_BYTES) / 1e6 / seconds.trim().parse::<f64>().context("the stream took no time")?)
 }
 
 /// Takes one connection and gives it to `target`, in the background.

@@ -30,7 +30,7 @@ use std::{
 
 pub use programs::{Profile, program};
 pub use simulated::SimulatedHostOptions;
-pub use xen::{SHARED_GROUP, extras as lab_extras};
+pub use xen::{AGENT as LAB_AGENT, CONFIGURATION as LAB_CONFIGURATION, SHARED_GROUP, extras as lab_extras};
 
 /// Namespace that the chart is installed in.
 pub const SYSTEM_NAMESPACE: &str = "kubexen-system";

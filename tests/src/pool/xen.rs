@@ -10,10 +10,10 @@ use anyhow::Result;
 use serde_json::json;
 
 /// Where the agent's program is in dom0.
-const AGENT: &str = "/usr/bin/kubexen-node-agent";
+pub const AGENT: &str = "/usr/bin/kubexen-node-agent";
 
 /// Where the agent's configuration is in dom0.
-const CONFIGURATION: &str = "/etc/kubexen/agent.yaml";
+pub const CONFIGURATION: &str = "/etc/kubexen/agent.yaml";
 
 /// Address of this machine's loopback as dom0 sees it.
 const MACHINE: &str = "10.0.2.2";

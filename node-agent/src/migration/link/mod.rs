@@ -24,6 +24,8 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+#[cfg(feature = "conformance")]
+pub mod command;
 #[cfg(test)]
 mod conformance;
 pub mod frames;
