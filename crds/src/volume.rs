@@ -51,6 +51,11 @@ pub struct VolumeSpec {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     #[x_kube(validation = Rule::new("self == oldSelf").message("`shared` must not change"))]
     pub shared: bool,
+    /// Whether the data was there before this object was: a disk on shared storage has come from a host that looked after it
+    /// before. Such data is never made here, and it is reported if it is missing. Cannot be changed. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("`existing` must not change"))]
+    pub existing: bool,
     /// UID of the VirtualMachine whose guest is saved to this volume: the guest is given up before the data is deleted.
     /// Cannot be changed. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
