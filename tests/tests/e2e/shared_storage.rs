@@ -16,7 +16,7 @@ use kubexen_crds::{
 use kubexen_testbed::process::wait_until;
 use serde_json::json;
 
-async fn disk_records(world: &World, disk: &VirtualDisk) -> Result<usize> {
+pub async fn disk_records(world: &World, disk: &VirtualDisk) -> Result<usize> {
     let uid = disk.uid().context("no uid")?;
     let keys = world.control_plane.pool_keys("/kubexen/disks/").await?;
     Ok(keys.iter().filter(|key| key.contains(&uid)).count())
