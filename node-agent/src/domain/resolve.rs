@@ -85,7 +85,8 @@ pub(super) fn shared_disk_named<'a>(domain: &'a Domain, name: &str) -> Option<(&
     Some((disk.volume.as_str(), shared_disk(disk)?))
 }
 
-fn shared_disk(disk: &DomainDisk) -> Option<DiskUid> {
+/// The identity of a disk, if several hosts reach it.
+pub(super) fn shared_disk(disk: &DomainDisk) -> Option<DiskUid> {
     Some(DiskUid(shared_volume(disk.shared.as_ref()?)?.uuid))
 }
 

@@ -142,3 +142,22 @@ async fn a_shared_disk_goes_from_one_running_guest_to_another() -> Result<()> {
     }
     scene.delete::<VirtualDisk>("data").await
 }
+
+#[tokio::test]
+async fn a_disk_that_its_machine_was_started_without_is_free_for_another() -> Result<()> {
+    let world = World::shared().await?;
+    let scene = Scene::with_shared_repository(world, "shared-left").await?;
+    scene.create_disk_in("shared-left-san", "data", "16Mi").await?;
+    scene.create_machine("one", with_disk("data")).await?;
+    scene.until_ready_is("one", "True", "Running").await?;
+    scene.set_power_state("one", "Halted").await?;
+    scene.until_ready_is("one", "True", "Halted").await?;
+    scene.change_spec("one", &json!({"disks": [], "powerState": "Running"})).await?;
+    scene.until_ready_is("one", "True", "Running").await?;
+    scene.create_machine("two", with_disk("data")).await?;
+    scene.until_ready_is("two", "True", "Running").await?;
+    for name in ["one", "two"] {
+        scene.delete::<VirtualMachine>(name).await?;
+    }
+    scene.delete::<VirtualDisk>("data").await
+}

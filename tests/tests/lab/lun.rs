@@ -7,7 +7,7 @@ use crate::{
     migrations::counted_to,
 };
 use anyhow::{Context, Result, bail, ensure};
-use kube::{Api, ResourceExt};
+use kube::Api;
 use kubexen_crds::{
     Host, HostStatus, StorageRepository, VirtualMachineStatus, condition::find, virtual_machine::Phase,
 };
@@ -103,8 +103,10 @@ fn runs(status: &VirtualMachineStatus) -> bool {
     status.phase == Some(Phase::Running)
 }
 
-async fn logging_guest(bed: &Bed, name: &'static str, disk: &str) -> Result<(Guest, String)> {
-    Guest::create_disk_in(bed, "san", disk).await?;
+/// Makes a guest that logs what it counts on a disk on the LUN.
+async fn logging_guest(bed: &Bed, name: &'static str) -> Result<(Guest, String)> {
+    let disk = format!("{name}-data");
+    Guest::create_disk_in(bed, "san", &disk).await?;
     let spec = json!({
         "memory": {"size": "96Mi"},
         "boot": {"kernel": {"commandLine": "console=hvc0 quiet kubexen.log"}},
@@ -112,8 +114,14 @@ async fn logging_guest(bed: &Bed, name: &'static str, disk: &str) -> Result<(Gue
         "lifecycle": {"shutdownTimeout": "0s"},
     });
     let guest = Guest::create(bed, name, spec).await?;
-    let uid = guest.machines.get(name).await?.uid().context("no uid")?;
-    Ok((guest, uid))
+    let uuid = guest.uuid().await?;
+    Ok((guest, uuid))
+}
+
+/// Deletes the guest with its disk.
+async fn remove(bed: &Bed, guest: &Guest) -> Result<()> {
+    guest.delete().await?;
+    delete_disk(bed, &format!("{}-data", guest.name)).await
 }
 
 #[tokio::test]
@@ -122,7 +130,7 @@ async fn a_lun_disappears_and_comes_back_and_no_acknowledged_write_is_lost() -> 
     let turn = beside_others().await;
     let (bed, _lun) = (turn.bed, LUN.lock().await);
     make_group(bed, 128).await?;
-    let (guest, uuid) = logging_guest(bed, "castaway", "castaway-data").await?;
+    let (guest, uuid) = logging_guest(bed, "castaway").await?;
     let before = guest.wait_ready("Running").await?;
     let (home, other) = hosts(bed, &before)?;
     until_host(bed, &home, "has the storage", has_storage).await?;
@@ -145,9 +153,10 @@ async fn a_lun_disappears_and_comes_back_and_no_acknowledged_write_is_lost() -> 
     let status = guest.wait("runs", runs).await?;
     ensure!(status.domain == before.domain, "its domain was not left alone: {:?}", status.domain);
 
-    let (refugee, _) = logging_guest(bed, "refugee", "refugee-data").await?;
+    let (refugee, _) = logging_guest(bed, "refugee").await?;
     let elsewhere = refugee.wait_ready("Running").await?;
     ensure!(elsewhere.host == Some(other.name()), "it is on {:?}", elsewhere.host);
+    remove(bed, &refugee).await?;
 
     // The guest has the disk's device open, so the disk comes back as another one, and its device is led there.
     home.check(PLUG_IN).await?;
@@ -175,10 +184,7 @@ async fn a_lun_disappears_and_comes_back_and_no_acknowledged_write_is_lost() -> 
     home.check(PLUG_IN).await?;
     until_host(bed, &home, "has the storage at last", has_storage).await?;
 
-    for guest in [guest, refugee] {
-        guest.delete().await?;
-        delete_disk(bed, &format!("{}-data", guest.name)).await?;
-    }
+    remove(bed, &guest).await?;
     for host in [&home, &other] {
         let left = devices(host).await?;
         ensure!(left.is_empty(), "devices are left on {}: {left}", host.name());

@@ -91,7 +91,8 @@ async fn run(call: &'static str, words: &[&str], limit: Duration) -> Result<Vec<
         // `timeout` ended it, or somebody else did.
         None | Some(124 | 137) => Err(StorageError::TimedOut { call, limit }),
         Some(code) => {
-            let reason: String = complaint.trim().chars().take(MOST_COMPLAINT).collect();
+            let lines = complaint.lines().map(str::trim).collect::<Vec<_>>().join("; ");
+            let reason: String = lines.chars().take(MOST_COMPLAINT).collect();
             Err(failed(call, io::Error::other(format!("exit code {code}: {reason}"))))
         }
     }
@@ -150,9 +151,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_tells_exit_code_and_complaint() {
-        let failed = run("test", &["sh", "-c", "echo no such group >&2; exit 5"], LIMIT).await;
+        let failed =
+            run("test", &["sh", "-c", "echo no such group >&2; echo ' nor another' >&2; exit 5"], LIMIT)
+                .await;
         let message = failed.unwrap_err().to_string();
-        assert!(message.contains("exit code 5: no such group"), "{message}");
+        assert!(message.ends_with("exit code 5: no such group; nor another"), "{message}");
     }
 
     #[tokio::test]
