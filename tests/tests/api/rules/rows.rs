@@ -512,6 +512,7 @@ pub fn bad_on_update() -> Vec<Row> {
         row(domain, [("/status", json!({}))], "status.ownerToken", domain_token),
         row(volume, [("/spec/size", json!("10Gi"))], "spec.size", "`size` must not become smaller"),
         row(volume, [("/spec/location", json!("fast"))], "spec.location", "`location` must not change"),
+        row(volume, [("/spec/shared", json!(true))], "spec.shared", "`shared` must not change"),
         row(volume, [("/spec/existing", json!(true))], "spec.existing", "`existing` must not change"),
         row(
             volume,
