@@ -311,7 +311,7 @@ fn the_old_volume_goes_when_the_heir_has_seen_the_data_and_the_data_goes_by_the_
     let waiting = decide(&in_hands(disk(), vec![shared("a"), unseen.clone()], hosts()));
     assert_eq!((waiting.actions, waiting.report), (Vec::new(), None), "it has not looked yet");
     let seen = decide(&in_hands(larger(), vec![shared("a"), heir.clone()], hosts()));
-    assert_eq!(seen.actions, [release.clone()]);
+    assert_eq!(seen.actions, std::slice::from_ref(&release));
     let ends = decide(&in_hands(deleting(), vec![shared("a"), unseen], hosts()));
     assert_eq!(ends.actions, [release, Action::DeleteVolume(key_on("b"))]);
     let both = decide(&in_hands(disk(), vec![shared("a"), heir], known(&["a", "b"], &[], None)));
