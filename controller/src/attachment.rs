@@ -20,8 +20,10 @@ pub(crate) struct Observed {
     pub(crate) has_finalizer: bool,
     /// Number of hosts that have it attached.
     pub(crate) attached: usize,
-    /// Hosts that a selector names and that do not have it attached, sorted.
+    /// Hosts that a selector names and that do not have it attached, and those that cannot use what they have; sorted.
     pub(crate) missing: Vec<String>,
+    /// The first of those that cannot use it, with what it says.
+    pub(crate) hindered: Option<(String, String)>,
     /// What names it, sorted.
     pub(crate) users: Vec<Key>,
 }
@@ -52,13 +54,14 @@ pub(crate) struct Report {
     pub(crate) ready: Wanted,
 }
 
-/// Looks at the hosts: `offers` says whether a host has what the object names.
+/// Looks at the hosts: `offers` says whether a host has what the object names, and if not, why it cannot use it although
+/// its agent's configuration names it.
 pub(crate) fn observe(
     object: &impl Resource,
     hosts: &[Arc<Host>],
     selector: &HostSelector,
     users: Vec<Key>,
-    offers: impl Fn(&Host) -> bool,
+    offers: impl Fn(&Host) -> Result<(), Option<String>>,
 ) -> Observed {
     let no_labels = std::collections::BTreeMap::new();
     let matching = hosts.iter().filter(|host| {
@@ -66,18 +69,28 @@ pub(crate) fn observe(
         host.status.as_ref().is_some_and(|status| status.xen.is_some())
             && selector.matches(host.metadata.labels.as_ref().unwrap_or(&no_labels))
     });
-    let (attached, missing): (Vec<_>, Vec<_>) = matching.partition(|host| offers(host));
     // Without a selector it is for those hosts that happen to have it.
     let expected = !selector.match_labels.is_empty();
+    let (mut attached, mut missing, mut hindered) = (0, Vec::new(), Vec::new());
+    for host in matching {
+        let name = Key::of(&**host).name;
+        match offers(host) {
+            Ok(()) => attached += 1,
+            Err(Some(why)) => {
+                missing.push(name.clone());
+                hindered.push((name, why));
+            }
+            Err(None) if expected => missing.push(name),
+            Err(None) => {}
+        }
+    }
+    missing.sort();
     Observed {
         deleting: is_deleting(object),
         has_finalizer: has_finalizer(object),
-        attached: attached.len(),
-        missing: if expected {
-            missing.iter().map(|host| Key::of(&***host).name).collect()
-        } else {
-            Vec::new()
-        },
+        attached,
+        missing,
+        hindered: hindered.into_iter().min(),
         users,
     }
 }
@@ -87,7 +100,7 @@ pub(crate) fn observe(
 /// Users are looked for in the mirror: what a deletion takes away is a name, and a machine that named it at the same
 /// moment says that it is missing.
 pub(crate) fn decide(observed: &Observed, what: &str, user: &str) -> Plan {
-    let Observed { deleting, has_finalizer, attached, missing, users } = observed;
+    let Observed { deleting, has_finalizer, attached, missing, hindered, users } = observed;
     let act = |action| Plan { action: Some(action), report: None };
     let ready = match (deleting, has_finalizer, users.first()) {
         (true, false, _) => return Plan::default(),
@@ -99,28 +112,34 @@ pub(crate) fn decide(observed: &Observed, what: &str, user: &str) -> Plan {
                 format!("being deleted, but used by {user} {first}{more}: change or delete what uses it");
             Wanted::new("Ready", State::False, "InUse", message)
         }
-        (false, true, _) => readiness(*attached, missing, what),
+        (false, true, _) => readiness(*attached, missing, hindered.as_ref(), what),
     };
     let missing_hosts = missing.iter().take(NAMED).cloned().collect();
     let attached_hosts = i32::try_from(*attached).unwrap_or(i32::MAX);
     Plan { action: None, report: Some(Report { attached_hosts, missing_hosts, ready }) }
 }
 
-fn readiness(attached: usize, missing: &[String], what: &str) -> Wanted {
-    match (attached, missing.first()) {
-        (0, _) => Wanted::new(
+fn readiness(attached: usize, missing: &[String], hindered: Option<&(String, String)>, what: &str) -> Wanted {
+    match (attached, missing.first(), hindered) {
+        (_, _, Some((host, why))) => {
+            let reason = if attached == 0 { "NotAttached" } else { "HostsMissing" };
+            let message =
+                format!("{} host(s) that should have {what} lack it; {host} says: {why}", missing.len());
+            Wanted::new("Ready", State::False, reason, message)
+        }
+        (0, _, None) => Wanted::new(
             "Ready",
             State::False,
             "NotAttached",
             format!("no host has {what}: add it to the configuration of an agent"),
         ),
-        (_, Some(first)) => Wanted::new(
+        (_, Some(first), None) => Wanted::new(
             "Ready",
             State::False,
             "HostsMissing",
             format!("{} host(s) that should have {what} lack it, {first} among them", missing.len()),
         ),
-        (count, None) => {
+        (count, None, None) => {
             Wanted::new("Ready", State::True, "Attached", format!("{count} host(s) have {what}"))
         }
     }
@@ -131,7 +150,14 @@ mod tests {
     use super::*;
 
     fn observed() -> Observed {
-        Observed { deleting: false, has_finalizer: true, attached: 2, missing: Vec::new(), users: Vec::new() }
+        Observed {
+            deleting: false,
+            has_finalizer: true,
+            attached: 2,
+            missing: Vec::new(),
+            hindered: None,
+            users: Vec::new(),
+        }
     }
 
     fn reason(observed: &Observed) -> Option<&'static str> {
@@ -147,6 +173,21 @@ mod tests {
         assert_eq!(reason(&observed()), Some("Attached"));
         assert_eq!(reason(&Observed { attached: 0, ..observed() }), Some("NotAttached"));
         assert_eq!(reason(&Observed { missing: vec!["b".to_owned()], ..observed() }), Some("HostsMissing"));
+    }
+
+    #[test]
+    fn a_host_that_cannot_use_it_is_named_with_what_it_says() {
+        let hindered = Observed {
+            missing: vec!["a".to_owned(), "b".to_owned()],
+            hindered: Some(("b".to_owned(), "the group is not there".to_owned())),
+            ..observed()
+        };
+        for (attached, expected) in [(2, "HostsMissing"), (0, "NotAttached")] {
+            let hindered = Observed { attached, ..hindered.clone() };
+            assert_eq!(reason(&hindered), Some(expected));
+            let report = decide(&hindered, "location san", "VirtualDisk").report.unwrap();
+            assert!(report.ready.message.ends_with("b says: the group is not there"), "{report:?}");
+        }
     }
 
     #[test]

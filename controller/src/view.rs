@@ -37,6 +37,8 @@ pub(crate) struct View {
     pub(crate) suspended_of_disk: Relation,
     /// Volume → VirtualDisk, by name: whatever its uid.
     pub(crate) volumes_of_disk: Relation,
+    /// Volume → its namespace.
+    pub(crate) volumes_of_host: Relation,
     /// VirtualMachine → VirtualDisk.
     pub(crate) machines_of_disk: Relation,
     /// VirtualMachineMigration → VirtualMachine.

@@ -18,7 +18,8 @@ use kube::{Api, Client, Resource, ResourceExt, core::DeserializeGuard, runtime::
 use kubexen_crds::{
     Domain, Host, MigrationPhase, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine,
     VirtualMachineMigration, Volume,
-    names::{EVACUATES, HEARTBEAT_LEASE},
+    host::Location,
+    names::{EVACUATES, HEARTBEAT_LEASE, host_namespace},
 };
 use kubexen_runtime::{Key, Mirror, WorkQueue, mirror::Change};
 use serde::{Serialize, de::DeserializeOwned};
@@ -234,13 +235,23 @@ impl Watched for Host {
             let domains = view.domains_of_host(&change.key.name);
             queues.add_all(&queues.machines, domains.iter().flat_map(|domain| machine_of(domain)));
         }
+        let keeps = |host: &Self| {
+            let locations =
+                host.status.as_ref().map(|status| status.locations.as_slice()).unwrap_or_default();
+            let storage = |location: &Location| (location.name.clone(), location.id.clone());
+            (is_ready(host), is_deleting(host), locations.iter().map(storage).collect::<Vec<_>>())
+        };
+        if differs(change, keeps) {
+            let volumes = view.volumes_of_host.to(&Key::cluster(host_namespace(&change.key.name)));
+            queues.add_all(&queues.disks, volumes.iter().filter_map(|volume| user_key(&volume.name)));
+        }
         let offers = |host: &Self| {
             let status = host.status.clone().unwrap_or_default();
             let labels = host.metadata.labels.clone();
             let room = (
                 status.memory,
                 status.cpu.map(|cpu| (cpu.count, cpu.feature_sets)),
-                status.locations,
+                (status.locations, status.unusable_locations),
                 status.uplinks,
             );
             let software = (status.kernels, status.boot_loaders, status.firmware, status.xen);
@@ -388,7 +399,9 @@ impl Watched for Volume {
             let disk = &volume.spec.virtual_disk;
             BTreeSet::from([Key::new(&disk.namespace, &disk.name)])
         };
+        let host = |volume: &Self| volume.metadata.namespace.iter().map(Key::cluster).collect();
         view.volumes_of_disk.set(change.key, now(change, disk));
+        view.volumes_of_host.set(change.key, now(change, host));
     }
 
     fn wake(context: &Context, change: &Change<'_, Self>) {

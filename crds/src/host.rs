@@ -81,6 +81,12 @@ pub struct HostStatus {
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub locations: Vec<Location>,
+    /// Storage locations that the agent's configuration names and that cannot be used at the moment, at most 64. Default:
+    /// none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub unusable_locations: Vec<UnusableLocation>,
     /// Uplinks that the agent's configuration names and that are up, at most 64.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
@@ -234,6 +240,18 @@ pub struct Location {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub id: Option<String>,
+}
+
+/// A storage location of a host that cannot be used.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct UnusableLocation {
+    /// Name in the agent's configuration.
+    #[schemars(length(max = 63))]
+    pub name: String,
+    /// Why it cannot be used.
+    #[schemars(length(max = 512))]
+    pub message: String,
 }
 
 /// An uplink of a host.

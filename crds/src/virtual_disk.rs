@@ -89,6 +89,9 @@ pub enum Reclaim {
 /// What was seen of a disk.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.host) || !has(oldSelf.host) || self.host == oldSelf.host || has(self.storage)")
+    .message("`host` must not change: the data is there")
+    .field_path(".host"))]
 pub struct VirtualDiskStatus {
     /// The `metadata.generation` that this status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -97,11 +100,10 @@ pub struct VirtualDiskStatus {
     /// State in one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// The Host that holds the disk, once one does; for a disk on shared storage the Host that looks after it. It never
-    /// changes.
+    /// The Host that holds the disk, once one does; it never changes. For a disk on shared storage the Host that looks
+    /// after it, which another may come to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("`host` must not change: the data is there"))]
     pub host: Option<String>,
     /// The shared storage that holds the disk, once it does: `status.locations[].id` of the hosts that reach it. It never
     /// changes.

@@ -38,6 +38,12 @@ use serde::{Deserialize, Serialize};
         .message("`metadata.name` must be \"<namespace>.<name>\" of the virtual disk")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("(has(self.shared) && self.shared) == (has(oldSelf.shared) && oldSelf.shared)")
+    .message("`shared` must not change")
+    .field_path(".shared"))]
+#[x_kube(validation = Rule::new("(has(self.existing) && self.existing) == (has(oldSelf.existing) && oldSelf.existing)")
+    .message("`existing` must not change")
+    .field_path(".existing"))]
 pub struct VolumeSpec {
     /// The VirtualDisk that this volume is. Its uid names the data on the host. Cannot be changed.
     #[x_kube(validation = Rule::new("self == oldSelf").message("`virtualDisk` must not change"))]
@@ -49,8 +55,11 @@ pub struct VolumeSpec {
     /// Whether domains of other hosts may use the data too; this host alone makes, grows and deletes it. Cannot be
     /// changed. Default: false.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("`shared` must not change"))]
     pub shared: bool,
+    /// Whether the data was there before this object was: a disk on shared storage has come from a host that looked after it
+    /// before. Such data is never made here, and it is reported if it is missing. Cannot be changed. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub existing: bool,
     /// UID of the VirtualMachine whose guest is saved to this volume: the guest is given up before the data is deleted.
     /// Cannot be changed. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

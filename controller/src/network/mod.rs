@@ -22,7 +22,8 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
     let users = context.view.machines_of_network.to(key);
     let hosts = context.view.hosts.list();
     let observed = attachment::observe(&*network, &hosts, &network.spec.host_selector, users, |host| {
-        host.status.as_ref().is_some_and(|status| status.uplinks.iter().any(|found| found.name == uplink))
+        let uplinks = host.status.as_ref().map(|status| status.uplinks.as_slice()).unwrap_or_default();
+        if uplinks.iter().any(|found| found.name == uplink) { Ok(()) } else { Err(None) }
     });
     let plan = attachment::decide(&observed, &format!("uplink {uplink}"), "VirtualMachine");
     match plan.action {

@@ -8,7 +8,7 @@ use crate::{
 };
 use kubexen_crds::{Domain, FeatureSets, Host};
 use kubexen_runtime::Key;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The hosts, with all that their Domains and Volumes use, those that are being deleted included, and with what was
 /// assigned and is not in the mirrors yet.
@@ -27,10 +27,16 @@ pub(crate) fn take(view: &View, claims: &[Claim]) -> Snapshot {
             add_domain(view, host, &domain);
         }
     }
-    for volume in view.volumes.list() {
+    let volumes = view.volumes.list();
+    let mut counted = BTreeSet::new();
+    for volume in &volumes {
         let Some(host) = host_of(&volume.metadata.namespace).and_then(|host| hosts.get_mut(host)) else {
             continue;
         };
+        // While a disk goes into another host's hands it has two Volumes, and takes room once.
+        if volume.spec.shared && !counted.insert(&volume.spec.virtual_disk.uid) {
+            continue;
+        }
         let size = volume.spec.size.bytes().unwrap_or(u64::MAX);
         add_volume(host, &volume.spec.location, size);
     }

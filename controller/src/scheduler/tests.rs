@@ -90,6 +90,7 @@ fn volume(disk: &str, host: &str) -> Volume {
             },
             location: "local".to_owned(),
             shared: false,
+            existing: false,
             saved_machine: None,
             size: ByteQuantity("10Gi".to_owned()),
             source: Source::default(),

@@ -32,7 +32,14 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
         (found.shared == shared).then(|| found.id.clone())
     };
     let selector = &repository.spec.host_selector;
-    let observed = attachment::observe(&*repository, &hosts, selector, users, |host| offered(host).is_some());
+    let why_not = |host: &Host| {
+        let unusable = &host.status.as_ref()?.unusable_locations;
+        unusable.iter().find(|found| found.name == location).map(|found| found.message.clone())
+    };
+    let observed = attachment::observe(&*repository, &hosts, selector, users, |host| match offered(host) {
+        Some(_) => Ok(()),
+        None => Err(why_not(host)),
+    });
     let kind = if shared { "shared storage" } else { "storage" };
     let mut plan = attachment::decide(&observed, &format!("{kind} location {location}"), "VirtualDisk");
     if let (Some(report), true) = (&mut plan.report, shared)

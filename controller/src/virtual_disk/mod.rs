@@ -2,23 +2,27 @@
 //!
 //! ```text
 //!   VirtualDisk ─┐                      ┌──▶ finalizer
-//!   its Volumes ─┼─▶ decide ─▶ apply ───┼──▶ Volume: size, reclaim, deletion
-//!   its users ───┘                      └──▶ status
+//!   its Volumes ─┼─▶ decide ─▶ apply ───┼──▶ Volume: size, reclaim, deletion, another host
+//!   its users ───┤                      └──▶ status
+//!   their hosts ─┘
 //! ```
 //!
 //! # What it watches
-//! The disk, the Volumes that stand for it, the Domains that have it attached.
+//! The disk, the Volumes that stand for it, the Domains that have it attached, the hosts of these Volumes.
 //!
 //! # What it decides
 //! A disk is made with its first machine: the machine's own look creates the Volume on the host that was chosen, because
 //! only then is the host known. From then on the disk is there. A disk that is being deleted waits for the last Domain
-//! that has it; a linearizable read shows that its Volume is gone before the object goes.
+//! that has it; a linearizable read shows that its Volume is gone before the object goes. What happens when the host cannot
+//! look after a disk on shared storage is in [`keeper`].
 //!
 //! # What it writes
 //! The finalizer and, as a rule, the status once: as long as a disk is new, what is only about to happen is not worth a
 //! write.
 
 pub(crate) mod decide;
+mod hand_over;
+pub(crate) mod keeper;
 
 #[cfg(test)]
 mod tests;
@@ -30,7 +34,8 @@ use crate::{
     virtual_machine::references::storage,
 };
 use decide::{Action, Observed, Plan, decide};
-use kubexen_crds::{VirtualDisk, Volume, condition, names::host_object_name};
+use keeper::Need;
+use kubexen_crds::{VirtualDisk, Volume, condition, names::host_object_name, quantity::HostSelector};
 use kubexen_runtime::{Key, Outcome};
 use serde_json::{Map, json};
 use std::time::Duration;
@@ -69,15 +74,31 @@ fn observe(context: &Context, key: &Key) -> Option<Observed> {
     users.extend(context.view.suspended_of_disk.to(key));
     users.sort();
     users.dedup();
-    let repository = Key::cluster(&disk.spec.repository);
+    let repository = context.view.repositories.get(&Key::cluster(&disk.spec.repository));
     let shared = volumes.first().filter(|volume| volume.spec.shared);
+    let storage = shared.and_then(|volume| storage(&context.view, &disk, volume));
+    let hosts = shared.zip(storage.as_deref()).map(|(volume, storage)| {
+        let everywhere = HostSelector::default();
+        let need = Need {
+            location: &volume.spec.location,
+            storage,
+            selector: repository.as_ref().map_or(&everywhere, |found| &found.spec.host_selector),
+        };
+        let domains = context.view.domains_of_disk(key);
+        let users =
+            domains.iter().filter_map(|domain| host_of_namespace(domain.metadata.namespace.as_deref()?));
+        let taken = predecessors.iter().filter_map(|volume| host_of(volume));
+        let (users, taken) = (users.map(str::to_owned).collect(), taken.map(str::to_owned).collect());
+        keeper::look(&need, &disk, &volumes, &context.view.hosts, &users, &taken)
+    });
     Some(Observed {
-        storage: shared.and_then(|volume| storage(&context.view, &disk, volume)),
+        storage,
+        hosts,
         volumes,
         predecessors: predecessors.iter().map(|volume| Key::of(&**volume)).collect(),
         users,
         about_to_be_used: context.scheduler.claims_disk(key),
-        repository_exists: context.view.repositories.get(&repository).is_some(),
+        repository_exists: repository.is_some(),
         age: context.age(&*disk),
         disk,
     })
@@ -86,6 +107,7 @@ fn observe(context: &Context, key: &Key) -> Option<Observed> {
 async fn apply(context: &Context, observed: &Observed, plan: Plan) -> Result<Applied, Error> {
     let disk = &*observed.disk;
     let mut applied = Applied::Nothing;
+    let mut handed_over = false;
     for action in plan.actions {
         let went_through = match action {
             Action::AddFinalizer => context.add_finalizer(disk).await.map(|()| true)?,
@@ -104,6 +126,11 @@ async fn apply(context: &Context, observed: &Observed, plan: Plan) -> Result<App
                 Some(volume) if volume.spec.virtual_disk.uid == uid(disk) => context.delete(&*volume).await?,
                 Some(_) | None => true,
             },
+            Action::Bequeath { volume, host } => hand_over::bequeath(context, disk, &volume, &host).await?,
+            Action::Release { volume, keeper } => {
+                handed_over = true;
+                hand_over::release(context, disk, &volume, &keeper).await?
+            }
             Action::LetGo => {
                 if !is_gone(context, disk).await? {
                     return Ok(Applied::Behind);
@@ -117,14 +144,21 @@ async fn apply(context: &Context, observed: &Observed, plan: Plan) -> Result<App
         }
         applied = Applied::Something;
     }
+    if handed_over {
+        // The watch shows when it is gone.
+        return Ok(Applied::Behind);
+    }
     if let Some(report) = plan.report {
         let before = disk.status.clone().unwrap_or_default();
         let generation = disk.metadata.generation;
         let after = kubexen_crds::VirtualDiskStatus {
             observed_generation: generation,
             phase: Some(report.phase),
-            // The data stays where it is: once known, the host is never unsaid.
-            host: before.host.clone().or(report.host),
+            // The data stays where it is: once known, the host is never unsaid, but another may look after shared storage.
+            host: match observed.hosts {
+                Some(_) => report.host.or(before.host.clone()),
+                None => before.host.clone().or(report.host),
+            },
             storage: before.storage.clone().or(report.storage),
             capacity: report.capacity.or(before.capacity.clone()),
             conditions: condition::set(

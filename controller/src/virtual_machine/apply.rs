@@ -206,6 +206,7 @@ fn volume(disk: &VirtualDisk, location: &str, shared: bool, host: &str) -> Volum
             virtual_disk: VirtualDiskReference { namespace, name, uid: uid(disk).to_owned() },
             location: location.to_owned(),
             shared,
+            existing: false,
             saved_machine: suspension::saved_machine(disk).map(|(_, machine)| machine.to_owned()),
             size: disk.spec.size.clone(),
             source: disk.spec.source.clone(),

@@ -187,6 +187,15 @@ async fn detach(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<(), Re
     Ok(domains.seeds.remove(uuid).await?)
 }
 
+/// Lets other machines have the disks. Whoever comes before this machine has an owner again could have them anyway, but it may
+/// start again without them.
+async fn give_disks_back(domains: &Domains, domain: &Domain, vm: VmUid) -> Result<(), ReconcileError> {
+    for disk in domain.spec.machine.disks.iter().filter_map(resolve::shared_disk) {
+        domains.ownership.release_disk(disk, vm).await?;
+    }
+    Ok(())
+}
+
 /// The domain is gone: gives back what it had, then lets the object go.
 async fn finish(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applied, ReconcileError> {
     detach(domains, domain, uuid).await?;
@@ -194,6 +203,9 @@ async fn finish(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applie
     if let Some(owner) = domains.ownership.owner(vm).await?
         && owner.host == domains.me.host
     {
+        if owner.phase == Phase::Running {
+            give_disks_back(domains, domain, vm).await?;
+        }
         domains.ownership.release(vm, &domains.me, owner.token).await?;
     }
     domains.shutdowns.forget(uuid);

@@ -64,7 +64,12 @@ pub enum Unmet {
     /// A volume has no object in this host's namespace.
     VolumeMissing(String),
     /// A volume is not made yet.
-    VolumeNotReady(String),
+    VolumeNotReady {
+        /// The volume.
+        volume: String,
+        /// Why not, if its object here says so.
+        why: Option<String>,
+    },
     /// The shared storage of a volume cannot be read from this host.
     StorageUnavailable(String),
     /// Another domain of this host has the volume.
@@ -96,7 +101,7 @@ impl Unmet {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::VolumeMissing(_) => "VolumeMissing",
-            Self::VolumeNotReady(_) => "VolumeNotReady",
+            Self::VolumeNotReady { .. } => "VolumeNotReady",
             Self::StorageUnavailable(_) => "StorageUnavailable",
             Self::VolumeInUse { .. } => "VolumeInUse",
             Self::KernelMissing(_) => "KernelMissing",
@@ -115,7 +120,7 @@ impl Unmet {
         match self {
             Self::SecretMissing(_) => Duration::from_secs(1),
             Self::VolumeMissing(_)
-            | Self::VolumeNotReady(_)
+            | Self::VolumeNotReady { .. }
             | Self::StorageUnavailable(_)
             | Self::VolumeInUse { .. }
             | Self::KernelMissing(_)
@@ -132,7 +137,10 @@ impl Unmet {
     pub fn message(&self) -> String {
         match self {
             Self::VolumeMissing(volume) => format!("Volume {volume} does not exist in this host's namespace"),
-            Self::VolumeNotReady(volume) => format!("Volume {volume} is not ready yet"),
+            Self::VolumeNotReady { volume, why: None } => format!("Volume {volume} is not ready yet"),
+            Self::VolumeNotReady { volume, why: Some(why) } => {
+                format!("Volume {volume} is not ready: {why}")
+            }
             Self::StorageUnavailable(error) => format!("The disk cannot be reached from this host: {error}"),
             Self::VolumeInUse { volume, by } => {
                 format!("Volume {volume} is in use by {by}; a disk serves one running guest at a time")

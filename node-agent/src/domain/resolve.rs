@@ -60,12 +60,10 @@ pub(super) fn saved_disk(domain: &Domain) -> Option<DiskUid> {
 
 /// What keeps the guest from being saved to its volume, or resumed from there.
 pub(super) async fn unmet_of_saved(domains: &Domains, domain: &Domain, saved: &SavedState) -> Option<Unmet> {
+    let namespace = domain.metadata.namespace.as_deref().unwrap_or_default();
     match &saved.shared {
-        Some(shared) => unmet_of_shared(domains, &saved.volume, shared).await,
-        None => {
-            let namespace = domain.metadata.namespace.as_deref().unwrap_or_default();
-            unmet_of_local(domains, namespace, &saved.volume)
-        }
+        Some(shared) => unmet_of_shared(domains, namespace, &saved.volume, shared).await,
+        None => unmet_of_local(domains, namespace, &saved.volume).await,
     }
 }
 
@@ -87,7 +85,8 @@ pub(super) fn shared_disk_named<'a>(domain: &'a Domain, name: &str) -> Option<(&
     Some((disk.volume.as_str(), shared_disk(disk)?))
 }
 
-fn shared_disk(disk: &DomainDisk) -> Option<DiskUid> {
+/// The identity of a disk, if several hosts reach it.
+pub(super) fn shared_disk(disk: &DomainDisk) -> Option<DiskUid> {
     Some(DiskUid(shared_volume(disk.shared.as_ref()?)?.uuid))
 }
 
@@ -140,8 +139,8 @@ async fn unmet_of_disk(
 ) -> Option<Unmet> {
     let namespace = domain.metadata.namespace.as_deref().unwrap_or_default();
     let unmet = match &disk.shared {
-        Some(shared) => unmet_of_shared(domains, &disk.volume, shared).await,
-        None => unmet_of_local(domains, namespace, &disk.volume),
+        Some(shared) => unmet_of_shared(domains, namespace, &disk.volume, shared).await,
+        None => unmet_of_local(domains, namespace, &disk.volume).await,
     };
     let in_use = || {
         let user = users.iter().find(|(volume, _)| *volume == disk.volume);
@@ -264,24 +263,52 @@ pub(super) async fn interface(
     })
 }
 
-fn unmet_of_local(domains: &Domains, namespace: &str, volume: &str) -> Option<Unmet> {
+/// A Volume that only cannot grow is there all the same: the storage itself is asked about one that is not Ready.
+async fn unmet_of_local(domains: &Domains, namespace: &str, volume: &str) -> Option<Unmet> {
     let Some(found) = domains.mirrors.volumes.get(&Key::new(namespace, volume)) else {
         return Some(Unmet::VolumeMissing(volume.to_owned()));
     };
-    let conditions = found.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    (!condition::is_true(conditions, "Ready")).then(|| Unmet::VolumeNotReady(volume.to_owned()))
+    let status = found.status.clone().unwrap_or_default();
+    if condition::is_true(&status.conditions, "Ready") {
+        return None;
+    }
+    let not_ready = not_ready(volume, Some(&found));
+    match volume_id(&found).filter(|_| status.capacity.is_some()) {
+        None => Some(not_ready),
+        Some(id) => match domains.storage.find(&id).await {
+            Ok(Some(_)) => None,
+            Ok(None) => Some(not_ready),
+            Err(error) => Some(Unmet::StorageUnavailable(error.to_string())),
+        },
+    }
 }
 
 /// The storage itself is asked: the Volume is another host's to read.
-async fn unmet_of_shared(domains: &Domains, volume: &str, shared: &SharedDisk) -> Option<Unmet> {
+async fn unmet_of_shared(
+    domains: &Domains,
+    namespace: &str,
+    volume: &str,
+    shared: &SharedDisk,
+) -> Option<Unmet> {
     let Some(id) = shared_volume(shared) else {
         return Some(Unmet::Malformed(format!("`shared.uid` of volume {volume} is no UUID")));
     };
     match domains.storage.find(&id).await {
         Ok(Some(_)) => None,
-        Ok(None) => Some(Unmet::VolumeNotReady(volume.to_owned())),
+        Ok(None) => {
+            let found = domains.mirrors.volumes.get(&Key::new(namespace, volume));
+            Some(not_ready(volume, found.as_deref()))
+        }
         Err(error) => Some(Unmet::StorageUnavailable(error.to_string())),
     }
+}
+
+/// That a volume is not ready, with what its object says of that if this host makes it.
+fn not_ready(volume: &str, object: Option<&Volume>) -> Unmet {
+    let status = object.and_then(|object| object.status.as_ref());
+    let said = status.and_then(|status| condition::find(&status.conditions, "Ready"));
+    let why = said.filter(|ready| ready.status != "True").map(|ready| ready.message.clone());
+    Unmet::VolumeNotReady { volume: volume.to_owned(), why }
 }
 
 /// What the domain is made of on this host. Makes its seed and attaches its disks; attaching one that is attached changes

@@ -2,12 +2,13 @@
 
 use crate::{
     hypervisor::{DomainInfo, HostFacts},
-    storage::LocationFacts,
+    storage::{LocationsSeen, Obstacle},
 };
 use kubexen_crds::{
     BootType, ByteQuantity, HostStatus,
     host::{
-        HostCpu, HostMemory, HostMigration, Location, MigrationNetworkAddress, UnknownDomain, Uplink, Xen,
+        HostCpu, HostMemory, HostMigration, Location, MigrationNetworkAddress, UnknownDomain,
+        UnusableLocation, Uplink, Xen,
     },
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,9 @@ const MOST_UNKNOWN: usize = 32;
 
 /// Most networks for migrations that are reported.
 const MOST_NETWORKS: usize = 16;
+
+/// Most characters of the reason why a location cannot be used.
+const MOST_WORDS: usize = 512;
 
 /// The allocatable memory is a multiple of this, in KiB: 16 MiB.
 const MEMORY_GRAIN_KIB: u64 = 16 * 1024;
@@ -37,8 +41,8 @@ pub struct Measured {
     pub domains: Vec<DomainInfo>,
     /// UUIDs for which a Domain object stands.
     pub known: BTreeSet<Uuid>,
-    /// Usable storage locations.
-    pub locations: Vec<LocationFacts>,
+    /// Storage locations.
+    pub locations: LocationsSeen,
     /// Usable uplinks.
     pub uplinks: Vec<String>,
     /// Where other hosts' agents reach this one; none if it takes no part in migrations.
@@ -77,6 +81,7 @@ impl Measured {
             memory: Some(self.memory(before)),
             locations: self
                 .locations
+                .usable
                 .iter()
                 .map(|location| Location {
                     name: location.name.clone(),
@@ -86,6 +91,7 @@ impl Measured {
                     id: location.id.clone(),
                 })
                 .collect(),
+            unusable_locations: self.unusable_locations(),
             uplinks: self.uplinks.iter().map(|name| Uplink { name: name.clone() }).collect(),
             migration: self.migration(),
             kernels: self.kernels.clone(),
@@ -130,6 +136,14 @@ impl Measured {
         let networks = networks
             .map(|(name, address)| MigrationNetworkAddress { name: name.clone(), address: address.clone() });
         Some(HostMigration { address, boot_types: live, networks: networks.collect() })
+    }
+
+    fn unusable_locations(&self) -> Vec<UnusableLocation> {
+        let said = |obstacle: &Obstacle| UnusableLocation {
+            name: obstacle.name.clone(),
+            message: obstacle.reason.chars().take(MOST_WORDS).collect(),
+        };
+        self.locations.unusable.iter().map(said).collect()
     }
 
     fn unknown_domains(&self) -> Vec<UnknownDomain> {
@@ -183,7 +197,7 @@ mod tests {
                 vcpus: 1,
             }],
             known: BTreeSet::from([Uuid::from_u128(7)]),
-            locations: Vec::new(),
+            locations: LocationsSeen::default(),
             uplinks: Vec::new(),
             migration_address: None,
             migration_networks: BTreeMap::new(),

@@ -23,7 +23,7 @@ pub(super) async fn every_promise_holds(storage: &dyn Storage, location: &str) {
 }
 
 async fn names_its_locations(storage: &dyn Storage, location: &str) {
-    let facts = storage.locations().await;
+    let facts = storage.locations().await.usable;
     assert!(facts.is_sorted_by_key(|facts| facts.name.clone()), "{facts:?}");
     let found = facts.iter().find(|facts| facts.name == location).expect("the location can be used");
     assert!((4 * SIZE..5 * SIZE).contains(&found.capacity), "{found:?}");

@@ -4,7 +4,7 @@
 //! is its own device node, and a marker file tells that it is attached.
 
 use super::{
-    ImageId, LocationFacts, Storage, StorageError, VolumeId, check_size,
+    ImageId, LocationFacts, LocationsSeen, Obstacle, Storage, StorageError, VolumeId, check_size,
     folder::{Access, Folder},
 };
 use async_trait::async_trait;
@@ -137,8 +137,8 @@ impl DirectoryStorage {
         timeout(CALL_LIMIT, done).await.map_err(timed_out)?
     }
 
-    /// A location's facts, if it can be used. Whether it can is logged whenever that changes.
-    async fn facts(&self, name: &str, location: &Location) -> Option<LocationFacts> {
+    /// A location's facts, or why it cannot be used. Whether it can is logged whenever that changes.
+    async fn facts(&self, name: &str, location: &Location) -> Result<LocationFacts, Obstacle> {
         let measure = |folder: &Folder| Ok((folder.capacity()?, folder.images()?));
         let capacity = self.work("statvfs", name, measure).await;
         let was_usable = location.usable.swap(capacity.is_ok(), Ordering::Relaxed);
@@ -154,16 +154,18 @@ impl DirectoryStorage {
             Ok(_) | Err(_) => {}
         }
         let (name, id) = (name.to_owned(), location.shared_as.clone());
-        let (capacity, images) = capacity.ok()?;
-        Some(LocationFacts { name, capacity, shared: id.is_some(), id, images })
+        match capacity {
+            Ok((capacity, images)) => Ok(LocationFacts { name, capacity, shared: id.is_some(), id, images }),
+            Err(error) => Err(Obstacle { name, reason: error.to_string() }),
+        }
     }
 }
 
 #[async_trait]
 impl Storage for DirectoryStorage {
-    async fn locations(&self) -> Vec<LocationFacts> {
+    async fn locations(&self) -> LocationsSeen {
         let facts = self.locations.iter().map(|(name, location)| self.facts(name, location));
-        join_all(facts).await.into_iter().flatten().collect()
+        LocationsSeen::collect(join_all(facts).await)
     }
 
     async fn find(&self, volume: &VolumeId) -> Result<Option<u64>, StorageError> {

@@ -1,7 +1,7 @@
 //! The locations of a host, each with the kind of storage that the agent's configuration names.
 
 use super::{
-    Content, DirectoryStorage, ImageId, LocationFacts, LvmStorage, Storage, StorageError, VolumeId,
+    Content, DirectoryStorage, ImageId, LocationsSeen, LvmStorage, Storage, StorageError, VolumeId,
     directory::DirectoryConfig,
     lvm::{LvmConfig, Wipe},
 };
@@ -140,11 +140,11 @@ fn by_type(
 
 #[async_trait]
 impl Storage for Locations {
-    async fn locations(&self) -> Vec<LocationFacts> {
-        let (mut all, groups) = futures::join!(self.directory.locations(), self.lvm.locations());
-        all.extend(groups);
-        all.sort_by(|one, other| one.name.cmp(&other.name));
-        all
+    async fn locations(&self) -> LocationsSeen {
+        let (folders, groups) = futures::join!(self.directory.locations(), self.lvm.locations());
+        let usable = folders.usable.into_iter().chain(groups.usable).map(Ok);
+        let unusable = folders.unusable.into_iter().chain(groups.unusable).map(Err);
+        LocationsSeen::collect(usable.chain(unusable))
     }
 
     async fn find(&self, volume: &VolumeId) -> Result<Option<u64>, StorageError> {
@@ -274,9 +274,11 @@ mod tests {
         assert!(matches!(san, Err(StorageError::Io { call: "read the volume group", .. })), "{san:?}");
         let unknown = storage.find(&in_location("nowhere")).await;
         assert!(matches!(unknown, Err(StorageError::UnknownLocation(_))), "{unknown:?}");
-        let names: Vec<_> =
-            storage.locations().await.into_iter().map(|facts| (facts.name, facts.shared)).collect();
+        let seen = storage.locations().await;
+        let names: Vec<_> = seen.usable.into_iter().map(|facts| (facts.name, facts.shared)).collect();
         assert_eq!(names, [("local".to_owned(), false)]);
+        let names: Vec<_> = seen.unusable.into_iter().map(|obstacle| obstacle.name).collect();
+        assert_eq!(names, ["san"]);
         assert!(Locations::simulated(configs, folder.path()).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! Storage in memory: a model for simulation and tests, with faults to inject.
 
-use super::{Content, LocationFacts, Storage, StorageError, VolumeId, check_size};
+use super::{Content, LocationFacts, LocationsSeen, Obstacle, Storage, StorageError, VolumeId, check_size};
 use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -195,17 +195,18 @@ impl Place {
 
 #[async_trait]
 impl Storage for MemoryStorage {
-    async fn locations(&self) -> Vec<LocationFacts> {
+    async fn locations(&self) -> LocationsSeen {
         tokio::task::yield_now().await;
-        if self.host().outage {
-            return Vec::new();
-        }
         let facts = |(name, place): (&String, &Arc<Mutex<Place>>)| {
+            let name = name.clone();
+            if let Err(error) = self.reach("look at the location") {
+                return Err(Obstacle { name, reason: error.to_string() });
+            }
             let Place { capacity, id, .. } = &*lock(place);
             let (shared, id) = (id.is_some(), id.clone());
-            LocationFacts { name: name.clone(), capacity: *capacity, shared, id, images: Vec::new() }
+            Ok(LocationFacts { name, capacity: *capacity, shared, id, images: Vec::new() })
         };
-        self.places.iter().map(facts).collect()
+        LocationsSeen::collect(self.places.iter().map(facts))
     }
 
     async fn find(&self, volume: &VolumeId) -> Result<Option<u64>, StorageError> {
@@ -395,7 +396,7 @@ mod tests {
         assert!(two.attached().await.unwrap().is_empty());
         one.reboot();
         assert!(one.attached().await.unwrap().is_empty());
-        assert!(one.locations().await[0].shared);
+        assert!(one.locations().await.usable[0].shared);
     }
 
     #[tokio::test(start_paused = true)]
@@ -415,7 +416,8 @@ mod tests {
         assert_eq!(storage.find(&volume).await.unwrap(), None);
         storage.set_outage(true);
         assert!(storage.find(&volume).await.is_err());
-        assert!(storage.locations().await.is_empty());
+        assert!(storage.locations().await.usable.is_empty());
+        assert_eq!(storage.locations().await.unusable[0].name, "local");
         storage.set_outage(false);
         storage.create(&volume, SIZE).await.unwrap();
     }

@@ -74,6 +74,40 @@ pub struct LocationFacts {
     pub images: Vec<String>,
 }
 
+/// A location that the configuration names and that cannot be used at this moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Obstacle {
+    /// The location's name.
+    pub name: String,
+    /// Why it cannot be used.
+    pub reason: String,
+}
+
+/// The locations of a host at one moment, each list sorted by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocationsSeen {
+    /// Those that can be used.
+    pub usable: Vec<LocationFacts>,
+    /// Those that cannot.
+    pub unusable: Vec<Obstacle>,
+}
+
+impl LocationsSeen {
+    /// Puts together what was seen of each location.
+    fn collect(seen: impl IntoIterator<Item = Result<LocationFacts, Obstacle>>) -> Self {
+        let mut all = Self::default();
+        for location in seen {
+            match location {
+                Ok(facts) => all.usable.push(facts),
+                Err(obstacle) => all.unusable.push(obstacle),
+            }
+        }
+        all.usable.sort_by(|one, other| one.name.cmp(&other.name));
+        all.unusable.sort_by(|one, other| one.name.cmp(&other.name));
+        all
+    }
+}
+
 /// Why a call to the storage failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
@@ -183,8 +217,8 @@ fn check_size(size: u64) -> Result<(), StorageError> {
 /// The storage of one host.
 #[async_trait]
 pub trait Storage: Send + Sync + fmt::Debug {
-    /// The locations that can be used at this moment, sorted by name.
-    async fn locations(&self) -> Vec<LocationFacts>;
+    /// The locations as they are at this moment.
+    async fn locations(&self) -> LocationsSeen;
 
     /// The size of a volume in bytes, or nothing if there is no such volume.
     async fn find(&self, volume: &VolumeId) -> Result<Option<u64>, StorageError>;

@@ -22,7 +22,7 @@ pub struct Observed {
     pub present: Option<u64>,
     /// Whether it is attached as a block device.
     pub attached: bool,
-    /// Whether its status says that it was there.
+    /// Whether its status says that it was there, or its spec that it was there before the object.
     pub made_before: bool,
     /// Whether its device is known to have the wanted size: it was told in this look, or its status says so.
     pub told_size: bool,

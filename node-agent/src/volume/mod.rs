@@ -111,7 +111,7 @@ impl Domains {
             wanted: size,
             present: self.storage.find(id).await?,
             attached: self.storage.attached().await?.contains(id),
-            made_before: capacity.is_some(),
+            made_before: volume.spec.existing || capacity.is_some(),
             told_size: told_size || capacity.is_some_and(|capacity| capacity.bytes() == Ok(size)),
             user,
         })

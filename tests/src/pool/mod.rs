@@ -157,6 +157,19 @@ impl Pool {
         self.folder.join(host)
     }
 
+    /// The folder of what is in the storage that all simulated hosts share.
+    pub fn shared_folder(&self) -> PathBuf {
+        self.folder.join(simulated::SHARED)
+    }
+
+    /// Takes the shared storage away from a simulated host, or gives it back, as a LUN goes and comes.
+    ///
+    /// # Errors
+    /// When its link cannot be changed.
+    pub fn reach_shared_storage(&self, host: &str, reaches: bool) -> Result<()> {
+        simulated::reach_shared_storage(&self.host_folder(host), reaches)
+    }
+
     /// Folder of the pool's files and logs.
     pub fn folder(&self) -> &Path {
         &self.folder

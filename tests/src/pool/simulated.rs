@@ -34,6 +34,20 @@ impl Default for SimulatedHostOptions {
     }
 }
 
+/// Name of the folder that stands for the storage that all hosts share, beside theirs; and of each host's link to it.
+pub(super) const SHARED: &str = "san";
+
+/// Gives the host of this folder its link to the shared storage, or takes it away.
+pub(super) fn reach_shared_storage(folder: &Path, reaches: bool) -> Result<()> {
+    let link = folder.join(SHARED);
+    match (reaches, link.is_symlink()) {
+        (true, false) => std::os::unix::fs::symlink(Path::new("..").join(SHARED), link)?,
+        (false, true) => std::fs::remove_file(link)?,
+        (true, true) | (false, false) => {}
+    }
+    Ok(())
+}
+
 impl SimulatedHostOptions {
     /// Writes `agent.yaml` for `host` into `folder`, where its kubeconfig lies. The host offers the storage location
     /// `default`, the location `san` that it shares with all other simulated hosts, the uplink `lan`, the
@@ -47,8 +61,9 @@ impl SimulatedHostOptions {
     ) -> Result<()> {
         let disks = folder.join("disks");
         std::fs::create_dir_all(&disks)?;
-        let san = folder.with_file_name("san");
-        std::fs::create_dir_all(&san)?;
+        std::fs::create_dir_all(folder.with_file_name(SHARED))?;
+        let san = folder.join(SHARED);
+        reach_shared_storage(folder, true)?;
         let file = |name: &str, text: &str| {
             let path = folder.join(name);
             std::fs::write(&path, text).map(|()| path)

@@ -26,6 +26,9 @@ pub(super) struct Faults {
     ends: Vec<(Instant, End)>,
 }
 
+/// How long an agent may be away, in milliseconds: so long that others do what it would have done.
+const LONG_AWAY: u64 = 200_000;
+
 /// How long guests of a host that listens take to power off.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(2);
 
@@ -102,6 +105,7 @@ impl Faults {
                     }
                 }
             }
+            16 => self.crash_for(world, &agent(number), LONG_AWAY).await,
             18 => {
                 world.judge.note("fault: the pool store gets a request very late");
                 world.pool_store.delay_requests(1);
@@ -197,11 +201,15 @@ impl Faults {
     }
 
     async fn crash(&mut self, world: &mut World, process: &End) {
+        self.crash_for(world, process, 20_000).await;
+    }
+
+    async fn crash_for(&mut self, world: &mut World, process: &End, longest: u64) {
         let name = self.name_of(world, process);
         let judge = std::sync::Arc::clone(&world.judge);
         let Some(running) = world.process(&name).filter(|process| process.is_up()) else { return };
         running.crash(&judge).await;
-        self.until(world, 20_000, process.clone());
+        self.until(world, longest, process.clone());
     }
 
     /// A host goes down with everything on it, and comes back.

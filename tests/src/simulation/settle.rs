@@ -3,7 +3,7 @@
 use super::{users::Users, world::World};
 use kube::{ResourceExt, api::ListParams};
 use kubexen_crds::{
-    MigrationPhase, VirtualMachine, VirtualMachineMigration, condition,
+    ByteQuantity, MigrationPhase, VirtualMachine, VirtualMachineMigration, condition,
     virtual_machine::{Phase, PowerState},
 };
 use kubexen_node_agent::{
@@ -130,7 +130,27 @@ async fn unmet(world: &World, users: &Users) -> Option<String> {
         Err(error) => return Some(error.to_string()),
     };
     let endless = migrations.iter().find_map(migration_unmet);
-    machines.iter().find_map(|machine| machine_unmet(world, machine)).or(endless)
+    let unmet = machines.iter().find_map(|machine| machine_unmet(world, machine)).or(endless);
+    unmet.or_else(|| world.api.objects("virtualdisks").iter().find_map(|disk| disk_unmet(world, disk)))
+}
+
+/// A disk that was made in shared storage is there in its full size, and one host looks after it.
+fn disk_unmet(world: &World, disk: &Value) -> Option<String> {
+    let metadata = &disk["metadata"];
+    if !disk["status"]["storage"].is_string() || metadata["deletionTimestamp"].is_string() {
+        return None;
+    }
+    let (name, uid) = (&metadata["name"], metadata["uid"].as_str().unwrap_or_default());
+    let wanted = ByteQuantity(disk["spec"]["size"].as_str().unwrap_or_default().to_owned()).bytes().ok();
+    let present = uid.parse().ok().and_then(|uid: uuid::Uuid| world.san.volumes().get(&uid).copied());
+    let volumes = world.api.objects("volumes");
+    let keepers = volumes.iter().filter(|volume| volume["spec"]["virtualDisk"]["uid"] == uid).count();
+    (present < wanted || present.is_none() || keepers != 1).then(|| {
+        format!(
+            "disk {name} has {present:?} bytes of {wanted:?}, and {keepers} Volumes; it says {}",
+            disk["status"]
+        )
+    })
 }
 
 /// Every migration ends committed or aborted (L3).

@@ -90,7 +90,8 @@ impl Users {
             }
             10 => {
                 let size = format!("{}Mi", 64 * (1 + dice.below(8)));
-                change(world, &self.disks, &disk_of(&name), json!({"spec": {"size": size}})).await;
+                let disk = if dice.chance(50) { disk_of(&name) } else { data_disk_of(&name) };
+                change(world, &self.disks, &disk, json!({"spec": {"size": size}})).await;
             }
             11..15 => self.migrate(world).await,
             15..23 => self.change_running(world, &name).await,

@@ -21,6 +21,7 @@ mod placement;
 mod scene;
 mod shared_storage;
 mod starts;
+mod storage_faults;
 mod storm;
 mod suspension;
 mod traces;

@@ -31,7 +31,7 @@ fn pool(hosts: usize, simulated: SimulatedHostOptions) -> PoolOptions {
 }
 
 impl Scene {
-    async fn change_host(&self, name: &str, spec: Value) -> Result<()> {
+    pub async fn change_host(&self, name: &str, spec: Value) -> Result<()> {
         let hosts: Api<Host> = Api::all(self.client.clone());
         hosts.patch(name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))).await?;
         Ok(())
@@ -60,14 +60,14 @@ impl Scene {
         self.let_in(all, |_| true).await
     }
 
-    async fn let_in(&self, all: &[String], lets: impl Fn(&str) -> bool) -> Result<()> {
+    pub async fn let_in(&self, all: &[String], lets: impl Fn(&str) -> bool) -> Result<()> {
         for name in all {
             self.change_host(name, json!({"schedulable": lets(name)})).await?;
         }
         Ok(())
     }
 
-    async fn until_host(
+    pub async fn until_host(
         &self,
         name: &str,
         what: &str,

@@ -16,7 +16,7 @@ use kubexen_crds::{
 use kubexen_testbed::process::wait_until;
 use serde_json::json;
 
-async fn disk_records(world: &World, disk: &VirtualDisk) -> Result<usize> {
+pub async fn disk_records(world: &World, disk: &VirtualDisk) -> Result<usize> {
     let uid = disk.uid().context("no uid")?;
     let keys = world.control_plane.pool_keys("/kubexen/disks/").await?;
     Ok(keys.iter().filter(|key| key.contains(&uid)).count())
@@ -137,6 +137,25 @@ async fn a_shared_disk_goes_from_one_running_guest_to_another() -> Result<()> {
     let first = scene.until_synchronized("one").await?;
     ensure!(scene.domain_of(&first).await?.spec.machine.disks.is_empty(), "the first machine still has it");
     ensure!(scene.domain_of(&second).await?.spec.machine.disks.len() == 1, "the second machine has it not");
+    for name in ["one", "two"] {
+        scene.delete::<VirtualMachine>(name).await?;
+    }
+    scene.delete::<VirtualDisk>("data").await
+}
+
+#[tokio::test]
+async fn a_disk_that_its_machine_was_started_without_is_free_for_another() -> Result<()> {
+    let world = World::shared().await?;
+    let scene = Scene::with_shared_repository(world, "shared-left").await?;
+    scene.create_disk_in("shared-left-san", "data", "16Mi").await?;
+    scene.create_machine("one", with_disk("data")).await?;
+    scene.until_ready_is("one", "True", "Running").await?;
+    scene.set_power_state("one", "Halted").await?;
+    scene.until_ready_is("one", "True", "Halted").await?;
+    scene.change_spec("one", &json!({"disks": [], "powerState": "Running"})).await?;
+    scene.until_ready_is("one", "True", "Running").await?;
+    scene.create_machine("two", with_disk("data")).await?;
+    scene.until_ready_is("two", "True", "Running").await?;
     for name in ["one", "two"] {
         scene.delete::<VirtualMachine>(name).await?;
     }

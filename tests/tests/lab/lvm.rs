@@ -1,7 +1,10 @@
 //! Volumes in a volume group on the LUN that both hosts see. Each call to the storage is a process of its own in a dom0, so
 //! it knows no more than an agent that was just started.
 
-use crate::bed::{Bed, PATIENCE, Turn, beside_others};
+use crate::{
+    bed::{Bed, PATIENCE, Turn, beside_others},
+    lun::PLUG_IN,
+};
 use anyhow::{Result, ensure};
 use kubexen_testbed::{lab::LabHost, pool};
 use std::time::Duration;
@@ -87,6 +90,7 @@ pub async fn make_group(bed: &Bed, extents: u64) -> Result<(LabHost, LabHost)> {
     let (one, two) = (bed.lab.host("xen-1")?, bed.lab.host("xen-2")?);
     for host in [&one, &two] {
         // What a test that failed has left.
+        host.check(PLUG_IN).await?;
         host.check(&format!("for d in {DEVICES}*; do [ -e $d ] && dmsetup remove $d; done; true")).await?;
     }
     one.check("dd if=/dev/zero of=/dev/lab/lun bs=1M count=2 oflag=direct conv=notrunc 2>&1").await?;

@@ -9,6 +9,7 @@ mod conformance;
 mod cpu_levels;
 mod faults;
 mod life;
+mod lun;
 mod lvm;
 mod maintenance;
 mod migrations;

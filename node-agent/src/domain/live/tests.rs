@@ -210,7 +210,7 @@ fn a_step_that_shows_nothing_is_not_made_again_at_once() {
 #[test]
 fn what_a_change_needs_is_waited_for_and_named() {
     let mut waiting = changed(|wanted| wanted.disks.push(disk("data", "xvdb")));
-    waiting.wanted.disks[1].need = Some(Unmet::VolumeNotReady("shop.data".to_owned()));
+    waiting.wanted.disks[1].need = Some(Unmet::VolumeNotReady { volume: "shop.data".to_owned(), why: None });
     assert_eq!(waiting.next_step(), None);
     assert_eq!(said(&waiting, None), (State::False, "VolumeNotReady"));
     let cut_off = changed(|wanted| {

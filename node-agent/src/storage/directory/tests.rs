@@ -189,7 +189,9 @@ async fn a_folder_that_is_not_there_is_no_location_and_is_not_made() {
     let (folder, storage) = files_only();
     let path = folder.path().join("volumes");
     fs::remove_dir(&path).unwrap();
-    assert!(storage.locations().await.is_empty());
+    let seen = storage.locations().await;
+    assert!(seen.usable.is_empty());
+    assert!(seen.unusable[0].reason.contains("No such file"), "{seen:?}");
     assert!(storage.create(&volume(), SIZE).await.is_err());
     assert!(!path.exists());
     assert!(storage.attached().await.unwrap().is_empty());
@@ -200,7 +202,7 @@ async fn without_a_capacity_it_is_that_of_the_file_system() {
     let folder = tempfile::tempdir().unwrap();
     let config = DirectoryConfig { path: folder.path().to_owned(), capacity: None, shared_as: None };
     let storage = DirectoryStorage::new(BTreeMap::from([("local".to_owned(), config)])).unwrap();
-    let facts = storage.locations().await;
+    let facts = storage.locations().await.usable;
     assert!(facts[0].capacity > 0);
     let huge = storage.create(&volume(), 1 << 60).await;
     assert!(matches!(huge, Err(StorageError::NoSpace { .. })), "{huge:?}");

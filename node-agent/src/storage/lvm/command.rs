@@ -1,11 +1,18 @@
 //! Runs LVM's commands: an argument vector, no shell, a fixed environment, and a time limit that ends the process.
 //!
 //! The limit is kept twice: here, and by `timeout` (coreutils), which also ends a command whose agent was killed. So a
-//! command never outlives the time that its lock gave it.
+//! command never outlives the time that its lock gave it, unless the kernel keeps it: one that waits for a disk that neither
+//! answers nor fails goes when the disk does. Of those there are never more than a few.
 
 use crate::storage::StorageError;
-use rustix::process::{Pid, Signal, kill_process_group};
-use std::{io, path::Path, process::Stdio, time::Duration};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+use std::{
+    io,
+    path::Path,
+    process::Stdio,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     process::{Child, Command},
@@ -56,6 +63,7 @@ pub(super) async fn dmsetup(
 }
 
 async fn run(call: &'static str, words: &[&str], limit: Duration) -> Result<Vec<u8>, StorageError> {
+    LINGERING.allow(call)?;
     let seconds = limit.as_secs().max(1).to_string();
     let mut command = Command::new("timeout");
     command
@@ -82,6 +90,7 @@ async fn run(call: &'static str, words: &[&str], limit: Duration) -> Result<Vec<
             drop(end);
             // A process inside the kernel goes when the kernel lets it; there is no more to do than to wait.
             let _ = timeout(GOING, child.wait()).await;
+            LINGERING.note(group);
             return Err(StorageError::TimedOut { call, limit });
         }
     };
@@ -91,9 +100,39 @@ async fn run(call: &'static str, words: &[&str], limit: Duration) -> Result<Vec<
         // `timeout` ended it, or somebody else did.
         None | Some(124 | 137) => Err(StorageError::TimedOut { call, limit }),
         Some(code) => {
-            let reason: String = complaint.trim().chars().take(MOST_COMPLAINT).collect();
+            let lines = complaint.lines().map(str::trim).collect::<Vec<_>>().join("; ");
+            let reason: String = lines.chars().take(MOST_COMPLAINT).collect();
             Err(failed(call, io::Error::other(format!("exit code {code}: {reason}"))))
         }
+    }
+}
+
+/// Commands that were killed and may not be gone.
+#[derive(Debug)]
+struct Lingering(Mutex<Vec<Pid>>);
+
+/// How many commands the kernel may keep before no further one is begun.
+const MOST_LINGERING: usize = 8;
+
+/// Every command looks at all disks, so whatever keeps one keeps all.
+static LINGERING: Lingering = Lingering(Mutex::new(Vec::new()));
+
+impl Lingering {
+    /// Remembers the process group of a command that was killed.
+    fn note(&self, group: Option<Pid>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(group);
+    }
+
+    /// Refuses another command while too many are not gone.
+    fn allow(&self, call: &'static str) -> Result<(), StorageError> {
+        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.retain(|group| test_kill_process_group(*group).is_ok());
+        if groups.len() < MOST_LINGERING {
+            return Ok(());
+        }
+        let reason =
+            format!("{MOST_LINGERING} commands before wait for a disk that neither answers nor fails");
+        Err(failed(call, io::Error::other(reason)))
     }
 }
 
@@ -150,9 +189,26 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_tells_exit_code_and_complaint() {
-        let failed = run("test", &["sh", "-c", "echo no such group >&2; exit 5"], LIMIT).await;
+        let failed =
+            run("test", &["sh", "-c", "echo no such group >&2; echo ' nor another' >&2; exit 5"], LIMIT)
+                .await;
         let message = failed.unwrap_err().to_string();
-        assert!(message.contains("exit code 5: no such group"), "{message}");
+        assert!(message.ends_with("exit code 5: no such group; nor another"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn no_more_commands_are_begun_while_too_many_do_not_go() {
+        let lingering = Lingering(Mutex::new(Vec::new()));
+        let mut hanging =
+            Command::new("sleep").arg("600").process_group(0).kill_on_drop(true).spawn().unwrap();
+        let group = Pid::from_raw(hanging.id().unwrap().try_into().unwrap());
+        (1..MOST_LINGERING).for_each(|_| lingering.note(group));
+        lingering.allow("test").unwrap();
+        lingering.note(group);
+        let refused = lingering.allow("test").unwrap_err().to_string();
+        assert!(refused.contains("8 commands before wait for a disk"), "{refused}");
+        hanging.kill().await.unwrap();
+        lingering.allow("test").unwrap();
     }
 
     #[tokio::test]

@@ -20,6 +20,9 @@ pub(super) struct Device {
     pub(super) read_only: bool,
     /// Whether it stands still: a change of it was begun and not ended.
     pub(super) suspended: bool,
+    /// Whether it leads to a disk that the kernel does not have any more. If that disk comes back it is another one to the
+    /// kernel, and the device still leads nowhere.
+    pub(super) dead: bool,
 }
 
 impl Device {
@@ -30,9 +33,9 @@ impl Device {
     }
 
     #[cfg(test)]
-    pub(super) fn of_test(name: &str, uuid: &str, suspended: bool) -> Self {
+    pub(super) fn of_test(name: &str, uuid: &str) -> Self {
         let (name, uuid) = (name.to_owned(), uuid.to_owned());
-        Self { name, uuid, size: 0, read_only: false, suspended }
+        Self { name, uuid, size: 0, read_only: false, suspended: false, dead: false }
     }
 
     /// Its node.
@@ -61,10 +64,29 @@ fn active_below(devices: &Path, group: &str) -> io::Result<BTreeMap<LvName, Devi
             size: sectors.saturating_mul(512),
             read_only: text(attribute(&path, "ro"))? == "1",
             suspended: text(attribute(&path, "dm/suspended"))? == "1",
+            dead: !leads_to_disks(&path)?,
         };
         active.insert(lv, device);
     }
     Ok(active)
+}
+
+/// Whether the kernel has every disk that a device leads to. `slaves` holds a link to each, and when a disk is gone its link
+/// leads nowhere.
+fn leads_to_disks(device: &Path) -> io::Result<bool> {
+    let links = match fs::read_dir(device.join("slaves")) {
+        Ok(links) => links,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let mut any = false;
+    for link in links {
+        if !link?.path().exists() {
+            return Ok(false);
+        }
+        any = true;
+    }
+    Ok(any)
 }
 
 /// What a device has to do with at one moment.
@@ -153,6 +175,9 @@ mod tests {
             ("size", "2048"),
         ];
         device(folder.path(), 0, &ours);
+        let slaves = folder.path().join("dm-0/slaves");
+        fs::create_dir(&slaves).unwrap();
+        std::os::unix::fs::symlink(folder.path().join("sda"), slaves.join("sda")).unwrap();
         device(folder.path(), 1, &[("dm/name", "vg--1-root"), ("dm/uuid", "LVM-aaaacccc"), ("size", "8")]);
         let active = active_below(folder.path(), "vg-1").unwrap();
         assert_eq!(active.keys().copied().collect::<Vec<_>>(), [LvName::Volume(UUID)]);
@@ -161,5 +186,8 @@ mod tests {
         assert!(device.is_of("aa-aa", "bb-bb") && !device.is_of("aa-aa", "cc-cc"));
         assert_eq!(device.node(), Path::new("/dev/mapper").join(&name));
         assert!(active_below(folder.path(), "vg").unwrap().is_empty());
+        assert!(!device.dead);
+        fs::remove_dir(folder.path().join("sda")).unwrap();
+        assert!(active_below(folder.path(), "vg-1").unwrap()[&LvName::Volume(UUID)].dead, "its disk is gone");
     }
 }

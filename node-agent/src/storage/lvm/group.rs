@@ -183,7 +183,7 @@ impl VolumeGroup {
                 return Err(StorageError::InUse(self.volume(uuid)));
             }
             Some(device) => {
-                if device.size != volume.size || device.suspended {
+                if device.size != volume.size || device.suspended || device.dead {
                     self.refresh(name, read_only).await?;
                 }
                 return Ok(device.node());
@@ -203,20 +203,24 @@ impl VolumeGroup {
             return attempt;
         }
         let Some(device) = self.active()?.remove(&name) else { return Ok(()) };
-        let report = self.look().await?;
         let in_use = || StorageError::InUse(self.volume(uuid));
-        match report.volumes.get(&name) {
-            Some(volume) if device.is_of(&report.uuid, &volume.uuid) => {
-                if volume.open {
-                    Err(in_use())
-                } else {
-                    attempt.and(Err(in_use()))
+        match self.look().await {
+            Ok(report) => match report.volumes.get(&name) {
+                Some(volume) if device.is_of(&report.uuid, &volume.uuid) && volume.open => {
+                    return Err(in_use());
                 }
-            }
-            Some(_) | None => match self.remove_stale(name).await {
-                Err(StorageError::Io { .. }) => Err(in_use()),
-                result => result,
+                Some(volume) if device.is_of(&report.uuid, &volume.uuid) => {
+                    return attempt.and(Err(in_use()));
+                }
+                Some(_) | None => {}
             },
+            Err(error @ StorageError::TimedOut { .. }) => return Err(error),
+            // The disk is away. LVM does nothing then, but the kernel takes away what nobody has open.
+            Err(_) => {}
+        }
+        match self.remove_stale(name).await {
+            Err(StorageError::Io { .. }) => Err(in_use()),
+            result => result,
         }
     }
 

@@ -21,7 +21,7 @@ mod repair;
 mod report;
 mod wipe;
 
-use super::{LocationFacts, Storage, StorageError, VolumeId, check_size};
+use super::{LocationFacts, LocationsSeen, Obstacle, Storage, StorageError, VolumeId, check_size};
 use async_trait::async_trait;
 use futures::future::join_all;
 use group::VolumeGroup;
@@ -105,32 +105,37 @@ impl LvmStorage {
 }
 
 impl Location {
-    /// The location's facts, if it can be used. Whether it can is logged whenever that changes.
-    async fn facts(&self, name: &str) -> Option<LocationFacts> {
-        let report = self.group.look().await;
-        let obstacle = match &report {
-            Ok(report) => report.ailment.map(str::to_owned),
-            Err(error) => Some(error.to_string()),
+    /// The location's facts, or why it cannot be used. Whether it can is logged whenever that changes.
+    async fn facts(&self, name: &str) -> Result<LocationFacts, Obstacle> {
+        let look = match self.group.look_and_lead_back().await {
+            Ok(report) => match report.ailment {
+                None => Ok(report),
+                Some(ailment) => Err(format!("The volume group cannot be used: {ailment}")),
+            },
+            Err(error) => Err(error.to_string()),
         };
-        let was_usable = self.usable.swap(obstacle.is_none(), Ordering::Relaxed);
-        match &obstacle {
-            Some(reason) if was_usable => {
-                warn!(location = name, reason, "storage location cannot be used");
-            }
-            None if !was_usable => info!(location = name, "storage location can be used again"),
-            Some(_) | None => {}
+        let was_usable = self.usable.swap(look.is_ok(), Ordering::Relaxed);
+        match &look {
+            Err(reason) if was_usable => warn!(location = name, reason, "storage location cannot be used"),
+            Ok(_) if !was_usable => info!(location = name, "storage location can be used again"),
+            Ok(_) | Err(_) => {}
         }
-        let report = report.ok().filter(|_| obstacle.is_none())?;
-        let (name, capacity) = (name.to_owned(), report.capacity());
-        Some(LocationFacts { name, capacity, shared: true, id: Some(report.uuid), images: Vec::new() })
+        let name = name.to_owned();
+        match look {
+            Ok(report) => {
+                let capacity = report.capacity();
+                Ok(LocationFacts { name, capacity, shared: true, id: Some(report.uuid), images: Vec::new() })
+            }
+            Err(reason) => Err(Obstacle { name, reason }),
+        }
     }
 }
 
 #[async_trait]
 impl Storage for LvmStorage {
-    async fn locations(&self) -> Vec<LocationFacts> {
+    async fn locations(&self) -> LocationsSeen {
         let facts = self.locations.iter().map(|(name, location)| location.facts(name));
-        join_all(facts).await.into_iter().flatten().collect()
+        LocationsSeen::collect(join_all(facts).await)
     }
 
     async fn find(&self, volume: &VolumeId) -> Result<Option<u64>, StorageError> {
@@ -203,7 +208,9 @@ mod tests {
     #[tokio::test]
     async fn a_group_that_is_not_there_is_no_usable_location_and_nothing_is_attached_from_it() {
         let storage = storage(&[("a", "kubexen-no-such-group")]).unwrap();
-        assert_eq!(storage.locations().await, []);
+        let seen = storage.locations().await;
+        assert_eq!(seen.usable, []);
+        assert_eq!(seen.unusable[0].name, "a");
         assert_eq!(storage.attached().await.unwrap(), BTreeSet::new());
     }
 }

@@ -7,6 +7,7 @@
 //! | a deletion | a volume tagged as deleting | another wipe, and its removal |
 //! | a growth of an active volume | a device that stands still | a refresh |
 //! | a removal by another host | a device that no volume stands for | the device's removal |
+//! | a disk that went and came back | a device that leads nowhere, of a group that is whole | a refresh |
 
 use super::{device::Device, names::LvName, report::GroupReport};
 use std::collections::BTreeMap;
@@ -34,7 +35,7 @@ impl Leftover {
 /// Something on this host that is to be put right, which takes no lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum LocalRepair {
-    /// Let the device go on, as the volume group has it.
+    /// Make the device as the volume group has it, and let it go on. Whoever has it open keeps it.
     Refresh(LvName),
     /// Remove the device of this name, for which no logical volume stands.
     RemoveDevice(LvName),
@@ -57,7 +58,7 @@ pub(super) fn local(report: &GroupReport, active: &BTreeMap<LvName, Device>) -> 
         let volume = report.volumes.get(name);
         if !volume.is_some_and(|volume| device.is_of(&report.uuid, &volume.uuid)) {
             Some(LocalRepair::RemoveDevice(*name))
-        } else if device.suspended {
+        } else if device.suspended || (device.dead && report.ailment.is_none()) {
             Some(LocalRepair::Refresh(*name))
         } else {
             None
@@ -118,15 +119,27 @@ mod tests {
     #[test]
     fn a_device_stays_if_its_volume_does_and_goes_on_if_it_stands_still() {
         let report = report(&[(LvName::Volume(ONE), false, false)]);
-        let device =
-            |uuid: &str, suspended| Device::of_test("device", &format!("LVM-group{uuid}"), suspended);
+        let device = |uuid: &str| Device::of_test("device", &format!("LVM-group{uuid}"));
         let active = |name, device| BTreeMap::from([(name, device)]);
         let (one, simple) = (LvName::Volume(ONE), ONE.simple().to_string());
-        assert_eq!(local(&report, &active(one, device(&simple, false))), []);
-        assert_eq!(local(&report, &active(one, device(&simple, true))), [LocalRepair::Refresh(one)]);
+        assert_eq!(local(&report, &active(one, device(&simple))), []);
+        let mut suspended = device(&simple);
+        suspended.suspended = true;
+        assert_eq!(local(&report, &active(one, suspended)), [LocalRepair::Refresh(one)]);
         let gone = |name| [LocalRepair::RemoveDevice(name)];
-        assert_eq!(local(&report, &active(one, device("earlier", true))), gone(one), "an earlier volume's");
+        assert_eq!(local(&report, &active(one, device("earlier"))), gone(one), "an earlier volume's");
         let two = LvName::Volume(TWO);
-        assert_eq!(local(&report, &active(two, device(&simple, false))), gone(two));
+        assert_eq!(local(&report, &active(two, device(&simple))), gone(two));
+    }
+
+    #[test]
+    fn a_device_whose_disk_came_back_is_led_there_once_the_group_is_whole() {
+        let (one, mut report) = (LvName::Volume(ONE), report(&[(LvName::Volume(ONE), false, false)]));
+        let mut device = Device::of_test("device", &format!("LVM-group{}", ONE.simple()));
+        device.dead = true;
+        let active = BTreeMap::from([(one, device)]);
+        assert_eq!(local(&report, &active), [LocalRepair::Refresh(one)]);
+        report.ailment = Some("a physical volume is missing");
+        assert_eq!(local(&report, &active), []);
     }
 }

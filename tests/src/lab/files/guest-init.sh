@@ -6,7 +6,7 @@
 #   kubexen.beat=10.88.0.255                send a numbered packet there every 100 ms, and do not tick
 #   kubexen.dirty=32                        write to so many MiB of memory over and over
 #   kubexen.exit=poweroff|reboot|crash      how to end, kubexen.exit-after=SECONDS after the start (default 5)
-#   kubexen.log                             write each tick to a sector of its own on the first disk
+#   kubexen.log                             write each tick to a sector of its own on the first disk, and say when that fails
 # Each writable disk carries a count of the starts that saw it in its second sector: "DISK xvda boots=3 log=40", with the
 # number of ticks that earlier starts have logged on it without a gap. Of a read-only disk it tells the letters that it begins
 # with: "DISK xvdo readonly begins=install-me"; and if it holds a seed for cloud-init, the lines of its files:
@@ -163,7 +163,8 @@ while :; do
         count_boots "$disk"
     done
     if [ -n "$log" ] && [ $tick -lt 1000 ]; then
-        echo "tick=$tick" | dd of="/dev/$log" bs=512 seek=$((1000 + tick)) conv=notrunc,sync,fsync 2>/dev/null
+        echo "tick=$tick" | dd of="/dev/$log" bs=512 seek=$((1000 + tick)) conv=notrunc,sync,fsync 2>/dev/null ||
+            echo "WRITE of tick $tick failed"
     fi
     echo "TICK $tick"
     [ -n "$agent" ] && [ $((tick % 10)) = 0 ] && $agent

@@ -546,6 +546,8 @@ pub fn bad_on_update() -> Vec<Row> {
         row(domain, [("/status", json!({}))], "status.ownerToken", domain_token),
         row(volume, [("/spec/size", json!("10Gi"))], "spec.size", "`size` must not become smaller"),
         row(volume, [("/spec/location", json!("fast"))], "spec.location", "`location` must not change"),
+        row(volume, [("/spec/shared", json!(true))], "spec.shared", "`shared` must not change"),
+        row(volume, [("/spec/existing", json!(true))], "spec.existing", "`existing` must not change"),
         row(
             volume,
             [("/spec/savedMachine", json!(OTHER_UID))],
@@ -590,6 +592,7 @@ pub fn good_on_update() -> Vec<(fn() -> Sample, Change)> {
         (machine, vec![("/status/ownerToken", json!(8))]),
         (disk, vec![("/spec/size", json!("21Gi"))]),
         (disk, vec![("/spec/reclaim", json!("Retain"))]),
+        (disk, vec![("/status", json!({"host": "xen-2", "storage": "san-1"}))]),
         (machine, vec![("/spec/memory", json!({"size": "1Gi", "min": "512Mi", "max": "2Gi"}))]),
         (machine, vec![("/spec/cpu", json!({"count": 2, "max": 4, "weight": 512, "capPercent": 150}))]),
         (machine, vec![("/spec/interfaces/0/rateLimit", json!("100Mi"))]),

@@ -63,6 +63,14 @@ impl VolumeGroup {
         all
     }
 
+    /// Reads the group, and puts devices right whose disk was away and has come back.
+    pub(in crate::storage::lvm) async fn look_and_lead_back(&self) -> Result<GroupReport, StorageError> {
+        if self.active()?.values().any(|device| device.dead) {
+            self.local_repair_due.store(true, Ordering::Relaxed);
+        }
+        self.look_and_repair_here().await
+    }
+
     /// Reads the group. At the first use of it, puts right what is left on this host.
     pub(super) async fn look_and_repair_here(&self) -> Result<GroupReport, StorageError> {
         if !self.local_repair_due.swap(false, Ordering::Relaxed) {
