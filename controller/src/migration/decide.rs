@@ -171,6 +171,8 @@ fn go_on(observed: &Observed, migration: &VirtualMachineMigration, now: Timestam
     let Some(destination) = destination else {
         return match take_back(observed, source) {
             Ended::Yes | Ended::NeverBegan => Plan::fail(&Cause::of(source, Cause::DestinationGone)),
+            // The machine was stopped, or started elsewhere, since the guest went over.
+            Ended::Left(host) => Plan::say(Report::succeeded(Some(source), &host)).and(deletion(source)),
             Ended::No => Plan::default().and(cancellation(source)),
         };
     };
@@ -198,11 +200,13 @@ fn go_on(observed: &Observed, migration: &VirtualMachineMigration, now: Timestam
             Plan { again: Some(PREPARATION - waited), ..Plan::say(Report::preparing(route())) }
         }
         (Ended::NeverBegan, _) => end(Cause::NotPrepared(host_of(destination).to_owned())),
-        (Ended::No, Some(MigrationStage::Aborted)) => Plan::default().and(cancellation(source)),
-        (Ended::No, _) if wanted_off => {
+        (Ended::No | Ended::Left(_), Some(MigrationStage::Aborted)) => {
+            Plan::default().and(cancellation(source))
+        }
+        (Ended::No | Ended::Left(_), _) if wanted_off => {
             Plan::default().and(cancellation(source)).and(cancellation(destination))
         }
-        (Ended::No, _) => Plan::say(Report::copying(route())),
+        (Ended::No | Ended::Left(_), _) => Plan::say(Report::copying(route())),
     }
 }
 
@@ -211,26 +215,31 @@ fn committed(observed: &Observed, source: Option<&Arc<Domain>>, destination: &Ar
     match source.filter(|domain| under_way(domain).is_some()) {
         // What its agent has to tell of the transfer belongs into the record.
         Some(_) if observed.source_ready => Plan::default(),
-        Some(_) | None => Plan::say(Report::succeeded(source.map(|domain| &**domain), destination))
+        Some(_) | None => Plan::say(Report::succeeded(source.map(|domain| &**domain), host_of(destination)))
             .and(source.filter(|domain| is_empty(domain)).and_then(deletion)),
     }
 }
 
-/// Whether the source has taken the guest back for good.
+/// How it ended at the source.
 enum Ended {
-    /// It has, and told so.
+    /// It has taken the guest back for good, and told so.
     Yes,
     /// It was never told to send the guest.
     NeverBegan,
+    /// The guest went over to this host, and the source told so.
+    Left(String),
     /// Nobody knows yet.
     No,
 }
 
 fn take_back(observed: &Observed, source: &Domain) -> Ended {
-    match (observed.told_to_send, stage(source)) {
-        (false, _) => Ended::NeverBegan,
-        (true, Some(MigrationStage::Aborted)) => Ended::Yes,
-        (true, Some(MigrationStage::Awaiting | MigrationStage::Committed) | None) => Ended::No,
+    let Some(wanted) = source.spec.migration.as_ref().filter(|_| observed.told_to_send) else {
+        return Ended::NeverBegan;
+    };
+    match stage(source) {
+        Some(MigrationStage::Aborted) => Ended::Yes,
+        Some(MigrationStage::Committed) => Ended::Left(wanted.peer.clone()),
+        Some(MigrationStage::Awaiting) | None => Ended::No,
     }
 }
 
@@ -253,8 +262,14 @@ fn waited(destination: &Domain, now: Timestamp) -> Duration {
 /// The record is complete: what is left of it goes.
 fn clean_up(observed: &Observed) -> Plan {
     let (source, destination) = (observed.source.as_ref(), observed.destination.as_ref());
-    let arrived = destination.is_some_and(|domain| !is_empty(domain));
-    let empty = if arrived { source.filter(|domain| is_empty(domain)) } else { destination };
+    let empty =
+        match (source.filter(|domain| is_empty(domain)), destination.filter(|domain| is_empty(domain))) {
+            // It is at the destination, or was: the machine may have been stopped there since.
+            (Some(left), None) => Some(left),
+            // The source says that the guest has left, and the destination is about to say that it came.
+            (Some(_), Some(_)) => None,
+            (None, never_came) => never_came,
+        };
     Plan::default().and(empty.and_then(deletion))
 }
 
@@ -268,6 +283,6 @@ fn call_off(observed: &Observed) -> Plan {
         Some(Ended::No) => {
             Plan::default().and(source.and_then(cancellation)).and(destination.and_then(cancellation))
         }
-        Some(Ended::Yes | Ended::NeverBegan) | None => clean_up(observed),
+        Some(Ended::Yes | Ended::NeverBegan | Ended::Left(_)) | None => clean_up(observed),
     }
 }

@@ -186,8 +186,8 @@ impl Report {
     }
 
     /// The guest is at the destination.
-    pub(crate) fn succeeded(source: Option<&Domain>, destination: &Domain) -> Self {
-        let message = format!("the guest runs on host {}", host_of(destination));
+    pub(crate) fn succeeded(source: Option<&Domain>, destination: &str) -> Self {
+        let message = format!("the guest went over to host {destination}");
         Self {
             record: source.and_then(told).cloned(),
             ..Self::new(MigrationPhase::Succeeded, "Succeeded", message)

@@ -285,6 +285,24 @@ fn a_committed_move_is_on_record_also_when_the_source_is_silent() {
 }
 
 #[test]
+fn a_guest_that_went_over_leaves_no_domain_at_the_source_when_it_is_stopped_at_once() {
+    let left = || source(Some(MigrationStage::Committed));
+    let stopped = going(left(), None);
+    let succeeded = Some((MigrationPhase::Succeeded, "Succeeded".to_owned()));
+    assert_eq!(outcome(&stopped), (succeeded, vec![deletion("a")]));
+    let mut recorded = begun();
+    recorded.status.as_mut().unwrap().phase = Some(MigrationPhase::Succeeded);
+    let recorded = Observed { migration: Some(Arc::new(recorded)), ..stopped.clone() };
+    assert_eq!(outcome(&recorded), (None, vec![deletion("a")]));
+    let deleted = Observed { migration: None, ..stopped };
+    assert_eq!(outcome(&deleted), (None, vec![deletion("a")]));
+
+    // As long as the destination is silent, nothing of either end is deleted.
+    let silent = Observed { migration: None, ..going(left(), Some(destination(None))) };
+    assert_eq!(outcome(&silent), (None, Vec::new()));
+}
+
+#[test]
 fn a_move_that_the_source_took_back_fails_with_the_agents_words_and_leaves_no_domain_behind() {
     let mut back = source(Some(MigrationStage::Aborted));
     if let Some(said) = back.status.as_mut().and_then(|status| status.migration.as_mut()) {
