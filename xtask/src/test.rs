@@ -185,9 +185,21 @@ fn run_selection(part: Part, selection: &[String], filter: &[String]) -> Result<
         return Ok(counts);
     }
     eprintln!("== {part}: once more, in case the emulator reset a guest: {}", failed.join(", "));
-    let exactly: Vec<String> = std::iter::once("--exact".to_owned()).chain(failed).collect();
-    let (again, _) = run_tests(part, selection, &exactly)?;
-    Ok(Counts { passed: counts.passed + again.passed, failed: again.failed, skipped: counts.skipped })
+    let (again, _) = run_tests(part, selection, &exactly(filter, &failed))?;
+    Ok(after_second_try(counts, again))
+}
+
+/// The filter that chooses these tests alone, with the options that they were chosen with before: one that is left out
+/// unless it is asked for would not run.
+fn exactly(filter: &[String], names: &[String]) -> Vec<String> {
+    let options = filter.iter().filter(|word| word.starts_with('-') && *word != "--exact").cloned();
+    options.chain(["--exact".to_owned()]).chain(names.iter().cloned()).collect()
+}
+
+/// What counts when the tests that failed ran again: one that did not run has not passed.
+fn after_second_try(first: Counts, again: Counts) -> Counts {
+    let passed = again.passed.min(first.failed);
+    Counts { passed: first.passed + passed, failed: first.failed - passed, skipped: first.skipped }
 }
 
 /// Runs `cargo test` on a selection, shows its output as it comes, and counts; with the names of the tests that failed.
@@ -261,6 +273,17 @@ mod tests {
         assert_eq!(parse_failure("test life::a_guest ... FAILED"), Some("life::a_guest"));
         assert_eq!(parse_failure("test life::a_guest ... \u{1b}[31mFAILED\u{1b}[m"), Some("life::a_guest"));
         assert_eq!(parse_failure("test life::a_guest ... ok"), None);
+    }
+
+    #[test]
+    fn a_second_try_keeps_the_options_and_what_does_not_run_in_it_has_failed() {
+        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let filter = words(&["--ignored", "--nocapture", "boot"]);
+        let again = exactly(&filter, &words(&["boot::a_guest"]));
+        assert_eq!(again, words(&["--ignored", "--nocapture", "--exact", "boot::a_guest"]));
+        let first = Counts { passed: 3, failed: 2, skipped: 1 };
+        let one = Counts { passed: 1, failed: 0, skipped: 1 };
+        assert_eq!(after_second_try(first, one), Counts { passed: 4, failed: 1, skipped: 1 });
     }
 
     #[test]
