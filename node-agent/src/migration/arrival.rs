@@ -130,8 +130,7 @@ impl Arrival {
         let forward = async {
             // Owned here: when the connection breaks, the restore must not wait for the rest.
             let mut into = into;
-            let mut data = tokio::io::BufReader::with_capacity(BUFFER, receiver.data());
-            copy_buf(&mut data, &mut into).await?;
+            copy_buf(&mut receiver.data(), &mut into).await?;
             into.shutdown().await
         };
         let (restored, forwarded) = tokio::join!(restore, forward);

@@ -11,11 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    io::{AsyncWriteExt, BufReader, copy_buf, sink},
+    io::{AsyncWriteExt, copy_buf, sink},
     time::sleep,
 };
 
-/// Bytes that are written and read at once, as in a migration.
+/// Bytes that are written at once, as in a migration.
 const BUFFER: usize = 1 << 20;
 /// How often the sender tries to connect, and the wait between two attempts.
 const ATTEMPTS: u32 = 200;
@@ -66,7 +66,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         End::Receive { port } => {
             let (_, connection) = listen(*port).await?.accept().await?;
             let (mut sender, mut receiver) = framed(connection);
-            copy_buf(&mut BufReader::with_capacity(BUFFER, receiver.data()), &mut sink()).await?;
+            copy_buf(&mut receiver.data(), &mut sink()).await?;
             Ok(sender.send(&true).await?)
         }
         End::Send { host, address, bytes } => {

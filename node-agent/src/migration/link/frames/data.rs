@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 
 /// Data on its way to the peer. See [`FrameSender::data`].
 #[derive(Debug)]
@@ -66,13 +66,9 @@ impl<'a> DataReader<'a> {
     }
 }
 
-impl AsyncRead for DataReader<'_> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
+impl AsyncBufRead for DataReader<'_> {
+    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        let this = self.get_mut();
         if this.receiver.chunk.is_empty() && !this.ended {
             let chunk = this.receiver.poll_chunk(cx);
             match ready!(
@@ -82,10 +78,24 @@ impl AsyncRead for DataReader<'_> {
                 None => this.ended = true,
             }
         }
-        let chunk = &mut this.receiver.chunk;
+        Poll::Ready(Ok(&this.receiver.chunk))
+    }
+
+    fn consume(mut self: Pin<&mut Self>, length: usize) {
+        self.receiver.chunk.advance(length);
+    }
+}
+
+impl AsyncRead for DataReader<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let chunk = ready!(self.as_mut().poll_fill_buf(cx))?;
         let length = chunk.len().min(buffer.remaining());
         buffer.put_slice(&chunk[..length]);
-        chunk.advance(length);
+        self.consume(length);
         Poll::Ready(Ok(()))
     }
 }
