@@ -36,7 +36,7 @@ enum Part {
     Api,
     /// Simulated hosts on a real control plane, and whole pools under virtual time
     E2e,
-    /// Real Xen hosts
+    /// Real Xen hosts, and the tables of what speaks to them
     Lab,
 }
 
@@ -44,7 +44,7 @@ impl Part {
     /// What cargo is asked to test, in one run of it or several. It is always asked about the whole workspace and given
     /// names of targets: for a part of the packages it would choose other features of shared dependencies, and build those
     /// once more.
-    fn selections(self) -> Result<Vec<Vec<String>>> {
+    fn selections(self, filter: &[String]) -> Result<Vec<Vec<String>>> {
         let suites = |names: &[&str]| {
             names.iter().flat_map(|name| ["--test".to_owned(), (*name).to_owned()]).collect()
         };
@@ -56,7 +56,12 @@ impl Part {
             }
             Self::Api => vec![suites(&["api"])],
             Self::E2e => vec![suites(&["e2e", "simulation"])],
-            Self::Lab => vec![suites(&["lab"])],
+            Self::Lab if filter.iter().any(|word| !word.starts_with('-')) => vec![suites(&["lab"])],
+            // What is behind the feature `xen` no other part builds; its own tests need no Xen.
+            Self::Lab => {
+                let units = ["--lib", "--features", build::XEN, "hypervisor::xen::"];
+                vec![units.map(str::to_owned).to_vec(), suites(&["lab"])]
+            }
         })
     }
 
@@ -142,7 +147,7 @@ fn run_part(part: Part, filter: &[String]) -> Counts {
     if let Err(error) = part.prepare() {
         return broken(error);
     }
-    match part.selections() {
+    match part.selections(filter) {
         Ok(selections) => {
             for selection in selections {
                 counts += run_selection(part, &selection, filter).unwrap_or_else(broken);

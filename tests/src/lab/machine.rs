@@ -56,7 +56,7 @@ pub fn start(folder: &Path, state: &State, number: usize) -> Result<ProcessRecor
 /// Features that the CPUs of every second host have beyond those of the others: pools are seldom of one delivery.
 ///
 /// SSSE3 and what builds on it are not among them. QEMU emulates their shuffles one byte at a time, so that ChaCha20, for
-/// which they are used where they exist, takes two to three times as long as without them.
+/// which they are used where they exist, takes about twice as long as without them.
 fn more_features(number: usize) -> &'static str {
     if number.is_multiple_of(2) { ",+popcnt,+movbe,+aes" } else { "" }
 }
