@@ -73,7 +73,8 @@ async fn an_agent_that_is_killed_and_started_again_disturbs_no_guest() -> Result
     .await?;
     guest.change(json!({"powerState": "Paused"})).await?;
     let after = guest.wait_ready("Paused").await.context("the new agent does not work")?;
-    ensure!(after.domain == before.domain, "the guest runs in another domain");
+    let stop = guest.domain(&home.name()).await?.status.and_then(|status| status.last_stop);
+    ensure!(after.domain == before.domain, "the guest runs in another domain; it stopped before: {stop:?}");
     guest.delete().await?;
     nothing_is_left(&home, &uuid, None).await
 }
