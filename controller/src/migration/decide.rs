@@ -169,7 +169,7 @@ fn go_on(observed: &Observed, migration: &VirtualMachineMigration, now: Timestam
         return Plan::fail(&Cause::GuestGone).and(destination.and_then(deletion));
     };
     let Some(destination) = destination else {
-        return match take_back(observed, source) {
+        return match end_at_source(observed, source) {
             Ended::Yes | Ended::NeverBegan => Plan::fail(&Cause::of(source, Cause::DestinationGone)),
             // The machine was stopped, or started elsewhere, since the guest went over.
             Ended::Left(host) => Plan::say(Report::succeeded(Some(source), &host)).and(deletion(source)),
@@ -183,7 +183,7 @@ fn go_on(observed: &Observed, migration: &VirtualMachineMigration, now: Timestam
     let wanted_off = migration.spec.cancel || is_deleting(migration);
     let waited = waited(destination, now);
     let route = || Route::of(source, destination);
-    match (take_back(observed, source), stage(destination)) {
+    match (end_at_source(observed, source), stage(destination)) {
         (Ended::Yes, _) => end(Cause::Cancelled),
         (Ended::NeverBegan, Some(MigrationStage::Aborted)) => end(Cause::Cancelled),
         (Ended::NeverBegan, _) if wanted_off => end(Cause::Cancelled),
@@ -232,7 +232,7 @@ enum Ended {
     No,
 }
 
-fn take_back(observed: &Observed, source: &Domain) -> Ended {
+fn end_at_source(observed: &Observed, source: &Domain) -> Ended {
     let Some(wanted) = source.spec.migration.as_ref().filter(|_| observed.told_to_send) else {
         return Ended::NeverBegan;
     };
@@ -279,7 +279,7 @@ fn call_off(observed: &Observed) -> Plan {
     if destination.is_some_and(|domain| !is_empty(domain)) {
         return clean_up(observed);
     }
-    match source.map(|source| take_back(observed, source)) {
+    match source.map(|source| end_at_source(observed, source)) {
         Some(Ended::No) => {
             Plan::default().and(source.and_then(cancellation)).and(destination.and_then(cancellation))
         }

@@ -279,7 +279,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// used so far. Returns at once where no other host can.
     ///
     /// # Errors
-    /// `Io` when the storage below it cannot be reached from this host, or does not answer in time.
+    /// `Io` when the storage below it cannot be reached from this host, or does not answer in time; `NoSuchVolume` when it is
+    /// not attached.
     async fn check_readable(&self, volume: &VolumeId) -> Result<(), StorageError>;
 
     /// The volumes that are attached on this host, as the host itself sees it.

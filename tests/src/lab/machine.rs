@@ -55,8 +55,8 @@ pub fn start(folder: &Path, state: &State, number: usize) -> Result<ProcessRecor
 
 /// Features that the CPUs of every second host have beyond those of the others: pools are seldom of one delivery.
 ///
-/// SSSE3 and what builds on it are not among them. QEMU emulates their shuffles one byte at a time, so that ChaCha20, for
-/// which they are used where they exist, takes about twice as long as without them.
+/// SSSE3 and what builds on it are not among them: cryptography uses their shuffles where they exist, and QEMU emulates those
+/// one byte at a time. An agent that sent a guest with them used twice the CPU time of the one that received it without.
 fn more_features(number: usize) -> &'static str {
     if number.is_multiple_of(2) { ",+popcnt,+movbe,+aes" } else { "" }
 }
