@@ -2,7 +2,8 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kubexen_crds::{
-    Boot, BootType, ByteQuantity, Domain, DomainSpec, DomainStatus, VirtualMachine, VirtualMachineSpec,
+    Availability, Boot, BootType, ByteQuantity, Domain, DomainSpec, DomainStatus, VirtualMachine,
+    VirtualMachineSpec,
     domain::{DomainPhase, DomainPowerState, Machine, VirtualMachineReference},
     virtual_machine::{Cpu, Lifecycle, Memory, Placement, PowerState},
 };
@@ -35,6 +36,7 @@ pub(crate) fn machine_spec() -> VirtualMachineSpec {
         lifecycle: Lifecycle::default(),
         cloud_init: None,
         cds: Vec::new(),
+        availability: Availability::default(),
     }
 }
 
@@ -75,6 +77,7 @@ pub(crate) fn domain(name: &str, machine_uid: &str, host: &str, uid: &str) -> Do
             restart_requested: None,
             machine: resolved_machine(),
             lifecycle: Lifecycle::default(),
+            protected: false,
             saved_state: None,
             migration: None,
         },

@@ -76,6 +76,10 @@ pub struct DomainSpec {
     /// What happens when the guest stops. Default: the defaults of its fields.
     #[serde(default)]
     pub lifecycle: Lifecycle,
+    /// Whether the guest is started elsewhere when this host falls silent: then the agent stops it before that could happen,
+    /// and has Xen reset the host if it cannot. Default: false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub protected: bool,
     /// Where the guest is saved to, or was saved to and is resumed from. A Domain that names one is never booted afresh
     /// while the guest is there. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]

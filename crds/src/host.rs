@@ -1,6 +1,7 @@
 //! `Host`: a machine that runs Xen, with the agent in its dom0.
 
 use crate::{
+    availability::{HostFencing, HostProtection, HostRecovery},
     boot::{BootType, Firmware},
     condition::conditions_schema,
     cpu::FeatureSets,
@@ -45,6 +46,9 @@ pub struct HostSpec {
     /// Whether the host is to be emptied. Default: it is not.
     #[serde(default)]
     pub maintenance: Maintenance,
+    /// What an operator says of boots of this host that do not answer. Default: nothing.
+    #[serde(default)]
+    pub fencing: HostFencing,
 }
 
 fn yes() -> bool {
@@ -116,6 +120,12 @@ pub struct HostStatus {
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["uuid".into()]))]
     pub unknown_domains: Vec<UnknownDomain>,
+    /// Whether protected guests may run here; none before the agent has asked the pool's store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protection: Option<HostProtection>,
+    /// How guests of this host last came back elsewhere, after it had died. Written by the controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<HostRecovery>,
     /// What happens to the guests that are still here, while the host is in maintenance. Written by the controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evacuation: Option<HostEvacuation>,

@@ -9,6 +9,7 @@
 //! `crds/manifests/` and into the chart, and a check fails when the two differ. Validation is CEL inside the
 //! schemas, so that the API server refuses bad input with no component of ours in the write path.
 
+pub mod availability;
 pub mod boot;
 pub mod cd;
 pub mod cloud_init;
@@ -32,6 +33,10 @@ pub mod virtual_machine;
 pub mod virtual_machine_migration;
 pub mod volume;
 
+pub use availability::{
+    Availability, HostFencing, HostProtection, HostRecovery, MachineRecovery, PoolAvailability,
+    PoolAvailabilityStatus, Profile, ProtectionState, RestartPriority,
+};
 pub use boot::{Boot, BootType, Firmware, Kernel};
 pub use cd::{Cd, DomainCd, DomainImage, Image};
 pub use cloud_init::{CloudInit, DomainCloudInit};

@@ -1,6 +1,11 @@
 //! `Pool`: policy for all hosts of an installation.
 
-use crate::{condition::conditions_schema, cpu::FeatureSets, quantity::ByteQuantity};
+use crate::{
+    availability::{PoolAvailability, PoolAvailabilityStatus},
+    condition::conditions_schema,
+    cpu::FeatureSets,
+    quantity::ByteQuantity,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -36,6 +41,9 @@ pub struct PoolSpec {
     /// How many guests move at a time, how fast, and over which network. Default: the defaults of its fields.
     #[serde(default)]
     pub migration: MigrationPolicy,
+    /// What is done about hosts that die. Default: the defaults of its fields.
+    #[serde(default)]
+    pub availability: PoolAvailability,
 }
 
 /// Which CPU features guests are given.
@@ -149,7 +157,13 @@ pub struct PoolStatus {
     /// The CPU features that machines are started with; none before a host has published its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<PoolCpu>,
-    /// `Ready`: there are hosts, and all of them are Ready.
+    /// What the pool can take of hosts that die.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub availability: Option<PoolAvailabilityStatus>,
+    /// `Ready`: there are hosts, and all of them are Ready. `FailuresTolerated`: there is room for the protected guests of as
+    /// many hosts as `spec.availability` asks for. `Recovering`: guests of dead hosts are being started elsewhere; False with
+    /// the reason StormBrake when too many hosts are silent for that, Frozen when the pool's store was restored, Disarmed when
+    /// nothing is to be done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,

@@ -2,6 +2,7 @@
 
 pub use crate::guest_size::{Cpu, Memory};
 use crate::{
+    availability::{Availability, MachineRecovery},
     boot::Boot,
     cd::Cd,
     cloud_init::CloudInit,
@@ -129,6 +130,9 @@ pub struct VirtualMachineSpec {
     /// label that the data source NoCloud looks for. Default: none. A change takes effect at the next restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_init: Option<CloudInit>,
+    /// What happens to the guest when its host dies. Default: it waits for its host.
+    #[serde(default)]
+    pub availability: Availability,
 }
 
 /// Whether a guest runs.
@@ -362,6 +366,9 @@ pub struct VirtualMachineStatus {
     /// What was saved of the guest while it is suspended; it goes when the guest runs again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub suspended: Option<Suspended>,
+    /// How the guest last came back after its host had died.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<MachineRecovery>,
     /// `Ready`: what the spec asks for is so. `Scheduled`: a host was found. `Synchronized`: the guest runs with
     /// the spec as it stands; False with reason RestartRequired when a change waits for a restart, Applying while it is
     /// made, GuestNotResponding or DiskInUse when the guest does not do its part. `Stalled`:

@@ -36,7 +36,7 @@ fn host(enabled: bool) -> Host {
             generation: Some(4),
             ..ObjectMeta::default()
         },
-        spec: HostSpec { schedulable: true, maintenance: Maintenance { enabled } },
+        spec: HostSpec { schedulable: true, maintenance: Maintenance { enabled }, ..HostSpec::default() },
         status: None,
     }
 }

@@ -37,6 +37,7 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
             features: level.hvm.as_ref().map(|set| set.names()).unwrap_or_default(),
             level,
         }),
+        availability: before.availability,
         conditions: condition::set(&before.conditions, wanted, generation, context.clock.now()),
     };
     context.write_status(&*pool, pool.status.as_ref(), &after).await?;

@@ -2,7 +2,7 @@
 
 use super::{
     cloud_init::{self, Origin},
-    decide::{Action, Adjustment, Plan, domain_power_state, restart_requested},
+    decide::{Action, Adjustment, Plan, domain_power_state, is_protected, restart_requested},
     observe::Observed,
     references::{Resolved, Site},
     status::{self, Report},
@@ -233,6 +233,7 @@ pub(crate) fn domain(machine: &VirtualMachine, resolved: &Resolved, host: &str) 
             restart_requested: restart_requested(machine),
             machine: resolved.machine.clone(),
             lifecycle: machine.spec.lifecycle.clone(),
+            protected: is_protected(machine),
             saved_state: resolved.saved_state.clone(),
             migration: None,
         },
@@ -249,8 +250,11 @@ fn labels(kind: &str, namespace: &str, name: &str) -> BTreeMap<String, String> {
 }
 
 fn adjustment(change: Adjustment) -> Result<Value, Error> {
-    let Adjustment { power_state, lifecycle, restart_requested, machine, saved_state } = change;
+    let Adjustment { power_state, lifecycle, protected, restart_requested, machine, saved_state } = change;
     let mut spec = Map::new();
+    if let Some(protected) = protected {
+        spec.insert("protected".to_owned(), Value::Bool(protected));
+    }
     if let Some(power_state) = power_state {
         spec.insert("powerState".to_owned(), serde_json::to_value(power_state)?);
     }

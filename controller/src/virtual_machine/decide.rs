@@ -15,7 +15,7 @@ use crate::{
     view::{has_finalizer, is_deleting, uid},
 };
 use kubexen_crds::{
-    ByteQuantity, Domain,
+    ByteQuantity, Domain, RestartPriority, VirtualMachine,
     domain::{DomainPowerState, Machine, SavedState},
     names::RESTART_REQUESTED_AT,
     virtual_machine::{Lifecycle, Phase, PowerState},
@@ -108,6 +108,8 @@ pub(crate) struct Adjustment {
     pub(crate) power_state: Option<DomainPowerState>,
     /// The new lifecycle.
     pub(crate) lifecycle: Option<Lifecycle>,
+    /// Whether it is protected now.
+    pub(crate) protected: Option<bool>,
     /// The new request for a restart.
     pub(crate) restart_requested: Option<String>,
     /// What it is made of now.
@@ -266,6 +268,7 @@ fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
     let adjustment = Adjustment {
         saved_state: (resumed && domain.spec.saved_state.is_some()).then_some(None),
         power_state: (power_state != domain.spec.power_state).then_some(power_state),
+        protected: (is_protected(machine) != domain.spec.protected).then(|| is_protected(machine)),
         lifecycle: (machine.spec.lifecycle != domain.spec.lifecycle).then(|| machine.spec.lifecycle.clone()),
         restart_requested: restart_in_place,
         machine: next.filter(|_| !moves).map(|next| Box::new(next.clone())),
@@ -317,6 +320,11 @@ fn quiet_for(observed: &Observed, report: &Report) -> Option<Duration> {
 /// The value of the restart annotation.
 pub(crate) fn restart_requested(machine: &kubexen_crds::VirtualMachine) -> Option<String> {
     machine.metadata.annotations.as_ref().and_then(|all| all.get(RESTART_REQUESTED_AT)).cloned()
+}
+
+/// Whether the machine is to be started elsewhere when its host dies, whatever room that takes.
+pub(crate) fn is_protected(machine: &VirtualMachine) -> bool {
+    machine.spec.availability.restart_priority == RestartPriority::Protected
 }
 
 /// What a Domain is told for a machine that has one.

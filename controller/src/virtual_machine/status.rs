@@ -373,6 +373,7 @@ pub(crate) fn render(machine: &VirtualMachine, report: &Report, now: Timestamp) 
             SavedMemory::Saved(suspended) => Some(*suspended),
             SavedMemory::None => None,
         },
+        recovery: before.recovery,
     };
     match placed {
         None => status,

@@ -98,8 +98,10 @@ impl Measured {
             boot_loaders: facts.boot_loaders.clone(),
             firmware: facts.firmware.clone(),
             unknown_domains: self.unknown_domains(),
+            protection: None,
             observed_generation: None,
             evacuation: None,
+            recovery: None,
             conditions: Vec::new(),
         }
     }
@@ -159,7 +161,13 @@ impl Measured {
 /// The part of a Host's status that is the agent's to write: all but the controller's conditions and plans.
 #[must_use]
 pub fn of_the_agent(status: HostStatus) -> HostStatus {
-    HostStatus { observed_generation: None, evacuation: None, conditions: Vec::new(), ..status }
+    HostStatus {
+        observed_generation: None,
+        evacuation: None,
+        recovery: None,
+        conditions: Vec::new(),
+        ..status
+    }
 }
 
 #[cfg(test)]

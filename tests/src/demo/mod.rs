@@ -155,6 +155,7 @@ fn small_machine() -> VirtualMachineSpec {
         placement: Placement::default(),
         lifecycle: Lifecycle::default(),
         cloud_init: None,
+        availability: kubexen_crds::Availability::default(),
         cds: Vec::new(),
     }
 }

@@ -77,9 +77,13 @@ fn arguments(state: &State, number: usize) -> Vec<String> {
     add("-vga", "none".to_owned());
     add("-kernel", "xen".to_owned());
     add("-initrd", format!("vmlinuz console=hvc0 quiet kubexen.host={number},dom0.cpio"));
+    // Without ASIDs Xen has the TLB flushed before a guest runs on. QEMU knows no ASIDs, and flushes by itself only where
+    // a guest pages: one that does not yet would see the memory of the guest that ran before, and reset itself.
     add(
         "-append",
-        format!("console=com1 com1=115200,8n1 dom0_mem={dom0}M,max:{dom0}M dom0_max_vcpus=1 sched=credit"),
+        format!(
+            "console=com1 com1=115200,8n1 dom0_mem={dom0}M,max:{dom0}M dom0_max_vcpus=1 sched=credit asid=0"
+        ),
     );
     add("-qmp", format!("unix:{host}/monitor,server=on,wait=off"));
     add("-chardev", format!("file,id=console,path={host}/console.log,append=on"));

@@ -21,6 +21,7 @@ fn apply(mut observed: Observed, plan: Plan) -> Option<Observed> {
                 domain.spec.restart_requested = crate::virtual_machine::decide::restart_requested(&machine);
                 domain.spec.power_state =
                     crate::virtual_machine::decide::domain_power_state(machine.spec.power_state);
+                domain.spec.protected = crate::virtual_machine::decide::is_protected(&machine);
                 domain.spec.lifecycle = machine.spec.lifecycle.clone();
                 domain.spec.saved_state = observed.references.clone().expect("resolved").saved_state;
                 observed.domains.push(Arc::new(domain));
@@ -29,11 +30,18 @@ fn apply(mut observed: Observed, plan: Plan) -> Option<Observed> {
             Action::Adjust { domain: key, change } => {
                 for domain in &mut observed.domains {
                     if Key::of(&**domain) == key {
-                        let Adjustment { power_state, lifecycle, restart_requested, machine, saved_state } =
-                            change.clone();
+                        let Adjustment {
+                            power_state,
+                            lifecycle,
+                            protected,
+                            restart_requested,
+                            machine,
+                            saved_state,
+                        } = change.clone();
                         let spec = &mut Arc::make_mut(domain).spec;
                         spec.machine = machine.map_or_else(|| spec.machine.clone(), |machine| *machine);
                         spec.power_state = power_state.unwrap_or(spec.power_state);
+                        spec.protected = protected.unwrap_or(spec.protected);
                         spec.lifecycle = lifecycle.unwrap_or_else(|| spec.lifecycle.clone());
                         spec.restart_requested = restart_requested.or(spec.restart_requested.take());
                         spec.saved_state = saved_state.unwrap_or(spec.saved_state.take());
