@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use crate::liveness::{self, Liveness};
 use crate::names::{BootId, HostBoot, HostName, Owner, Phase, Token, VmUid};
 use crate::store::{OwnershipStore, Release, Start, StoreError};
 
@@ -21,6 +22,9 @@ use crate::store::{OwnershipStore, Release, Start, StoreError};
 pub trait Subject: Sync {
     /// A client of the store, on a connection of its own.
     fn client(&self) -> Arc<dyn OwnershipStore>;
+
+    /// The same store as agents and the controller see hosts in it, on a connection of its own.
+    fn liveness(&self) -> Arc<dyn Liveness>;
 
     /// Executes each of the next `writes` transactions of the clients made here, and loses its answer.
     async fn lose_answers(&self, writes: u32);
@@ -65,6 +69,7 @@ pub async fn run(subject: &dyn Subject) -> Result<(), StoreError> {
     hand_over::run(subject).await?;
     saved::run(subject).await?;
     disks::run(subject).await?;
+    liveness::conformance::run(subject).await?;
     an_unreadable_record_is_no_owner_and_not_absent(subject).await?;
     Ok(())
 }
@@ -79,7 +84,8 @@ fn acquired(start: Start) -> Token {
 }
 
 fn owner(me: &HostBoot, token: Token) -> Owner {
-    Owner { host: me.host.clone(), boot_id: me.boot_id.clone(), phase: Phase::Running, token }
+    let HostBoot { host, boot_id } = me.clone();
+    Owner { host, boot_id, phase: Phase::Running, guarded: false, token }
 }
 
 async fn a_start_makes_the_host_the_owner(subject: &dyn Subject) -> Result<(), StoreError> {

@@ -68,8 +68,8 @@ fn encode(state: DiskState) -> Vec<u8> {
     serde_json::to_vec(&value).expect("a number and a UUID always have a JSON form")
 }
 
-fn decode(key: Key, entry: &Entry) -> Result<DiskState, StoreError> {
-    let corrupt = |reason: String| StoreError::Corrupt { key, reason };
+fn decode(key: &Key, entry: &Entry) -> Result<DiskState, StoreError> {
+    let corrupt = |reason: String| StoreError::Corrupt { key: key.clone(), reason };
     let value: DiskValue =
         serde_json::from_slice(&entry.value).map_err(|error| corrupt(error.to_string()))?;
     if value.version != VERSION {
@@ -88,10 +88,10 @@ struct Seen {
 
 async fn look<B: Backend>(backend: &B, disk: DiskUid) -> Result<Seen, StoreError> {
     let key = Key::Disk(disk);
-    let Some(entry) = drive::read(backend, key).await? else {
+    let Some(entry) = drive::read(backend, key.clone()).await? else {
         return Ok(Seen { entry: None, holder_is_owned: false });
     };
-    let state = decode(key, &entry)?;
+    let state = decode(&key, &entry)?;
     let holder_is_owned = match state {
         DiskState::HeldBy(vm) => drive::read(backend, Key::Owner(vm)).await?.is_some(),
         DiskState::Retired => false,
@@ -138,7 +138,7 @@ pub(crate) async fn claim<B: Backend>(
             Some(DiskState::HeldBy(_)) | None => {}
         }
         let mut compares = seen.still_free(disk);
-        compares.push(Compare::Unchanged { key: owner, mod_revision: token.0 });
+        compares.push(Compare::Unchanged { key: owner.clone(), mod_revision: token.0 });
         let put = put(disk, DiskState::HeldBy(vm));
         match execute(backend, verb, disk, Transaction { compares, writes: vec![put] }).await? {
             None => return Ok(ClaimDisk::Claimed),
@@ -188,12 +188,12 @@ async fn remove<B: Backend>(
 ) -> Result<(), StoreError> {
     let key = Key::Disk(disk);
     for _ in 0..MAX_REFUSALS {
-        let Some(entry) = drive::read(backend, key).await? else { return Ok(()) };
-        if decode(key, &entry)? != state {
+        let Some(entry) = drive::read(backend, key.clone()).await? else { return Ok(()) };
+        if decode(&key, &entry)? != state {
             return Ok(());
         }
-        let compares = vec![Compare::Unchanged { key, mod_revision: entry.mod_revision }];
-        let writes = vec![Write::Delete(key)];
+        let compares = vec![Compare::Unchanged { key: key.clone(), mod_revision: entry.mod_revision }];
+        let writes = vec![Write::Delete(key.clone())];
         if execute(backend, verb, disk, Transaction { compares, writes }).await?.is_none() {
             return Ok(());
         }
@@ -236,9 +236,9 @@ mod tests {
         let key = Key::Disk(DiskUid(Uuid::from_u128(6)));
         assert_eq!(key.to_string(), "/kubexen/disks/00000000-0000-0000-0000-000000000006");
         let entry = |value: &str| Entry { value: value.into(), mod_revision: 1 };
-        assert_eq!(decode(key, &entry(text)).unwrap(), DiskState::HeldBy(vm));
+        assert_eq!(decode(&key, &entry(text)).unwrap(), DiskState::HeldBy(vm));
         for bad in ["", "{}", r#"{"version":2,"state":"Retired"}"#, r#"{"version":1,"state":"Lost"}"#] {
-            assert!(decode(key, &entry(bad)).is_err(), "{bad}");
+            assert!(decode(&key, &entry(bad)).is_err(), "{bad}");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
-use crate::names::{Owner, VmUid};
+use crate::names::{LeaseId, Owner, VmUid};
 use crate::protocol::{Decision, Outcome, Transaction, Verb};
 use crate::record::{Entry, Key, decode};
 use crate::store::{Cause, StoreError};
@@ -22,6 +22,32 @@ pub(crate) trait Backend: Sync {
         &self,
         transaction: &Transaction,
     ) -> impl Future<Output = Result<Outcome, RequestError>> + Send;
+}
+
+/// What a store must be able to do for leases, each request sent once.
+pub(crate) trait Leases: Backend {
+    /// A new lease of this many seconds, or as many more as the store allows at the least; with how many it has.
+    fn grant(&self, seconds: i64) -> impl Future<Output = Result<(LeaseId, i64), RequestError>> + Send;
+
+    /// Renews a lease; false when there is no such lease any more.
+    fn keep_alive(&self, lease: LeaseId) -> impl Future<Output = Result<bool, RequestError>> + Send;
+
+    /// Ends a lease and what hangs on it, if it is still there.
+    fn revoke(&self, lease: LeaseId) -> impl Future<Output = Result<(), RequestError>> + Send;
+
+    /// All that is known of hosts, as of one moment, by a linearizable read.
+    fn hosts(&self) -> impl Future<Output = Result<HostRecords, RequestError>> + Send;
+}
+
+/// All that is known of hosts, as of one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct HostRecords {
+    /// Identity of the store.
+    pub(crate) cluster: u64,
+    /// The store's revision.
+    pub(crate) revision: u64,
+    /// What the keys hold.
+    pub(crate) entries: BTreeMap<Key, Entry>,
 }
 
 /// Why a request to the store has no answer.
@@ -43,8 +69,9 @@ const RESOLVE_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) const MAX_REFUSALS: u32 = 8;
 
 /// The owner that the value of `key` names.
-pub(crate) fn owner_in(key: Key, entry: Option<&Entry>) -> Result<Option<Owner>, StoreError> {
-    entry.map(|entry| decode(entry).map_err(|reason| StoreError::Corrupt { key, reason })).transpose()
+pub(crate) fn owner_in(key: &Key, entry: Option<&Entry>) -> Result<Option<Owner>, StoreError> {
+    let corrupt = |reason| StoreError::Corrupt { key: key.clone(), reason };
+    entry.map(|entry| decode(entry).map_err(corrupt)).transpose()
 }
 
 /// The owners that `records` name; a record that cannot be read is left out, and logged.
@@ -65,7 +92,7 @@ pub(crate) fn readable_owners<'a>(
 
 /// Reads `key`, trying as often as the store wants it.
 pub(crate) async fn read<B: Backend>(backend: &B, key: Key) -> Result<Option<Entry>, StoreError> {
-    retry(backend.read_attempts(), || backend.read(key)).await
+    retry(backend.read_attempts(), || backend.read(key.clone())).await
 }
 
 /// Makes a request that changes nothing, up to `attempts` times.
@@ -91,11 +118,11 @@ where
 /// transaction on, silence means that the result is unknown.
 pub(crate) async fn run<B: Backend, V: Verb + Sync>(backend: &B, verb: &V) -> Result<V::Answer, StoreError> {
     let key = Key::Owner(verb.vm());
-    let mut entry = read(backend, key).await?;
+    let mut entry = read(backend, key.clone()).await?;
     let mut resolving = Resolving::default();
     let mut refusals = 0;
     loop {
-        let owner = owner_in(key, entry.as_ref())?;
+        let owner = owner_in(&key, entry.as_ref())?;
         let transaction = match verb.decide(owner.as_ref(), resolving.begun()) {
             Decision::Answer(answer) => return Ok(answer),
             Decision::Execute(transaction) => transaction,
@@ -103,15 +130,18 @@ pub(crate) async fn run<B: Backend, V: Verb + Sync>(backend: &B, verb: &V) -> Re
         let failure = match backend.execute(&transaction).await {
             Ok(Outcome::Executed { revision }) => return Ok(verb.executed(revision)),
             Ok(Outcome::Refused(mut found)) => {
+                if let Some(answer) = verb.refused(&found) {
+                    return Ok(answer);
+                }
                 refusals += 1;
                 if refusals < MAX_REFUSALS {
                     entry = found.remove(&key);
                     continue;
                 }
-                StoreError::Contended { verb: verb.name(), key }
+                StoreError::Contended { verb: verb.name(), key: key.clone() }
             }
             Err(RequestError::NoAnswer(source)) => {
-                entry = resolving.after(verb, source, backend, key).await?;
+                entry = resolving.after(verb, source, backend, &key).await?;
                 continue;
             }
             Err(RequestError::Final(error)) => error,
@@ -142,7 +172,7 @@ impl Resolving {
         verb: &V,
         mut cause: Cause,
         backend: &B,
-        key: Key,
+        key: &Key,
     ) -> Result<Option<Entry>, StoreError> {
         loop {
             if self.failures == RESOLVE_ATTEMPTS {
@@ -153,7 +183,7 @@ impl Resolving {
                 tokio::time::sleep(RESOLVE_PAUSE * (1 << (self.failures - 1))).await;
             }
             self.failures += 1;
-            match backend.read(key).await {
+            match backend.read(key.clone()).await {
                 Ok(entry) => return Ok(entry),
                 Err(RequestError::NoAnswer(source)) => cause = source,
                 Err(RequestError::Final(error)) => return Err(unknown(verb, error.into())),

@@ -6,8 +6,10 @@
 //! a domain, and [`release`](OwnershipStore::release)s after the domain is confirmed gone; a live migration hands the
 //! record over by [`commit`](OwnershipStore::commit), or keeps it by [`abort`](OwnershipStore::abort); a guest that is
 //! [`save`](OwnershipStore::save)d to a disk keeps its record, and is [`resume`](OwnershipStore::resume)d from there. In between
-//! nothing but the host's own reboot makes a record void: a record is not attached to a lease, because a host that has
-//! fallen silent may still run its domains.
+//! nothing but the host's own reboot, or the fence record of a dead host, makes a record void: a record is not attached to a
+//! lease, because a host that has fallen silent may still run its domains. [`liveness`] tells which hosts are dead, and whose
+//! virtual machines may be [`steal`](OwnershipStore::steal)ed therefore: those that the dead host
+//! [`guard`](OwnershipStore::guard)ed.
 //!
 //! ```text
 //!   caller ──▶ OwnershipStore ──▶ drive: read ─▶ decide ─▶ execute ─▶ (answer lost: read, decide anew)
@@ -28,6 +30,7 @@
 mod disk;
 mod drive;
 mod etcd;
+pub mod liveness;
 pub mod lock;
 mod memory;
 mod names;
@@ -40,10 +43,10 @@ pub mod conformance;
 
 pub use disk::DiskUid;
 pub use etcd::{EtcdConfig, EtcdStore, TlsFiles};
-pub use memory::MemoryStore;
-pub use names::{BootId, HostBoot, HostName, InvalidName, Owner, Phase, Token, VmUid};
+pub use memory::{Backup, Cut, MemoryStore};
+pub use names::{BootId, HostBoot, HostName, InvalidName, LeaseId, Owner, Phase, Token, VmUid};
 pub use record::{Entry, Key};
 pub use store::{
-    Abort, Cause, ClaimDisk, Commit, Discard, OwnershipStore, Release, Resume, RetireDisk, Run, Save, Start,
-    StoreError,
+    Abort, Cause, ClaimDisk, Commit, Discard, Guard, OwnershipStore, Release, Resume, RetireDisk, Run, Save,
+    Start, Steal, StoreError,
 };

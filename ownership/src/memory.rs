@@ -1,68 +1,55 @@
 //! The store without etcd: a model of it in memory, with faults to inject, for simulation and tests.
 
+mod model;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::time::Instant;
 
+pub use self::model::Backup;
+use self::model::{Fault, Faults, Lease, SHORTEST_LEASE, State, take};
 use crate::disk::{self, DiskUid};
-use crate::drive::{self, Backend, RequestError};
-use crate::names::{HostBoot, Owner, Token, VmUid};
+use crate::drive::{self, Backend, HostRecords, Leases, RequestError};
+use crate::liveness::{self, Fence, FenceRecord, Join, Liveness, Roll};
+use crate::names::{HostBoot, LeaseId, Owner, Token, VmUid};
 use crate::protocol::{
-    AbortVerb, CommitVerb, Compare, DiscardVerb, Outcome, ReleaseVerb, ResumeVerb, RunVerb, SaveVerb,
-    StartVerb, Transaction, Write,
+    AbortVerb, CommitVerb, DiscardVerb, GuardVerb, Outcome, ReleaseVerb, ResumeVerb, RunVerb, SaveVerb,
+    StartVerb, StealVerb, Transaction, Write,
 };
 use crate::record::{Entry, Key};
 use crate::store::{
-    Abort, ClaimDisk, Commit, Discard, OwnershipStore, Release, Resume, RetireDisk, Run, Save, Start,
-    StoreError,
+    Abort, ClaimDisk, Commit, Discard, Guard, OwnershipStore, Release, Resume, RetireDisk, Run, Save, Start,
+    Steal, StoreError,
 };
 
 /// An ownership store in memory. It executes the transactions that [`EtcdStore`](crate::EtcdStore) sends to etcd, and
 /// counts revisions as etcd does: one counter for all keys, raised by each transaction that changes something.
 ///
-/// A clone is another client of the same store. Each request yields to the executor once before it is executed, so that
-/// concurrent calls interleave as they do over a network; in what order is the executor's choice alone.
+/// A clone is another client of the same store, over the same connection; [`MemoryStore::client`] has a connection of its
+/// own. Each request yields to the executor once before it is executed, so that concurrent calls interleave as they do over a
+/// network; in what order is the executor's choice alone.
+///
+/// Leases run out by tokio's clock, and as etcd's do: not during an outage, in which there is no leader to end them, and a new
+/// leader gives each its whole time again and an election timeout on top (etcd 3.6, `server/lease/lessor.go`, `Promote`).
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
     state: Arc<Mutex<State>>,
+    connection: Arc<Mutex<Cut>>,
 }
 
-#[derive(Debug)]
-struct State {
-    entries: BTreeMap<Key, Entry>,
-    revision: u64,
-    faults: Faults,
-    under_way: Vec<Transaction>,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        // An empty etcd is at revision 1 as well.
-        Self { entries: BTreeMap::new(), revision: 1, faults: Faults::default(), under_way: Vec::new() }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Faults {
-    outage: bool,
-    lost_requests: u32,
-    delayed_requests: u32,
-    lost_answers: u32,
-    outage_after_write: bool,
-}
-
-/// A fault that was injected.
-#[derive(Debug, thiserror::Error)]
-enum Fault {
-    #[error("outage injected")]
-    Outage,
-    #[error("request lost by injection")]
-    RequestLost,
-    #[error("request delayed by injection")]
-    RequestDelayed,
-    #[error("answer lost by injection")]
-    AnswerLost,
+/// What does not get through between a client and the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cut {
+    /// Everything gets through.
+    #[default]
+    None,
+    /// No request reaches the store.
+    Requests,
+    /// Requests are executed, and no answer comes back.
+    Answers,
 }
 
 impl MemoryStore {
@@ -72,9 +59,41 @@ impl MemoryStore {
         Self::default()
     }
 
-    /// Begins or ends an outage: during it no request is executed, and none is answered.
+    /// A client of the same store with a connection of its own.
+    #[must_use]
+    pub fn client(&self) -> Self {
+        Self { state: Arc::clone(&self.state), connection: Arc::default() }
+    }
+
+    /// Cuts the connection of this client and its clones, or mends it.
+    pub fn set_cut(&self, cut: Cut) {
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = cut;
+    }
+
+    /// Begins or ends an outage: during it no request is executed, none is answered, and no lease ends. A new leader ends it.
     pub fn set_outage(&self, outage: bool) {
-        self.lock().faults.outage = outage;
+        let mut state = self.lock();
+        if state.faults.outage && !outage {
+            state.promote();
+        }
+        state.faults.outage = outage;
+    }
+
+    /// Another leader is elected at once: every lease begins anew.
+    pub fn elect_leader(&self) {
+        self.lock().promote();
+    }
+
+    /// What the store holds, as a backup of it.
+    #[must_use]
+    pub fn backup(&self) -> Backup {
+        self.lock().backup()
+    }
+
+    /// Replaces the store by one that is made of a backup: revisions go on from far beyond those that were, as
+    /// `etcdutl snapshot restore --bump-revision` has it, the identity is another, and leases have their whole time again.
+    pub fn restore(&self, backup: &Backup) {
+        self.lock().restore(backup);
     }
 
     /// Executes each of the next `writes` transactions, and loses its answer.
@@ -108,7 +127,9 @@ impl MemoryStore {
 
     /// Ends every fault, those included that wait for a write. What is under way stays so.
     pub fn end_faults(&self) {
+        self.set_outage(false);
         self.lock().faults = Faults::default();
+        self.set_cut(Cut::None);
     }
 
     /// The owner of `vm` as the record stands, whatever fails; for those who judge from outside.
@@ -116,7 +137,7 @@ impl MemoryStore {
     pub fn owner_on_record(&self, vm: VmUid) -> Option<Owner> {
         let key = Key::Owner(vm);
         let state = self.lock();
-        drive::owner_in(key, state.entries.get(&key)).ok().flatten()
+        drive::owner_in(&key, state.entries.get(&key)).ok().flatten()
     }
 
     /// The disks that there are records of, whatever fails; for those who judge from outside.
@@ -124,7 +145,7 @@ impl MemoryStore {
     pub fn disks_on_record(&self) -> Vec<DiskUid> {
         let disk = |key: &Key| match key {
             Key::Disk(disk) => Some(*disk),
-            Key::Owner(_) => None,
+            Key::Owner(_) | Key::Live(_) | Key::Fenced(_) => None,
         };
         self.lock().entries.keys().filter_map(disk).collect()
     }
@@ -137,56 +158,27 @@ impl MemoryStore {
         });
     }
 
+    /// The state, without what hung on leases that have ended by now.
     fn lock(&self) -> MutexGuard<'_, State> {
         // No section under this lock can panic half-way through a change, so a poisoned state is a whole one.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.end_leases(Instant::now());
+        state
     }
-}
 
-impl State {
-    fn holds(&self, compare: &Compare) -> bool {
-        let entry = self.entries.get(&compare.key());
-        match compare {
-            Compare::Absent(_) => entry.is_none(),
-            Compare::Unchanged { key: _, mod_revision } => {
-                entry.is_some_and(|entry| entry.mod_revision == *mod_revision)
-            }
+    /// Executes a request, unless a fault keeps it from that, or its answer from coming back.
+    async fn request<T>(&self, execute: impl FnOnce(&mut State) -> T) -> Result<T, RequestError> {
+        tokio::task::yield_now().await;
+        let cut = *self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        let fault = |fault: Fault| RequestError::NoAnswer(fault.into());
+        state.reachable().map_err(fault)?;
+        if cut == Cut::Requests {
+            return Err(fault(Fault::Cut));
         }
+        let answer = execute(&mut state);
+        if cut == Cut::Answers { Err(fault(Fault::Cut)) } else { Ok(answer) }
     }
-
-    fn execute(&mut self, transaction: &Transaction) -> Outcome {
-        if !transaction.compares.iter().all(|compare| self.holds(compare)) {
-            let compared = transaction.compares.iter().map(Compare::key);
-            let found = compared.filter_map(|key| Some((key, self.entries.get(&key)?.clone())));
-            return Outcome::Refused(found.collect());
-        }
-        let mod_revision = self.revision + 1;
-        for write in &transaction.writes {
-            match write {
-                Write::Put { key, value } => {
-                    self.entries.insert(*key, Entry { value: value.clone(), mod_revision });
-                    self.revision = mod_revision;
-                }
-                Write::Delete(key) => {
-                    if self.entries.remove(key).is_some() {
-                        self.revision = mod_revision;
-                    }
-                }
-            }
-        }
-        Outcome::Executed { revision: self.revision }
-    }
-
-    fn reachable(&self) -> Result<(), Fault> {
-        if self.faults.outage { Err(Fault::Outage) } else { Ok(()) }
-    }
-}
-
-/// Takes one from `count`, if there is one.
-fn take(count: &mut u32) -> bool {
-    let some = *count > 0;
-    *count = count.saturating_sub(1);
-    some
 }
 
 impl Backend for MemoryStore {
@@ -195,30 +187,104 @@ impl Backend for MemoryStore {
     }
 
     async fn read(&self, key: Key) -> Result<Option<Entry>, RequestError> {
-        tokio::task::yield_now().await;
-        let state = self.lock();
-        state.reachable().map_err(|fault| RequestError::NoAnswer(fault.into()))?;
-        Ok(state.entries.get(&key).cloned())
+        self.request(|state| state.entries.get(&key).cloned()).await
     }
 
     async fn execute(&self, transaction: &Transaction) -> Result<Outcome, RequestError> {
-        tokio::task::yield_now().await;
-        let mut state = self.lock();
-        state.reachable().map_err(|fault| RequestError::NoAnswer(fault.into()))?;
-        if take(&mut state.faults.lost_requests) {
-            return Err(RequestError::NoAnswer(Fault::RequestLost.into()));
-        }
-        if take(&mut state.faults.delayed_requests) {
-            state.under_way.push(transaction.clone());
-            return Err(RequestError::NoAnswer(Fault::RequestDelayed.into()));
-        }
-        let outcome = state.execute(transaction);
-        let answer_lost = take(&mut state.faults.lost_answers);
-        if std::mem::take(&mut state.faults.outage_after_write) {
-            state.faults.outage = true;
-            return Err(RequestError::NoAnswer(Fault::Outage.into()));
-        }
-        if answer_lost { Err(RequestError::NoAnswer(Fault::AnswerLost.into())) } else { Ok(outcome) }
+        let fault = |fault: Fault| RequestError::NoAnswer(fault.into());
+        self.request(|state| {
+            if take(&mut state.faults.lost_requests) {
+                return Err(fault(Fault::RequestLost));
+            }
+            if take(&mut state.faults.delayed_requests) {
+                state.under_way.push(transaction.clone());
+                return Err(fault(Fault::RequestDelayed));
+            }
+            if state.names_no_lease(transaction) {
+                let source = "requested lease not found".into();
+                return Err(RequestError::Final(StoreError::Rejected { source }));
+            }
+            let outcome = state.execute(transaction);
+            let answer_lost = take(&mut state.faults.lost_answers);
+            if std::mem::take(&mut state.faults.outage_after_write) {
+                state.faults.outage = true;
+                return Err(fault(Fault::Outage));
+            }
+            if answer_lost { Err(fault(Fault::AnswerLost)) } else { Ok(outcome) }
+        })
+        .await?
+    }
+}
+
+impl Leases for MemoryStore {
+    async fn grant(&self, seconds: i64) -> Result<(LeaseId, i64), RequestError> {
+        self.request(|state| {
+            let seconds = seconds.max(SHORTEST_LEASE);
+            let ttl = Duration::from_secs(seconds.unsigned_abs());
+            state.last_lease += 1;
+            let lease = LeaseId(state.last_lease);
+            state.leases.insert(lease, Lease { ttl, ends: Instant::now() + ttl });
+            (lease, seconds)
+        })
+        .await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<bool, RequestError> {
+        self.request(|state| match state.leases.get_mut(&lease) {
+            Some(lease) => {
+                lease.ends = Instant::now() + lease.ttl;
+                true
+            }
+            None => false,
+        })
+        .await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), RequestError> {
+        self.request(|state| state.end_lease(lease)).await
+    }
+
+    async fn hosts(&self) -> Result<HostRecords, RequestError> {
+        self.request(|state| {
+            let entries = state.entries.iter().filter(|(key, _)| match key {
+                Key::Live(_) | Key::Fenced(_) => true,
+                Key::Owner(_) | Key::Disk(_) => false,
+            });
+            let entries = entries.map(|(key, entry)| (key.clone(), entry.clone())).collect();
+            HostRecords { cluster: state.cluster, revision: state.revision, entries }
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Liveness for MemoryStore {
+    async fn join(&self, me: &HostBoot, agent: &str, lease: Duration) -> Result<Join, StoreError> {
+        liveness::join(self, me, agent, lease).await
+    }
+
+    async fn renew(&self, lease: LeaseId) -> Result<bool, StoreError> {
+        drive::retry(1, || self.keep_alive(lease)).await
+    }
+
+    async fn leave(&self, lease: LeaseId) -> Result<(), StoreError> {
+        drive::retry(1, || self.revoke(lease)).await
+    }
+
+    async fn roll(&self) -> Result<Roll, StoreError> {
+        liveness::roll(self).await
+    }
+
+    async fn fence(&self, boot: &HostBoot, record: &FenceRecord) -> Result<Fence, StoreError> {
+        liveness::fence(self, boot, record).await
+    }
+
+    async fn unfence(&self, boot: &HostBoot) -> Result<(), StoreError> {
+        liveness::unfence(self, boot).await
+    }
+
+    async fn shortest_lease(&self) -> Result<Duration, StoreError> {
+        liveness::shortest_lease(self).await
     }
 }
 
@@ -226,18 +292,17 @@ impl Backend for MemoryStore {
 impl OwnershipStore for MemoryStore {
     async fn owner(&self, vm: VmUid) -> Result<Option<Owner>, StoreError> {
         let key = Key::Owner(vm);
-        drive::owner_in(key, drive::read(self, key).await?.as_ref())
+        drive::owner_in(&key, drive::read(self, key.clone()).await?.as_ref())
     }
 
     async fn owners(&self) -> Result<BTreeMap<VmUid, Owner>, StoreError> {
-        tokio::task::yield_now().await;
-        let state = self.lock();
-        state.reachable().map_err(|fault| StoreError::Unavailable { source: fault.into() })?;
-        let records = state.entries.iter().filter_map(|(key, entry)| match key {
-            Key::Owner(vm) => Some((*vm, entry)),
-            Key::Disk(_) => None,
-        });
-        Ok(drive::readable_owners(records))
+        let list = |state: &mut State| {
+            drive::readable_owners(state.entries.iter().filter_map(|(key, entry)| match key {
+                Key::Owner(vm) => Some((*vm, entry)),
+                Key::Disk(_) | Key::Live(_) | Key::Fenced(_) => None,
+            }))
+        };
+        drive::retry(1, || self.request(list)).await
     }
 
     async fn start(&self, vm: VmUid, me: &HostBoot) -> Result<Start, StoreError> {
@@ -278,6 +343,26 @@ impl OwnershipStore for MemoryStore {
         drive::run(self, &DiscardVerb { vm, disk }).await
     }
 
+    async fn guard(
+        &self,
+        vm: VmUid,
+        me: &HostBoot,
+        token: Token,
+        guarded: bool,
+    ) -> Result<Guard, StoreError> {
+        drive::run(self, &GuardVerb { vm, me, token, guarded }).await
+    }
+
+    async fn steal(
+        &self,
+        vm: VmUid,
+        from: &HostBoot,
+        token: Token,
+        to: &HostBoot,
+    ) -> Result<Steal, StoreError> {
+        drive::run(self, &StealVerb { vm, from, token, to }).await
+    }
+
     async fn claim_disk(&self, disk: DiskUid, vm: VmUid, token: Token) -> Result<ClaimDisk, StoreError> {
         disk::claim(self, disk, vm, token).await
     }
@@ -296,96 +381,4 @@ impl OwnershipStore for MemoryStore {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::conformance::{self, host, vm};
-
-    #[async_trait]
-    impl conformance::Subject for MemoryStore {
-        fn client(&self) -> Arc<dyn OwnershipStore> {
-            Arc::new(self.clone())
-        }
-
-        async fn lose_answers(&self, writes: u32) {
-            self.lose_answers(writes);
-        }
-
-        async fn overwrite(&self, vm: VmUid, value: &[u8]) {
-            self.overwrite(vm, value);
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_memory_store_passes_the_conformance_script() {
-        conformance::run(&MemoryStore::new()).await.unwrap();
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_lost_request_is_sent_again() {
-        let (store, vm, me) = (MemoryStore::new(), vm("a"), host("xen-1", "boot-1"));
-        store.lose_requests(2);
-        let Start::Acquired(token) = store.start(vm, &me).await.unwrap() else { panic!("not acquired") };
-        store.lose_requests(2);
-        assert_eq!(store.release(vm, &me, token).await.unwrap(), Release::Released);
-        assert_eq!(store.owner(vm).await.unwrap(), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_commit_that_is_delayed_for_long_hands_over_only_what_was_not_aborted() {
-        let (store, from, to) = (MemoryStore::new(), host("xen-1", "boot-1"), host("xen-2", "boot-1"));
-        for (name, abort) in [("aborted", true), ("not aborted", false)] {
-            let vm = vm(name);
-            let Start::Acquired(token) = store.start(vm, &from).await.unwrap() else {
-                panic!("not acquired")
-            };
-            store.delay_requests(u32::MAX);
-            assert_eq!(store.commit(vm, &from, token, &to).await.unwrap_err().category(), "unknown");
-            store.end_faults();
-            assert!(store.owner(vm).await.unwrap().unwrap().is(&from));
-            if abort {
-                let Abort::Aborted(_) = store.abort(vm, &from, token).await.unwrap() else {
-                    panic!("not mine")
-                };
-            }
-            store.deliver_delayed();
-            assert!(store.owner(vm).await.unwrap().unwrap().is(if abort { &from } else { &to }));
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_outage_before_anything_is_sent_is_known_to_change_nothing() {
-        let (store, vm, me) = (MemoryStore::new(), vm("a"), host("xen-1", "boot-1"));
-        store.set_outage(true);
-        assert_eq!(store.start(vm, &me).await.unwrap_err().category(), "unavailable");
-        assert_eq!(store.owner(vm).await.unwrap_err().category(), "unavailable");
-        assert_eq!(store.owners().await.unwrap_err().category(), "unavailable");
-        store.set_outage(false);
-        assert_eq!(store.owner(vm).await.unwrap(), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_outage_in_the_middle_leaves_the_result_unknown_and_asking_again_settles_it() {
-        let (store, vm, me) = (MemoryStore::new(), vm("a"), host("xen-1", "boot-1"));
-        store.begin_outage_after_next_write();
-        assert_eq!(store.start(vm, &me).await.unwrap_err().category(), "unknown");
-        store.set_outage(false);
-        let Start::AlreadyMine(token) = store.start(vm, &me).await.unwrap() else { panic!("not mine") };
-
-        store.begin_outage_after_next_write();
-        assert_eq!(store.release(vm, &me, token).await.unwrap_err().category(), "unknown");
-        store.set_outage(false);
-        assert_eq!(store.release(vm, &me, token).await.unwrap(), Release::NotOwner(None));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_outage_that_ends_soon_is_waited_for_once_something_was_sent() {
-        let (store, vm, me) = (MemoryStore::new(), vm("a"), host("xen-1", "boot-1"));
-        store.begin_outage_after_next_write();
-        let end = async {
-            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-            store.set_outage(false);
-        };
-        let (start, ()) = tokio::join!(store.start(vm, &me), end);
-        assert!(matches!(start.unwrap(), Start::Acquired(_)));
-    }
-}
+mod tests;

@@ -161,6 +161,10 @@ impl fmt::Display for Token {
     }
 }
 
+/// Identity of a lease in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub i64);
+
 /// What the owner is doing with the virtual machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
@@ -181,6 +185,9 @@ pub struct Owner {
     pub boot_id: BootId,
     /// What it is doing.
     pub phase: Phase,
+    /// Whether the host has promised to have stopped the guest before its lease can end. Only then does the end of the lease
+    /// prove anything about the guest.
+    pub guarded: bool,
     /// The token of this ownership.
     pub token: Token,
 }

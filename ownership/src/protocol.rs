@@ -29,23 +29,38 @@
 //! ```
 //!
 //! RELEASE, COMMIT and ABORT are for what runs. SAVE also gives back what was to be resumed.
+//!
+//! ```text
+//! GUARD    mine, under this token          → put me, guarded or not, if unchanged
+//!          mine, as asked for              → nothing to do
+//!          anything else                   → refused
+//! STEAL    the dead host's, this token     → put the new host, if unchanged, and the dead boot is fenced and not live,
+//!                                            and the new host is live
+//!          anything else                   → refused
+//! ```
+//!
+//! Whatever else writes a record leaves it unguarded: what one host promised binds no other.
 
 mod abort;
 mod commit;
+mod guard;
 mod release;
 #[cfg(test)]
 mod samples;
 mod saved;
 mod start;
+mod steal;
 
 use std::collections::BTreeMap;
 
 pub use self::abort::AbortVerb;
 pub use self::commit::CommitVerb;
+pub use self::guard::GuardVerb;
 pub use self::release::ReleaseVerb;
 pub use self::saved::{DiscardVerb, ResumeVerb, RunVerb, SaveVerb};
 pub use self::start::StartVerb;
-use crate::names::{HostBoot, Owner, Phase, VmUid};
+pub use self::steal::StealVerb;
+use crate::names::{HostBoot, LeaseId, Owner, Phase, VmUid};
 use crate::record::{Entry, Key, encode};
 
 /// A condition on one key, true or false at the moment at which a transaction is executed.
@@ -53,6 +68,8 @@ use crate::record::{Entry, Key, encode};
 pub enum Compare {
     /// The key does not exist: its `create_revision` is 0.
     Absent(Key),
+    /// The key exists.
+    Present(Key),
     /// The key exists, and was last written at this revision.
     Unchanged {
         /// The key.
@@ -67,7 +84,7 @@ impl Compare {
     #[must_use]
     pub fn key(&self) -> Key {
         match self {
-            Self::Absent(key) | Self::Unchanged { key, .. } => *key,
+            Self::Absent(key) | Self::Present(key) | Self::Unchanged { key, .. } => key.clone(),
         }
     }
 }
@@ -81,6 +98,15 @@ pub enum Write {
         key: Key,
         /// The value.
         value: Vec<u8>,
+    },
+    /// The key is to hold this value as long as this lease lasts.
+    PutLeased {
+        /// The key.
+        key: Key,
+        /// The value.
+        value: Vec<u8>,
+        /// The lease. If there is no such lease, the transaction is refused for good.
+        lease: LeaseId,
     },
     /// The key is to be gone.
     Delete(Key),
@@ -135,6 +161,12 @@ pub trait Verb {
 
     /// The answer once its transaction took effect, at `revision`.
     fn executed(&self, revision: u64) -> Self::Answer;
+
+    /// The answer if a condition on another key than the owner's did not hold, given what the compared keys hold. Default:
+    /// there are no such conditions, and the verb decides anew.
+    fn refused(&self, _found: &BTreeMap<Key, Entry>) -> Option<Self::Answer> {
+        None
+    }
 }
 
 /// The decision to have `new` run `vm` if `condition` holds.
@@ -144,7 +176,7 @@ fn put_owner<A>(vm: VmUid, new: &HostBoot, condition: Compare) -> Decision<A> {
 
 /// The decision to write that `new` owns `vm`, and does this with it, if `condition` holds.
 fn put<A>(vm: VmUid, new: &HostBoot, phase: Phase, condition: Compare) -> Decision<A> {
-    let write = Write::Put { key: Key::Owner(vm), value: encode(new, phase) };
+    let write = Write::Put { key: Key::Owner(vm), value: encode(new, phase, false) };
     Decision::Execute(Transaction { compares: vec![condition], writes: vec![write] })
 }
 

@@ -10,13 +10,20 @@ use crate::names::{BootId, HostBoot, HostName, Owner, Phase, Token, VmUid};
 /// The folder of all owner keys.
 pub(crate) const OWNERS: &str = "/kubexen/owners/";
 
+/// The folder of what is known of hosts.
+pub(crate) const HOSTS: &str = "/kubexen/hosts/";
+
 /// A key of the pool etcd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Key {
     /// `/kubexen/owners/<vm-uid>`: who may run this virtual machine. Persistent, never attached to a lease.
     Owner(VmUid),
     /// `/kubexen/disks/<disk-uid>`: which virtual machine has this shared disk. Persistent.
     Disk(DiskUid),
+    /// `/kubexen/hosts/<host>/live/<boot-id>`: the host is alive at this boot. On the lease of its agent.
+    Live(HostBoot),
+    /// `/kubexen/hosts/<host>/fenced/<boot-id>`: this boot is dead, and can never come back to life. Persistent.
+    Fenced(HostBoot),
 }
 
 impl Key {
@@ -26,6 +33,7 @@ impl Key {
         match self {
             Self::Owner(vm) => format!("virtual machine {vm}"),
             Self::Disk(disk) => format!("disk {disk}"),
+            Self::Live(boot) | Self::Fenced(boot) => format!("host {boot}"),
         }
     }
 }
@@ -35,6 +43,8 @@ impl fmt::Display for Key {
         match self {
             Self::Owner(vm) => write!(f, "{OWNERS}{vm}"),
             Self::Disk(disk) => write!(f, "/kubexen/disks/{disk}"),
+            Self::Live(HostBoot { host, boot_id }) => write!(f, "{HOSTS}{host}/live/{boot_id}"),
+            Self::Fenced(HostBoot { host, boot_id }) => write!(f, "{HOSTS}{host}/fenced/{boot_id}"),
         }
     }
 }
@@ -44,6 +54,19 @@ pub(crate) fn vm_of(key: &[u8]) -> Option<VmUid> {
     let vm: VmUid = std::str::from_utf8(key).ok()?.strip_prefix(OWNERS)?.parse().ok()?;
     // A UUID can be spelt in several ways, and only one of them is the key that `owner` would read.
     (Key::Owner(vm).to_string().as_bytes() == key).then_some(vm)
+}
+
+/// The key of a host that this is, if it is one.
+pub(crate) fn host_key(key: &[u8]) -> Option<Key> {
+    let mut segments = std::str::from_utf8(key).ok()?.strip_prefix(HOSTS)?.split('/');
+    let host = HostName::new(segments.next()?).ok()?;
+    let folder = segments.next()?;
+    let boot = HostBoot { host, boot_id: BootId::new(segments.next()?).ok()? };
+    match (folder, segments.next()) {
+        ("live", None) => Some(Key::Live(boot)),
+        ("fenced", None) => Some(Key::Fenced(boot)),
+        (_, _) => None,
+    }
 }
 
 /// What a key holds, with the revisions that transactions compare.
@@ -65,6 +88,8 @@ struct OwnerValue {
     host: HostName,
     boot_id: BootId,
     phase: Phase,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    guarded: bool,
 }
 
 /// Read before the rest, so that a value of a later version is called that and not merely malformed.
@@ -74,9 +99,9 @@ struct Versioned {
 }
 
 /// The value that makes `owner` the owner.
-pub(crate) fn encode(owner: &HostBoot, phase: Phase) -> Vec<u8> {
-    let value =
-        OwnerValue { version: VERSION, host: owner.host.clone(), boot_id: owner.boot_id.clone(), phase };
+pub(crate) fn encode(owner: &HostBoot, phase: Phase, guarded: bool) -> Vec<u8> {
+    let HostBoot { host, boot_id } = owner.clone();
+    let value = OwnerValue { version: VERSION, host, boot_id, phase, guarded };
     serde_json::to_vec(&value).expect("strings, a number and a unit variant always have a JSON form")
 }
 
@@ -86,9 +111,9 @@ pub(crate) fn decode(entry: &Entry) -> Result<Owner, String> {
     if version != VERSION {
         return Err(format!("its value has version {version}, and this program knows version {VERSION}"));
     }
-    let OwnerValue { version: _, host, boot_id, phase } =
+    let OwnerValue { version: _, host, boot_id, phase, guarded } =
         serde_json::from_slice(&entry.value).map_err(|e| e.to_string())?;
-    Ok(Owner { host, boot_id, phase, token: Token(entry.mod_revision) })
+    Ok(Owner { host, boot_id, phase, guarded, token: Token(entry.mod_revision) })
 }
 
 #[cfg(test)]
@@ -104,11 +129,14 @@ mod tests {
     #[test]
     fn the_layout_of_key_and_value_is_the_one_that_other_versions_read() {
         let me = HostBoot { host: HostName::new("xen-1").unwrap(), boot_id: BootId::new("boot-1").unwrap() };
-        let value = encode(&me, Phase::Running);
+        let value = encode(&me, Phase::Running, false);
         let text = r#"{"version":1,"host":"xen-1","bootId":"boot-1","phase":"Running"}"#;
         assert_eq!(String::from_utf8(value).unwrap(), text);
         let owner = decode(&entry(text)).unwrap();
-        assert_eq!((owner.host, owner.boot_id, owner.token), (me.host, me.boot_id, Token(7)));
+        assert_eq!((&owner.host, &owner.boot_id, owner.token), (&me.host, &me.boot_id, Token(7)));
+        assert!(!owner.guarded);
+        let guarded = encode(&me, Phase::Running, true);
+        assert!(decode(&Entry { value: guarded, mod_revision: 7 }).unwrap().guarded);
 
         let vm = VmUid(Uuid::from_u128(5));
         let key = Key::Owner(vm).to_string();
@@ -127,6 +155,23 @@ mod tests {
             assert_eq!(vm_of(key.as_bytes()), None, "{key}");
         }
         assert_eq!(vm_of(b"/kubexen/owners/\xff"), None);
+    }
+
+    #[test]
+    fn a_key_of_a_host_is_read_as_it_is_written_and_no_other_is_one() {
+        let boot = HostBoot { host: HostName::new("xen-1").unwrap(), boot_id: BootId::new("b-1").unwrap() };
+        for (key, text) in [
+            (Key::Live(boot.clone()), "/kubexen/hosts/xen-1/live/b-1"),
+            (Key::Fenced(boot), "/kubexen/hosts/xen-1/fenced/b-1"),
+        ] {
+            assert_eq!(key.to_string(), text);
+            assert_eq!(host_key(text.as_bytes()), Some(key));
+        }
+        for text in
+            ["/kubexen/hosts/xen-1/live/b-1/x", "/kubexen/hosts/xen-1/dead/b-1", "/kubexen/hosts/xen-1", "/x"]
+        {
+            assert_eq!(host_key(text.as_bytes()), None, "{text}");
+        }
     }
 
     #[test]

@@ -89,6 +89,30 @@ pub enum Discard {
     Refused(Owner),
 }
 
+/// The answer to [`OwnershipStore::guard`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// The record says so, under this token.
+    Written(Token),
+    /// The host does not own it under this token, and this call changed nothing that still stands; with the present
+    /// owner, if there is one.
+    Refused(Option<Owner>),
+}
+
+/// The answer to [`OwnershipStore::steal`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Steal {
+    /// The new host owns the virtual machine.
+    Stolen(Token),
+    /// The dead host does not own it under this token, and this call changed nothing that still stands; with the present
+    /// owner, if there is one.
+    Refused(Option<Owner>),
+    /// The host that was taken for dead is live, or is not fenced; nothing changed.
+    NotDead,
+    /// The host that is to have it is not live; nothing changed.
+    NobodyThere,
+}
+
 /// The answer to [`OwnershipStore::claim_disk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimDisk {
@@ -224,6 +248,31 @@ pub trait OwnershipStore: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`StoreError::Unknown`] when it may or may not be given up. Else [`StoreError`].
     async fn discard(&self, vm: VmUid, disk: DiskUid) -> Result<Discard, StoreError>;
+
+    /// Writes down whether `me`, who owns `vm` under `token`, has promised to have stopped the guest before its lease can
+    /// end.
+    ///
+    /// To be called only when whatever keeps that promise is armed; and to take the promise back, before it is disarmed.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when it may or may not be written, or may yet be: keep the promise. Else [`StoreError`].
+    async fn guard(&self, vm: VmUid, me: &HostBoot, token: Token, guarded: bool)
+    -> Result<Guard, StoreError>;
+
+    /// Makes `to` the owner of `vm`, if the dead `from` owns it under `token`.
+    ///
+    /// To be called only for a guest that cannot run any more: the record is guarded, or somebody knows better. What `from`
+    /// was about to resume from a disk, `to` is about to resume.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when `to` may or may not be the owner now. Else [`StoreError`].
+    async fn steal(
+        &self,
+        vm: VmUid,
+        from: &HostBoot,
+        token: Token,
+        to: &HostBoot,
+    ) -> Result<Steal, StoreError>;
 
     /// Gives a shared disk to `vm`, which the caller owns under `token`.
     ///

@@ -208,6 +208,7 @@ mod tests {
             host: HostName::new("b").unwrap(),
             boot_id: BootId::new("boot").unwrap(),
             phase: Phase::Running,
+            guarded: false,
             token: Token(8),
         })
     }

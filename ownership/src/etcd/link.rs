@@ -12,17 +12,21 @@ use tokio::sync::Mutex;
 
 use super::config::{EtcdConfig, TlsFiles};
 use crate::drive::RequestError;
+use crate::names::LeaseId;
 use crate::store::StoreError;
 
 /// How long a connection may be silent before it is probed, and how long the probe may go unanswered.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
 /// Codes with which etcd turns a request away before it executes it (<https://grpc.io/docs/guides/status-codes/>):
-/// INVALID_ARGUMENT, PERMISSION_DENIED and UNAUTHENTICATED.
+/// INVALID_ARGUMENT, NOT_FOUND, PERMISSION_DENIED and UNAUTHENTICATED.
 ///
 /// RESOURCE_EXHAUSTED is not among them: a transaction that overdraws the storage quota is executed, and answered with
 /// “no space” all the same (etcd 3.7, `server/etcdserver/apply/quota.go`).
-const REJECTIONS: [i32; 3] = [3, 7, 16];
+const REJECTIONS: [i32; 4] = [3, NOT_FOUND, 7, 16];
+
+/// gRPC's NOT_FOUND, with which etcd answers to a lease that it does not know.
+const NOT_FOUND: i32 = 5;
 
 #[derive(Debug, thiserror::Error)]
 enum Problem {
@@ -42,6 +46,31 @@ enum Problem {
 pub(crate) fn revision(header: Option<&ResponseHeader>) -> Result<u64, RequestError> {
     let revision = header.and_then(|header| u64::try_from(header.revision()).ok());
     revision.ok_or_else(|| RequestError::NoAnswer(Problem::NoRevision.into()))
+}
+
+/// Renews a lease; false when there is no such lease any more, to which etcd answers with a TTL of 0 and no error.
+pub(crate) async fn keep_alive(etcd: Client, lease: LeaseId) -> Result<bool, etcd_client::Error> {
+    match etcd.lease_client().keep_alive(lease.0).await {
+        // The client has waited for the first answer itself, and has seen a TTL in it.
+        Ok((_keeper, _answers)) => Ok(true),
+        // The client's name for an answer whose TTL is 0.
+        Err(etcd_client::Error::LeaseKeepAliveError(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Ends a lease. Succeeds when there is no such lease.
+pub(crate) async fn revoke(etcd: Client, lease: LeaseId) -> Result<(), etcd_client::Error> {
+    match etcd.lease_client().revoke(lease.0).await {
+        Ok(_) => Ok(()),
+        Err(error) if is_not_found(&error) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether etcd answered that it does not know the lease.
+pub(crate) fn is_not_found(error: &etcd_client::Error) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(status) if i32::from(status.code()) == NOT_FOUND)
 }
 
 /// The connection, made when it is first needed and again after each failure.

@@ -5,26 +5,28 @@ pub(crate) mod link;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    Compare as EtcdCompare, CompareOp, GetOptions, GetResponse, KeyValue, ResponseHeader, Txn, TxnOp,
-    TxnOpResponse,
+    Compare as EtcdCompare, CompareOp, GetOptions, GetResponse, KeyValue, PutOptions, ResponseHeader, Txn,
+    TxnOp, TxnOpResponse,
 };
 
 pub use self::config::{EtcdConfig, TlsFiles};
 use self::link::{Link, revision};
 use crate::disk::{self, DiskUid};
-use crate::drive::{self, Backend, RequestError};
-use crate::names::{HostBoot, Owner, Token, VmUid};
+use crate::drive::{self, Backend, HostRecords, Leases, RequestError};
+use crate::liveness::{self, Fence, FenceRecord, Join, Liveness, Roll};
+use crate::names::{HostBoot, LeaseId, Owner, Token, VmUid};
 use crate::protocol::{
-    AbortVerb, CommitVerb, Compare, DiscardVerb, Outcome, ReleaseVerb, ResumeVerb, RunVerb, SaveVerb,
-    StartVerb, Transaction, Write,
+    AbortVerb, CommitVerb, Compare, DiscardVerb, GuardVerb, Outcome, ReleaseVerb, ResumeVerb, RunVerb,
+    SaveVerb, StartVerb, StealVerb, Transaction, Write,
 };
-use crate::record::{Entry, Key, OWNERS, vm_of};
+use crate::record::{Entry, HOSTS, Key, OWNERS, host_key, vm_of};
 use crate::store::{
-    Abort, ClaimDisk, Commit, Discard, OwnershipStore, Release, Resume, RetireDisk, Run, Save, Start,
-    StoreError,
+    Abort, ClaimDisk, Commit, Discard, Guard, OwnershipStore, Release, Resume, RetireDisk, Run, Save, Start,
+    Steal, StoreError,
 };
 
 /// How many records one answer holds at most: 1,000 of 150 bytes are far below the 4 MiB that the client accepts.
@@ -90,11 +92,42 @@ impl Backend for EtcdStore {
     }
 }
 
+impl Leases for EtcdStore {
+    async fn grant(&self, seconds: i64) -> Result<(LeaseId, i64), RequestError> {
+        let answer =
+            self.link.request(|etcd| async move { etcd.lease_client().grant(seconds, None).await }).await?;
+        Ok((LeaseId(answer.id()), answer.ttl()))
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<bool, RequestError> {
+        self.link.request(|etcd| link::keep_alive(etcd, lease)).await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), RequestError> {
+        self.link.request(|etcd| link::revoke(etcd, lease)).await
+    }
+
+    async fn hosts(&self) -> Result<HostRecords, RequestError> {
+        let options = GetOptions::new().with_prefix();
+        let answer =
+            self.link.request(|mut etcd| async move { etcd.get(HOSTS, Some(options)).await }).await?;
+        let mut entries = BTreeMap::new();
+        for kv in answer.kvs() {
+            match host_key(kv.key()) {
+                Some(key) => drop(entries.insert(key, entry(kv))),
+                None => tracing::error!(key = %kv.key().escape_ascii(), "not a record of a host"),
+            }
+        }
+        let cluster = answer.header().map_or(0, ResponseHeader::cluster_id);
+        Ok(HostRecords { cluster, revision: revision(answer.header())?, entries })
+    }
+}
+
 #[async_trait]
 impl OwnershipStore for EtcdStore {
     async fn owner(&self, vm: VmUid) -> Result<Option<Owner>, StoreError> {
         let key = Key::Owner(vm);
-        drive::owner_in(key, drive::read(self, key).await?.as_ref())
+        drive::owner_in(&key, drive::read(self, key.clone()).await?.as_ref())
     }
 
     async fn owners(&self) -> Result<BTreeMap<VmUid, Owner>, StoreError> {
@@ -159,6 +192,26 @@ impl OwnershipStore for EtcdStore {
         drive::run(self, &DiscardVerb { vm, disk }).await
     }
 
+    async fn guard(
+        &self,
+        vm: VmUid,
+        me: &HostBoot,
+        token: Token,
+        guarded: bool,
+    ) -> Result<Guard, StoreError> {
+        drive::run(self, &GuardVerb { vm, me, token, guarded }).await
+    }
+
+    async fn steal(
+        &self,
+        vm: VmUid,
+        from: &HostBoot,
+        token: Token,
+        to: &HostBoot,
+    ) -> Result<Steal, StoreError> {
+        drive::run(self, &StealVerb { vm, from, token, to }).await
+    }
+
     async fn claim_disk(&self, disk: DiskUid, vm: VmUid, token: Token) -> Result<ClaimDisk, StoreError> {
         disk::claim(self, disk, vm, token).await
     }
@@ -173,6 +226,37 @@ impl OwnershipStore for EtcdStore {
 
     async fn forget_disk(&self, disk: DiskUid) -> Result<(), StoreError> {
         disk::forget(self, disk).await
+    }
+}
+
+#[async_trait]
+impl Liveness for EtcdStore {
+    async fn join(&self, me: &HostBoot, agent: &str, lease: Duration) -> Result<Join, StoreError> {
+        liveness::join(self, me, agent, lease).await
+    }
+
+    async fn renew(&self, lease: LeaseId) -> Result<bool, StoreError> {
+        drive::retry(1, || self.keep_alive(lease)).await
+    }
+
+    async fn leave(&self, lease: LeaseId) -> Result<(), StoreError> {
+        drive::retry(self.read_attempts(), || self.revoke(lease)).await
+    }
+
+    async fn roll(&self) -> Result<Roll, StoreError> {
+        liveness::roll(self).await
+    }
+
+    async fn fence(&self, boot: &HostBoot, record: &FenceRecord) -> Result<Fence, StoreError> {
+        liveness::fence(self, boot, record).await
+    }
+
+    async fn unfence(&self, boot: &HostBoot) -> Result<(), StoreError> {
+        liveness::unfence(self, boot).await
+    }
+
+    async fn shortest_lease(&self) -> Result<Duration, StoreError> {
+        liveness::shortest_lease(self).await
     }
 }
 
@@ -193,6 +277,7 @@ fn etcd_transaction(transaction: &Transaction) -> Txn {
 fn etcd_compare(compare: &Compare) -> EtcdCompare {
     match compare {
         Compare::Absent(key) => EtcdCompare::create_revision(key.to_string(), CompareOp::Equal, 0),
+        Compare::Present(key) => EtcdCompare::create_revision(key.to_string(), CompareOp::Greater, 0),
         Compare::Unchanged { key, mod_revision } => {
             // No key has so great a revision, so the comparison fails, as it must.
             let revision = i64::try_from(*mod_revision).unwrap_or(i64::MAX);
@@ -204,6 +289,10 @@ fn etcd_compare(compare: &Compare) -> EtcdCompare {
 fn etcd_write(write: &Write) -> TxnOp {
     match write {
         Write::Put { key, value } => TxnOp::put(key.to_string(), value.as_slice(), None),
+        Write::PutLeased { key, value, lease } => {
+            let options = PutOptions::new().with_lease(lease.0);
+            TxnOp::put(key.to_string(), value.as_slice(), Some(options))
+        }
         Write::Delete(key) => TxnOp::delete(key.to_string(), None),
     }
 }

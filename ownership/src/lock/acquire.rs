@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::{Backend, Guard, LeaseId, LockError, LockName, Put};
+use super::{Backend, Guard, LockError, LockName, Put};
 use crate::drive::{RequestError, retry};
-use crate::names::HostName;
+use crate::names::{HostName, LeaseId};
 use crate::store::{Cause, StoreError};
 
 /// The first pause while another holds the lock; it doubles up to the longest.

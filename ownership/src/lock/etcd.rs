@@ -5,16 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{Compare, CompareOp, Error, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp, TxnOpResponse};
 
-use super::{Backend, Guard, Holding, LeaseId, LockError, LockName, Locks, Put, acquire};
+use super::{Backend, Guard, Holding, LockError, LockName, Locks, Put, acquire};
 use crate::drive::RequestError;
 use crate::etcd::EtcdConfig;
-use crate::etcd::link::{Link, revision};
-use crate::names::HostName;
-
-/// gRPC's NOT_FOUND, with which etcd answers to a lease that it does not know.
-const NOT_FOUND: i32 = 5;
+use crate::etcd::link::{self, Link, revision};
+use crate::names::{HostName, LeaseId};
 
 /// The locks of a pool in its etcd.
 ///
@@ -66,11 +63,11 @@ impl Backend for EtcdBackend {
     async fn grant(&self, seconds: i64) -> Result<LeaseId, RequestError> {
         let answer =
             self.link.request(|etcd| async move { etcd.lease_client().grant(seconds, None).await }).await?;
-        Ok(answer.id())
+        Ok(LeaseId(answer.id()))
     }
 
     async fn put(&self, name: &LockName, lease: LeaseId) -> Result<Put, RequestError> {
-        let put = TxnOp::put(name.key(), self.holder.as_str(), Some(PutOptions::new().with_lease(lease)));
+        let put = TxnOp::put(name.key(), self.holder.as_str(), Some(PutOptions::new().with_lease(lease.0)));
         let request = Txn::new()
             .when([Compare::create_revision(name.key(), CompareOp::Equal, 0)])
             .and_then([put])
@@ -80,7 +77,7 @@ impl Backend for EtcdBackend {
             .request(|mut etcd| async move {
                 match etcd.txn(request).await {
                     Ok(answer) => Ok(Some(answer)),
-                    Err(error) if is_not_found(&error) => Ok(None),
+                    Err(error) if link::is_not_found(&error) => Ok(None),
                     Err(error) => Err(error),
                 }
             })
@@ -97,37 +94,16 @@ impl Backend for EtcdBackend {
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<bool, RequestError> {
-        self.link
-            .request(|etcd| async move {
-                match etcd.lease_client().keep_alive(lease).await {
-                    Ok(_) => Ok(true),
-                    // The client's name for an answer whose TTL is 0: there is no such lease.
-                    Err(Error::LeaseKeepAliveError(_)) => Ok(false),
-                    Err(error) => Err(error),
-                }
-            })
-            .await
+        self.link.request(|etcd| link::keep_alive(etcd, lease)).await
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), RequestError> {
-        self.link
-            .request(|etcd| async move {
-                match etcd.lease_client().revoke(lease).await {
-                    Ok(_) => Ok(()),
-                    Err(error) if is_not_found(&error) => Ok(()),
-                    Err(error) => Err(error),
-                }
-            })
-            .await
+        self.link.request(|etcd| link::revoke(etcd, lease)).await
     }
-}
-
-fn is_not_found(error: &Error) -> bool {
-    matches!(error, Error::GRpcStatus(status) if i32::from(status.code()) == NOT_FOUND)
 }
 
 fn holding(kv: &KeyValue) -> Holding {
     let holder = std::str::from_utf8(kv.value()).ok().and_then(|text| HostName::new(text).ok());
     // A revision is never negative: etcd counts from 1 up.
-    Holding { lease: kv.lease(), revision: u64::try_from(kv.create_revision()).unwrap_or(0), holder }
+    Holding { lease: LeaseId(kv.lease()), revision: u64::try_from(kv.create_revision()).unwrap_or(0), holder }
 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use super::{Backend, Guard, Holding, LeaseId, LockError, LockName, Locks, Put, acquire};
+use super::{Backend, Guard, Holding, LockError, LockName, Locks, Put, acquire};
 use crate::drive::RequestError;
-use crate::names::HostName;
+use crate::names::{HostName, LeaseId};
 
 /// Locks in memory, as one host uses them. Leases run out by tokio's clock, and revisions are counted as etcd counts
 /// them. Each request yields to the executor once before it is executed.
@@ -61,7 +61,7 @@ struct State {
     leases: BTreeMap<LeaseId, (Duration, Instant)>,
     locks: BTreeMap<LockName, Holding>,
     revision: u64,
-    last_lease: LeaseId,
+    last_lease: i64,
     outage: bool,
     lost_answers: u32,
 }
@@ -117,7 +117,7 @@ impl Backend for MemoryBackend {
     async fn grant(&self, seconds: i64) -> Result<LeaseId, RequestError> {
         let mut state = self.request().await?;
         state.last_lease += 1;
-        let (lease, ttl) = (state.last_lease, Duration::from_secs(seconds.unsigned_abs()));
+        let (lease, ttl) = (LeaseId(state.last_lease), Duration::from_secs(seconds.unsigned_abs()));
         state.leases.insert(lease, (ttl, Instant::now() + ttl));
         Ok(lease)
     }

@@ -29,7 +29,7 @@ use tokio::time::Instant;
 pub use self::etcd::EtcdLocks;
 pub use self::memory::MemoryLocks;
 use crate::drive::RequestError;
-use crate::names::HostName;
+use crate::names::{HostName, LeaseId};
 use crate::store::{Cause, StoreError};
 
 /// The folder of all lock keys.
@@ -175,9 +175,6 @@ impl Guard {
         acquire::release(&self).await
     }
 }
-
-/// Identity of a lease in the store.
-pub(crate) type LeaseId = i64;
 
 /// What a lock's key holds.
 #[derive(Clone, Debug, PartialEq, Eq)]

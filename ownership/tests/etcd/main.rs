@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use etcd_client::{Client, Txn, TxnOp};
 use kubexen_ownership::conformance::{self, Subject, host, vm};
+use kubexen_ownership::liveness::Liveness;
 use kubexen_ownership::lock::{self, EtcdLocks, LockError, LockName, Locks};
 use kubexen_ownership::{
     Abort, Commit, EtcdConfig, EtcdStore, HostBoot, HostName, OwnershipStore, Release, Start, StoreError,
@@ -74,6 +75,10 @@ struct RealEtcd {
 #[async_trait]
 impl Subject for RealEtcd {
     fn client(&self) -> Arc<dyn OwnershipStore> {
+        Arc::new(store(&[self.proxy.endpoint()]))
+    }
+
+    fn liveness(&self) -> Arc<dyn Liveness> {
         Arc::new(store(&[self.proxy.endpoint()]))
     }
 

@@ -1,0 +1,207 @@
+//! What every store must do for liveness, and for what is stolen because of it.
+
+use std::time::Duration;
+
+use super::{Fence, FenceRecord, Join, Liveness, Proof};
+use crate::conformance::{Subject, host, vm};
+use crate::names::{HostBoot, LeaseId, Owner, Phase, Token};
+use crate::store::{Guard, OwnershipStore, Start, Steal, StoreError};
+
+/// The shortest lease that etcd grants with its own election timeout, or a lower one.
+const SHORTEST: Duration = Duration::from_secs(2);
+const LONG: Duration = Duration::from_secs(600);
+
+/// Runs the script against `subject`.
+///
+/// # Errors
+/// Whatever the store answers to a call that must not fail.
+///
+/// # Panics
+/// When the store breaks a promise.
+pub async fn run(subject: &dyn Subject) -> Result<(), StoreError> {
+    a_boot_is_live_as_long_as_its_lease(subject).await?;
+    an_agent_that_starts_again_goes_on_with_a_lease_of_its_own(subject).await?;
+    a_live_boot_is_not_fenced_and_a_fenced_one_never_live(subject).await?;
+    a_fence_record_is_replaced_by_one_that_proves_more(subject).await?;
+    a_promise_is_written_by_the_owner_alone_and_ends_with_its_ownership(subject).await?;
+    only_what_a_dead_host_owns_is_stolen_and_by_a_live_one(subject).await?;
+    a_lost_answer_steals_once(subject).await?;
+    let shortest = subject.liveness().shortest_lease().await?;
+    assert!((Duration::from_secs(1)..=SHORTEST).contains(&shortest), "{shortest:?}");
+    Ok(())
+}
+
+fn joined(join: Join) -> LeaseId {
+    match join {
+        Join::Joined(lease) => lease,
+        Join::Fenced(record) => panic!("fenced: {record:?}"),
+    }
+}
+
+fn record(proof: Proof) -> FenceRecord {
+    FenceRecord { by: "conformance".to_owned(), proof, revision: 1 }
+}
+
+async fn is_live(store: &dyn Liveness, boot: &HostBoot) -> Result<bool, StoreError> {
+    Ok(store.roll().await?.live.contains_key(boot))
+}
+
+async fn a_boot_is_live_as_long_as_its_lease(subject: &dyn Subject) -> Result<(), StoreError> {
+    let (store, me) = (subject.liveness(), host("lease", "boot-1"));
+    let lease = joined(store.join(&me, "1.2.3", SHORTEST).await?);
+    let roll = subject.liveness().roll().await?;
+    assert_eq!(roll.live.get(&me).map(String::as_str), Some("1.2.3"), "seen by another client");
+    assert_eq!(roll.live_boot("lease"), Some(&me));
+    assert!(store.renew(lease).await?);
+    while is_live(&*store, &me).await? {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(!store.renew(lease).await?, "a lease that has ended cannot be renewed");
+    assert!(!is_live(&*store, &me).await?);
+
+    let lease = joined(store.join(&me, "1.2.3", LONG).await?);
+    store.leave(lease).await?;
+    assert!(!is_live(&*store, &me).await?);
+    store.leave(lease).await
+}
+
+async fn an_agent_that_starts_again_goes_on_with_a_lease_of_its_own(
+    subject: &dyn Subject,
+) -> Result<(), StoreError> {
+    let (store, me) = (subject.liveness(), host("restart", "boot-1"));
+    let before = joined(store.join(&me, "1", LONG).await?);
+    let after = joined(store.join(&me, "2", LONG).await?);
+    assert_ne!(before, after);
+    store.leave(before).await?;
+    assert_eq!(
+        store.roll().await?.live.get(&me).map(String::as_str),
+        Some("2"),
+        "the earlier lease counts no more"
+    );
+    store.leave(after).await
+}
+
+async fn a_live_boot_is_not_fenced_and_a_fenced_one_never_live(
+    subject: &dyn Subject,
+) -> Result<(), StoreError> {
+    let (store, me) = (subject.liveness(), host("fence", "boot-1"));
+    let lease = joined(store.join(&me, "1", LONG).await?);
+    let record = record(Proof::LeaseEnded);
+    assert_eq!(store.fence(&me, &record).await?, Fence::Alive);
+    assert!(store.roll().await?.fenced.is_empty() || !store.roll().await?.fenced.contains_key(&me));
+
+    store.leave(lease).await?;
+    for _ in 0..2 {
+        assert_eq!(store.fence(&me, &record).await?, Fence::Fenced(record.clone()));
+    }
+    assert_eq!(store.roll().await?.fenced.get(&me), Some(&record));
+    assert_eq!(store.join(&me, "1", LONG).await?, Join::Fenced(record.clone()));
+    assert!(!is_live(&*store, &me).await?);
+
+    let next = host("fence", "boot-2");
+    let lease = joined(store.join(&next, "1", LONG).await?);
+    store.leave(lease).await?;
+    for _ in 0..2 {
+        store.unfence(&me).await?;
+    }
+    let lease = joined(store.join(&me, "1", LONG).await?);
+    store.leave(lease).await
+}
+
+async fn a_fence_record_is_replaced_by_one_that_proves_more(subject: &dyn Subject) -> Result<(), StoreError> {
+    let (store, me) = (subject.liveness(), host("proof", "boot-1"));
+    let (ended, confirmed) = (record(Proof::LeaseEnded), record(Proof::Confirmed));
+    assert_eq!(store.fence(&me, &ended).await?, Fence::Fenced(ended.clone()));
+    assert_eq!(store.fence(&me, &confirmed).await?, Fence::Fenced(confirmed.clone()));
+    assert_eq!(
+        store.fence(&me, &ended).await?,
+        Fence::Fenced(confirmed.clone()),
+        "what it proves stays proved"
+    );
+    store.unfence(&me).await
+}
+
+/// The token under which `me` starts `name`.
+async fn started(store: &dyn OwnershipStore, name: &str, me: &HostBoot) -> Result<Token, StoreError> {
+    match store.start(vm(name), me).await? {
+        Start::Acquired(token) => Ok(token),
+        other @ (Start::AlreadyMine(_) | Start::Refused(_)) => panic!("not acquired but {other:?}"),
+    }
+}
+
+fn written(guard: Guard) -> Token {
+    match guard {
+        Guard::Written(token) => token,
+        Guard::Refused(owner) => panic!("refused by {owner:?}"),
+    }
+}
+
+async fn a_promise_is_written_by_the_owner_alone_and_ends_with_its_ownership(
+    subject: &dyn Subject,
+) -> Result<(), StoreError> {
+    let (store, name, me) = (subject.client(), "guard", host("guard", "boot-1"));
+    let vm = vm(name);
+    let first = started(&*store, name, &me).await?;
+    let other = host("guard", "boot-2");
+    assert!(matches!(store.guard(vm, &other, first, true).await?, Guard::Refused(Some(_))));
+    subject.lose_answers(1).await;
+    let guarded = written(store.guard(vm, &me, first, true).await?);
+    assert!(guarded > first);
+    let owner = store.owner(vm).await?;
+    assert!(owner.as_ref().is_some_and(|owner| owner.guarded && owner.token == guarded), "{owner:?}");
+    assert_eq!(store.start(vm, &me).await?, Start::AlreadyMine(guarded));
+    assert_eq!(written(store.guard(vm, &me, guarded, true).await?), guarded, "it is not written twice");
+    assert!(matches!(store.guard(vm, &me, first, false).await?, Guard::Refused(Some(_))), "a late one");
+
+    // A reboot makes another owner, which has promised nothing.
+    let rebooted = started(&*store, name, &other).await?;
+    assert_eq!(store.owner(vm).await?.map(|owner| (owner.guarded, owner.token)), Some((false, rebooted)));
+    store.release(vm, &other, rebooted).await?;
+    assert_eq!(store.guard(vm, &other, rebooted, true).await?, Guard::Refused(None));
+    Ok(())
+}
+
+async fn only_what_a_dead_host_owns_is_stolen_and_by_a_live_one(
+    subject: &dyn Subject,
+) -> Result<(), StoreError> {
+    let (store, liveness) = (subject.client(), subject.liveness());
+    let (dead, heir) = (host("dead", "boot-1"), host("heir", "boot-1"));
+    let token = started(&*store, "stolen", &dead).await?;
+    let token = written(store.guard(vm("stolen"), &dead, token, true).await?);
+    let steal = || store.steal(vm("stolen"), &dead, token, &heir);
+    let lease = joined(liveness.join(&dead, "1", LONG).await?);
+    let heirs = joined(liveness.join(&heir, "1", LONG).await?);
+    assert_eq!(steal().await?, Steal::NotDead, "it is live");
+    liveness.leave(lease).await?;
+    assert_eq!(steal().await?, Steal::NotDead, "it is not fenced");
+    liveness.fence(&dead, &record(Proof::LeaseEnded)).await?;
+    liveness.leave(heirs).await?;
+    assert_eq!(steal().await?, Steal::NobodyThere);
+    let heirs = joined(liveness.join(&heir, "1", LONG).await?);
+    let wrong = store.steal(vm("stolen"), &dead, Token(token.0 - 1), &heir).await?;
+    assert!(matches!(wrong, Steal::Refused(Some(_))), "{wrong:?}");
+    let Steal::Stolen(new) = steal().await? else { panic!("not stolen") };
+    assert!(new > token);
+    let HostBoot { host, boot_id } = heir.clone();
+    let owner = Owner { host, boot_id, phase: Phase::Running, guarded: false, token: new };
+    assert_eq!(store.owner(vm("stolen")).await?, Some(owner.clone()));
+    assert_eq!(steal().await?, Steal::Refused(Some(owner.clone())), "it is stolen once");
+    assert_eq!(store.start(vm("stolen"), &heir).await?, Start::AlreadyMine(new));
+    assert_eq!(store.start(vm("stolen"), &dead).await?, Start::Refused(owner));
+
+    liveness.leave(heirs).await?;
+    liveness.unfence(&dead).await
+}
+
+async fn a_lost_answer_steals_once(subject: &dyn Subject) -> Result<(), StoreError> {
+    let (store, liveness) = (subject.client(), subject.liveness());
+    let (dead, heir) = (host("lost", "boot-1"), host("found", "boot-1"));
+    let token = started(&*store, "lost answer of a steal", &dead).await?;
+    liveness.fence(&dead, &record(Proof::Confirmed)).await?;
+    let lease = joined(liveness.join(&heir, "1", LONG).await?);
+    subject.lose_answers(1).await;
+    let stolen = store.steal(vm("lost answer of a steal"), &dead, token, &heir).await?;
+    assert!(matches!(stolen, Steal::Stolen(new) if new > token), "{stolen:?}");
+    liveness.leave(lease).await?;
+    liveness.unfence(&dead).await
+}

@@ -1,0 +1,168 @@
+//! Which hosts are alive, and which are dead for good.
+//!
+//! ```text
+//!   agent       Vitals ◀── join, renew ──▶ hosts/<host>/live/<boot-id>     on the agent's lease
+//!                 │
+//!                 ▼ Rung: what is due by now: refuse, pause, stop, reset
+//!   controller  Judge  ◀── roll ───────────  live · fenced
+//!                 │
+//!                 ▼ due ──▶ fence ──▶ hosts/<host>/fenced/<boot-id> ──▶ OwnershipStore::steal
+//! ```
+//!
+//! An agent keeps the key of its host's boot on a lease. That the key is gone proves nothing by itself; it is what the agent
+//! promised that does: counted from when its last answered renewal was sent it stops what it guards, within a time that
+//! [`Timing::check`] proves to be over before the lease can end. Whoever finds the key gone waits for the grace on its own
+//! clock and then writes the fence record, which can only be written while the key is gone, and keeps it from ever coming
+//! back. Only with that record is anything stolen.
+//!
+//! [`Vitals`], [`Judge`] and [`Timing`] are pure: they are told the time, and do no I/O.
+
+mod judge;
+mod membership;
+mod timing;
+mod vitals;
+
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+pub use self::judge::{Brake, Judge, Silence, Verdict};
+pub(crate) use self::membership::{fence, join, roll, shortest_lease, unfence};
+pub use self::timing::{Timing, TimingBroken};
+pub use self::vitals::{Rung, Vitals};
+use crate::names::{HostBoot, LeaseId};
+use crate::store::StoreError;
+
+/// The answer to [`Liveness::join`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Join {
+    /// The boot is live as long as this lease is renewed.
+    Joined(LeaseId),
+    /// The boot is fenced: its guarded guests belong to others, and it can never be live again.
+    Fenced(FenceRecord),
+}
+
+/// The answer to [`Liveness::fence`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fence {
+    /// The boot is fenced, by this call or an earlier one; with the record that stands.
+    Fenced(FenceRecord),
+    /// The boot is live; nothing changed.
+    Alive,
+}
+
+/// Why a boot counts as dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Proof {
+    /// Its lease ended, and the grace is over. That proves guarded guests stopped, and no others.
+    LeaseEnded,
+    /// Its host is live at a later boot. That proves all of its guests stopped.
+    Rebooted,
+    /// A person has seen that the host is off. That proves all of its guests stopped.
+    Confirmed,
+}
+
+impl Proof {
+    /// Whether guests that nobody guarded have stopped too.
+    #[must_use]
+    pub fn covers_unguarded(self) -> bool {
+        match self {
+            Self::LeaseEnded => false,
+            Self::Rebooted | Self::Confirmed => true,
+        }
+    }
+}
+
+/// What stands in the fence record of a boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FenceRecord {
+    /// Who wrote it.
+    pub by: String,
+    /// Why the boot counts as dead.
+    pub proof: Proof,
+    /// The store's revision at which the boot was last seen not to be live before the record was written.
+    pub revision: u64,
+}
+
+/// All hosts, as of one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roll {
+    /// Identity of the store; a store that is restored from a backup has another.
+    pub cluster: u64,
+    /// The store's revision.
+    pub revision: u64,
+    /// Boots that are live, with the version of the agent that said so.
+    pub live: BTreeMap<HostBoot, String>,
+    /// Boots that are dead for good. A record that cannot be read is here as one that proves the least.
+    pub fenced: BTreeMap<HostBoot, FenceRecord>,
+}
+
+impl Roll {
+    /// The boot at which a host is live, if it is.
+    #[must_use]
+    pub fn live_boot(&self, host: &str) -> Option<&HostBoot> {
+        self.live.keys().find(|boot| boot.host.as_str() == host)
+    }
+}
+
+/// Which hosts are alive, as agents and the controller tell each other.
+///
+/// Every method is linearizable and ends within a bound that the store states. Every method may be repeated.
+#[async_trait]
+pub trait Liveness: Send + Sync + fmt::Debug {
+    /// Makes `me` live on a new lease, unless it is fenced. An earlier lease of the same boot counts no more, and ends by
+    /// itself.
+    ///
+    /// The lease counts from before this call, not from its answer.
+    ///
+    /// # Errors
+    /// [`StoreError`]; `me` may be live all the same until the lease ends.
+    async fn join(&self, me: &HostBoot, agent: &str, lease: Duration) -> Result<Join, StoreError>;
+
+    /// Renews a lease, by one request to one endpoint; false when it has ended. It counts from before this call.
+    ///
+    /// # Errors
+    /// [`StoreError`], after which the next call asks another endpoint.
+    async fn renew(&self, lease: LeaseId) -> Result<bool, StoreError>;
+
+    /// Ends a lease at once. To be called only by a host that guards nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn leave(&self, lease: LeaseId) -> Result<(), StoreError>;
+
+    /// All hosts, by a linearizable read.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn roll(&self) -> Result<Roll, StoreError>;
+
+    /// Fences a boot, unless it is live. A boot that is fenced already gets a record of `record.proof` only where that proves
+    /// more.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when it may or may not be fenced now. Else [`StoreError`].
+    async fn fence(&self, boot: &HostBoot, record: &FenceRecord) -> Result<Fence, StoreError>;
+
+    /// Removes the fence record of a boot, which may be live again then.
+    ///
+    /// To be called only when somebody has made sure that no guest of it belongs to another host by now.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when it may or may not be removed. Else [`StoreError`].
+    async fn unfence(&self, boot: &HostBoot) -> Result<(), StoreError>;
+
+    /// The shortest lease that the store grants, which tells its election timeout: it is one and a half of that, rounded up to
+    /// whole seconds (etcd 3.6, `server/etcdserver/server.go`, `minTTL`).
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn shortest_lease(&self) -> Result<Duration, StoreError>;
+}

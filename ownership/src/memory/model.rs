@@ -1,0 +1,185 @@
+//! What the store in memory holds: keys, leases and revisions, as etcd has them, and the faults that are to come.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::names::LeaseId;
+use crate::protocol::{Compare, Outcome, Transaction, Write};
+use crate::record::{Entry, Key};
+
+/// The election timeout of the modelled etcd, which is etcd's default.
+const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
+/// The shortest lease that such an etcd grants, in seconds.
+pub(super) const SHORTEST_LEASE: i64 = 2;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lease {
+    pub(super) ttl: Duration,
+    pub(super) ends: Instant,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) entries: BTreeMap<Key, Entry>,
+    pub(super) leases: BTreeMap<LeaseId, Lease>,
+    /// The keys that hang on leases.
+    pub(super) leased: BTreeMap<Key, LeaseId>,
+    pub(super) last_lease: i64,
+    pub(super) revision: u64,
+    pub(super) cluster: u64,
+    pub(super) faults: Faults,
+    pub(super) under_way: Vec<Transaction>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        // An empty etcd is at revision 1 as well.
+        Self {
+            entries: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            leased: BTreeMap::new(),
+            last_lease: 0,
+            revision: 1,
+            cluster: 1,
+            faults: Faults::default(),
+            under_way: Vec::new(),
+        }
+    }
+}
+
+/// What a store held at one moment.
+#[derive(Clone, Debug)]
+pub struct Backup {
+    entries: BTreeMap<Key, Entry>,
+    leases: BTreeMap<LeaseId, Lease>,
+    leased: BTreeMap<Key, LeaseId>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    pub(super) outage: bool,
+    pub(super) lost_requests: u32,
+    pub(super) delayed_requests: u32,
+    pub(super) lost_answers: u32,
+    pub(super) outage_after_write: bool,
+}
+
+/// A fault that was injected.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    #[error("outage injected")]
+    Outage,
+    #[error("connection cut by injection")]
+    Cut,
+    #[error("request lost by injection")]
+    RequestLost,
+    #[error("request delayed by injection")]
+    RequestDelayed,
+    #[error("answer lost by injection")]
+    AnswerLost,
+}
+
+impl State {
+    fn holds(&self, compare: &Compare) -> bool {
+        let entry = self.entries.get(&compare.key());
+        match compare {
+            Compare::Absent(_) => entry.is_none(),
+            Compare::Present(_) => entry.is_some(),
+            Compare::Unchanged { key: _, mod_revision } => {
+                entry.is_some_and(|entry| entry.mod_revision == *mod_revision)
+            }
+        }
+    }
+
+    pub(super) fn execute(&mut self, transaction: &Transaction) -> Outcome {
+        if !transaction.compares.iter().all(|compare| self.holds(compare)) {
+            let compared = transaction.compares.iter().map(Compare::key);
+            let found = compared.filter_map(|key| Some((key.clone(), self.entries.get(&key)?.clone())));
+            return Outcome::Refused(found.collect());
+        }
+        let mod_revision = self.revision + 1;
+        for write in &transaction.writes {
+            match write {
+                Write::Put { key, value } => {
+                    self.entries.insert(key.clone(), Entry { value: value.clone(), mod_revision });
+                    self.leased.remove(key);
+                    self.revision = mod_revision;
+                }
+                Write::PutLeased { key, value, lease } => {
+                    self.entries.insert(key.clone(), Entry { value: value.clone(), mod_revision });
+                    self.leased.insert(key.clone(), *lease);
+                    self.revision = mod_revision;
+                }
+                Write::Delete(key) => {
+                    if self.entries.remove(key).is_some() {
+                        self.leased.remove(key);
+                        self.revision = mod_revision;
+                    }
+                }
+            }
+        }
+        Outcome::Executed { revision: self.revision }
+    }
+
+    /// Whether the store would turn the transaction away, because a lease that it names has ended.
+    pub(super) fn names_no_lease(&self, transaction: &Transaction) -> bool {
+        transaction.writes.iter().any(|write| match write {
+            Write::PutLeased { lease, .. } => !self.leases.contains_key(lease),
+            Write::Put { .. } | Write::Delete(_) => false,
+        })
+    }
+
+    pub(super) fn end_leases(&mut self, now: Instant) {
+        if self.faults.outage {
+            return;
+        }
+        let ended: Vec<LeaseId> =
+            self.leases.iter().filter(|(_, lease)| lease.ends <= now).map(|(id, _)| *id).collect();
+        ended.into_iter().for_each(|lease| self.end_lease(lease));
+    }
+
+    pub(super) fn end_lease(&mut self, lease: LeaseId) {
+        self.leases.remove(&lease);
+        let keys: Vec<Key> =
+            self.leased.iter().filter(|(_, of)| **of == lease).map(|(key, _)| key.clone()).collect();
+        self.revision += u64::from(!keys.is_empty());
+        for key in keys {
+            self.leased.remove(&key);
+            self.entries.remove(&key);
+        }
+    }
+
+    pub(super) fn promote(&mut self) {
+        let now = Instant::now();
+        for lease in self.leases.values_mut() {
+            lease.ends = now + lease.ttl + ELECTION_TIMEOUT;
+        }
+    }
+
+    pub(super) fn backup(&self) -> Backup {
+        Backup { entries: self.entries.clone(), leases: self.leases.clone(), leased: self.leased.clone() }
+    }
+
+    pub(super) fn restore(&mut self, backup: &Backup) {
+        self.entries.clone_from(&backup.entries);
+        self.leases.clone_from(&backup.leases);
+        self.leased.clone_from(&backup.leased);
+        self.revision += 1_000_000_000;
+        self.cluster += 1;
+        self.under_way.clear();
+        self.promote();
+    }
+
+    pub(super) fn reachable(&self) -> Result<(), Fault> {
+        if self.faults.outage { Err(Fault::Outage) } else { Ok(()) }
+    }
+}
+
+/// Takes one from `count`, if there is one.
+pub(super) fn take(count: &mut u32) -> bool {
+    let some = *count > 0;
+    *count = count.saturating_sub(1);
+    some
+}

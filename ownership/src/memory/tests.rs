@@ -1,0 +1,93 @@
+//! Tests of the store in memory.
+
+use super::*;
+use crate::conformance::{self, host, vm};
+
+#[async_trait]
+impl conformance::Subject for MemoryStore {
+    fn client(&self) -> Arc<dyn OwnershipStore> {
+        Arc::new(self.client())
+    }
+
+    fn liveness(&self) -> Arc<dyn Liveness> {
+        Arc::new(self.client())
+    }
+
+    async fn lose_answers(&self, writes: u32) {
+        self.lose_answers(writes);
+    }
+
+    async fn overwrite(&self, vm: VmUid, value: &[u8]) {
+        self.overwrite(vm, value);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_memory_store_passes_the_conformance_script() {
+    conformance::run(&MemoryStore::new()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_request_is_sent_again() {
+    let (store, vm, me) = (MemoryStore::new(), vm("a"), host("xen-1", "boot-1"));
+    store.lose_requests(2);
+    let Start::Acquired(token) = store.start(vm, &me).await.unwrap() else { panic!("not acquired") };
+    store.lose_requests(2);
+    assert_eq!(store.release(vm, &me, token).await.unwrap(), Release::Released);
+    assert_eq!(store.owner(vm).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_is_delayed_for_long_hands_over_only_what_was_not_aborted() {
+    let (store, from, to) = (MemoryStore::new(), host("xen-1", "boot-1"), host("xen-2", "boot-1"));
+    for (name, abort) in [("aborted", true), ("not aborted", false)] {
+        let vm = vm(name);
+        let Start::Acquired(token) = store.start(vm, &from).await.unwrap() else { panic!("not acquired") };
+        store.delay_requests(u32::MAX);
+        assert_eq!(store.commit(vm, &from, token, &to).await.unwrap_err().category(), "unknown");
+        store.end_faults();
+        assert!(store.owner(vm).await.unwrap().unwrap().is(&from));
+        if abort {
+            let Abort::Aborted(_) = store.abort(vm, &from, token).await.unwrap() else { panic!("not mine") };
+        }
+        store.deliver_delayed();
+        assert!(store.owner(vm).await.unwrap().unwrap().is(if abort { &from } else { &to }));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_before_anything_is_sent_is_known_to_change_nothing() {
+    let (store, vm, me) = (MemoryStore::new(), vm("a"), host("xen-1", "boot-1"));
+    store.set_outage(true);
+    assert_eq!(store.start(vm, &me).await.unwrap_err().category(), "unavailable");
+    assert_eq!(store.owner(vm).await.unwrap_err().category(), "unavailable");
+    assert_eq!(store.owners().await.unwrap_err().category(), "unavailable");
+    store.set_outage(false);
+    assert_eq!(store.owner(vm).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_in_the_middle_leaves_the_result_unknown_and_asking_again_settles_it() {
+    let (store, vm, me) = (MemoryStore::new(), vm("a"), host("xen-1", "boot-1"));
+    store.begin_outage_after_next_write();
+    assert_eq!(store.start(vm, &me).await.unwrap_err().category(), "unknown");
+    store.set_outage(false);
+    let Start::AlreadyMine(token) = store.start(vm, &me).await.unwrap() else { panic!("not mine") };
+
+    store.begin_outage_after_next_write();
+    assert_eq!(store.release(vm, &me, token).await.unwrap_err().category(), "unknown");
+    store.set_outage(false);
+    assert_eq!(store.release(vm, &me, token).await.unwrap(), Release::NotOwner(None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_that_ends_soon_is_waited_for_once_something_was_sent() {
+    let (store, vm, me) = (MemoryStore::new(), vm("a"), host("xen-1", "boot-1"));
+    store.begin_outage_after_next_write();
+    let end = async {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        store.set_outage(false);
+    };
+    let (start, ()) = tokio::join!(store.start(vm, &me), end);
+    assert!(matches!(start.unwrap(), Start::Acquired(_)));
+}
