@@ -98,7 +98,8 @@ fn assemble(source: &str, [bits, machine]: [&str; 2], address: &str, target: &Pa
     run(link.args([target, &object]))
 }
 
-fn run(command: &mut Command) -> Result<()> {
+/// Runs a tool that builds a part of the lab.
+pub(super) fn run(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("{program} does not run"))?;
     if !output.status.success() {

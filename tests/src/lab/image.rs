@@ -20,6 +20,7 @@ use super::kernel;
 use super::libraries::add_program;
 use super::modules::Modules;
 use super::packages::{self, Unpacked};
+use super::repair;
 use crate::progress::Step;
 
 /// A file of this machine that is to stand in every dom0 of a lab.
@@ -57,6 +58,8 @@ pub struct Image {
     pub kernel: PathBuf,
     /// The base of dom0's file system.
     pub base: PathBuf,
+    /// What QEMU is started with so that UEFI guests do not end it, a shared library.
+    pub repair: PathBuf,
 }
 
 /// Builds what is missing or has changed, from packages that it installs or downloads if they are missing.
@@ -99,7 +102,8 @@ fn build_parts(cache: &Cache, unpacked: &Unpacked) -> Result<Image> {
         step.done();
         Ok(())
     })?;
-    Ok(Image { xen, kernel: vmlinuz, base })
+    let repair = cache.part("qemu-interrupt", repair::digest(), repair::write)?;
+    Ok(Image { xen, kernel: vmlinuz, base, repair })
 }
 
 /// Writes the base and behind it the overlay to `target`: a dom0 file system as QEMU hands it to Xen.

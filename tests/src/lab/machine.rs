@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use super::hub;
 use super::process::ProcessRecord;
+use super::repair;
 use super::state::{Lifetime, State};
 
 /// Port of the control server inside a host.
@@ -41,6 +42,7 @@ pub fn start(folder: &Path, state: &State, number: usize) -> Result<ProcessRecor
     };
     command
         .args(arguments(state, number))
+        .env("LD_PRELOAD", format!("./{}", repair::FILE))
         // All paths are from here on, which keeps commas and length limits of socket paths out of them.
         .current_dir(folder)
         .stdin(Stdio::null())

@@ -36,6 +36,7 @@ pub mod packages;
 mod pool;
 pub mod process;
 mod qmp;
+mod repair;
 pub mod state;
 
 pub use control::Output;

@@ -15,6 +15,7 @@ use super::hub::{Hub, Tap};
 use super::image::{self, Extra, Image};
 use super::machine;
 use super::process::ProcessRecord;
+use super::repair;
 use super::state::{self, Lifetime, State};
 
 /// What a lab is to be.
@@ -251,6 +252,7 @@ fn prepare(options: &LabOptions, image: &Image) -> Result<Lab> {
     // Links, because the cache may forget a version while the lab still boots hosts from it.
     std::fs::hard_link(&image.xen, folder.join("xen"))?;
     std::fs::hard_link(&image.kernel, folder.join("vmlinuz"))?;
+    std::fs::hard_link(&image.repair, folder.join(repair::FILE))?;
     let mut overlay = Archive::new();
     overlay.bytes("/etc/kubexen-lab/token", false, format!("{}\n", state.token));
     overlay.bytes("/etc/hosts", false, hosts_file(options.hosts));
