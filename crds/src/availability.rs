@@ -126,6 +126,18 @@ pub struct HostFencing {
     pub unfenced: Option<String>,
 }
 
+/// What the pool's policy asks of a host's agent, which cannot read the Pool. Written by the controller.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HostAvailability {
+    /// `spec.availability.profile` of the Pool. Default: `Default`.
+    #[serde(default)]
+    pub profile: Profile,
+    /// `spec.availability.disarmed` of the Pool. Default: false.
+    #[serde(default)]
+    pub disarmed: bool,
+}
+
 /// Whether a host can keep the promise to stop protected guests in time. Written by its agent.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]

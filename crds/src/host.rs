@@ -1,7 +1,7 @@
 //! `Host`: a machine that runs Xen, with the agent in its dom0.
 
 use crate::{
-    availability::{HostFencing, HostProtection, HostRecovery},
+    availability::{HostAvailability, HostFencing, HostProtection, HostRecovery},
     boot::{BootType, Firmware},
     condition::conditions_schema,
     cpu::FeatureSets,
@@ -123,6 +123,9 @@ pub struct HostStatus {
     /// Whether protected guests may run here; none before the agent has asked the pool's store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protection: Option<HostProtection>,
+    /// What the pool's policy asks of the agent; none before the controller has said so. Written by the controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub availability: Option<HostAvailability>,
     /// How guests of this host last came back elsewhere, after it had died. Written by the controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<HostRecovery>,

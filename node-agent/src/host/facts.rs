@@ -101,6 +101,7 @@ impl Measured {
             protection: None,
             observed_generation: None,
             evacuation: None,
+            availability: None,
             recovery: None,
             conditions: Vec::new(),
         }
@@ -164,6 +165,7 @@ pub fn of_the_agent(status: HostStatus) -> HostStatus {
     HostStatus {
         observed_generation: None,
         evacuation: None,
+        availability: None,
         recovery: None,
         conditions: Vec::new(),
         ..status
