@@ -134,9 +134,9 @@ impl ControlPlane {
     /// # Errors
     /// When etcd does not answer.
     pub async fn pool_keys(&self, prefix: &str) -> Result<Vec<String>> {
-        let endpoint = self.pool_etcd_endpoint();
+        let endpoints = self.pool_etcd_endpoints().join(",");
         let output = Command::new(tool("etcdctl")?)
-            .args(["--endpoints", &endpoint, "get", "--prefix", "--keys-only", prefix])
+            .args(["--endpoints", &endpoints, "get", "--prefix", "--keys-only", prefix])
             .kill_on_drop(true)
             .output()
             .await

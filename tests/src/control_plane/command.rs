@@ -38,7 +38,7 @@ impl ControlPlaneCommand {
             control_plane.folder().display()
         );
         println!("export KUBECONFIG={}", control_plane.kubeconfig().display());
-        println!("export KUBEXEN_POOL_ETCD={}", control_plane.pool_etcd_endpoint());
+        println!("export KUBEXEN_POOL_ETCD={}", control_plane.pool_etcd_endpoints().join(","));
         eprintln!("Ctrl-C stops it and removes its data.");
         tokio::select! {
             biased;

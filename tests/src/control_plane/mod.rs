@@ -43,6 +43,9 @@ pub const CONTROLLER_MANAGER: &str = "system:kube-controller-manager";
 /// The user that the API server itself acts as.
 pub const API_SERVER: &str = "system:apiserver";
 
+/// Names of the members of the pool's etcd, as many as there can be.
+const POOL_ETCD: [&str; 3] = ["pool-etcd", "pool-etcd-2", "pool-etcd-3"];
+
 /// How a control plane is started.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -50,13 +53,15 @@ pub struct Options {
     pub durable: bool,
     /// Starts kube-controller-manager: needed for garbage collection, namespaces' deletion and default service accounts.
     pub controller_manager: bool,
+    /// Number of members of the pool's etcd, 1 to 3.
+    pub pool_etcd_members: usize,
     /// Lets the API server queue requests by priority and fairness, as clusters do.
     pub priority_and_fairness: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { durable: false, controller_manager: true, priority_and_fairness: true }
+        Self { durable: false, controller_manager: true, pool_etcd_members: 1, priority_and_fairness: true }
     }
 }
 
@@ -67,8 +72,10 @@ pub enum Part {
     ApiServer,
     /// The etcd behind the API server.
     Etcd,
-    /// The etcd that holds ownership.
+    /// The etcd that holds ownership, all of its members.
     PoolEtcd,
+    /// One of its members, counted from 0.
+    PoolEtcdMember(usize),
     /// kube-controller-manager.
     ControllerManager,
 }
@@ -80,7 +87,7 @@ pub struct ControlPlane {
     controller_manager: Option<Server>,
     api_server: Server,
     etcd: Etcd,
-    pool_etcd: Etcd,
+    pool_etcd: Vec<Etcd>,
     admin: Identity,
     audit_log: PathBuf,
     scratch: Scratch,
@@ -95,7 +102,11 @@ impl ControlPlane {
         let scratch = Scratch::new("control-plane")?;
         let folder = scratch.path();
         let mut etcd = Etcd::start("etcd", folder, options.durable)?;
-        let mut pool_etcd = Etcd::start("pool-etcd", folder, options.durable)?;
+        let members = POOL_ETCD
+            .get(..options.pool_etcd_members)
+            .filter(|names| !names.is_empty())
+            .context("the pool's etcd has 1 to 3 members")?;
+        let mut pool_etcd = Etcd::start_cluster(members, folder, options.durable)?;
 
         let certificates = Certificates::generate(folder)?;
         let port = free_port()?;
@@ -137,7 +148,9 @@ impl ControlPlane {
         } else {
             None
         };
-        pool_etcd.ready().await?;
+        for member in &mut pool_etcd {
+            member.ready().await?;
+        }
         Ok(Self { controller_manager, api_server, etcd, pool_etcd, admin, audit_log, scratch })
     }
 
@@ -146,40 +159,50 @@ impl ControlPlane {
         self.scratch.path()
     }
 
-    /// Where clients of the pool's etcd connect, from this machine.
-    pub fn pool_etcd_endpoint(&self) -> String {
-        self.pool_etcd.endpoint()
+    /// Where clients of the pool's etcd connect, from this machine: each member's URL.
+    pub fn pool_etcd_endpoints(&self) -> Vec<String> {
+        self.pool_etcd.iter().map(Etcd::endpoint).collect()
     }
 
-    /// Kills one server as a crash would, and leaves it down until [`ControlPlane::restart`].
+    /// Kills a server as a crash would, and leaves it down until [`ControlPlane::restart`].
     ///
     /// # Errors
     /// When it may not be signalled, or this control plane has no such part.
     pub fn crash(&mut self, part: Part) -> Result<()> {
-        self.server(part)?.process.kill()
+        self.servers(part)?.into_iter().try_for_each(|server| server.process.kill())
     }
 
-    /// Kills one server, unless it is down already, starts it again with its data on its port, and waits until it is ready.
+    /// Kills a server, unless it is down already, starts it again with its data on its port, and waits until it is ready.
     ///
     /// # Errors
     /// When it is not ready in time, or this control plane has no such part.
     pub async fn restart(&mut self, part: Part) -> Result<()> {
         let client = self.client().await?;
-        self.server(part)?.crash_and_restart()?;
+        self.servers(part)?.into_iter().try_for_each(Server::crash_and_restart)?;
         match part {
-            Part::ApiServer => servers::api_server_ready(&mut self.api_server, &client).await,
-            Part::Etcd => self.etcd.ready().await,
-            Part::PoolEtcd => self.pool_etcd.ready().await,
-            Part::ControllerManager => servers::controller_manager_ready(self.server(part)?, &client).await,
+            Part::ApiServer => servers::api_server_ready(&mut self.api_server, &client).await?,
+            Part::Etcd => self.etcd.ready().await?,
+            Part::PoolEtcd => {
+                for member in &mut self.pool_etcd {
+                    member.ready().await?;
+                }
+            }
+            Part::PoolEtcdMember(number) => self.pool_etcd[number].ready().await?,
+            Part::ControllerManager => {
+                for server in self.servers(part)? {
+                    servers::controller_manager_ready(server, &client).await?;
+                }
+            }
         }
+        Ok(())
     }
 
-    /// Stops one server in its tracks: its connections stay open and nothing answers.
+    /// Stops a server in its tracks: its connections stay open and nothing answers.
     ///
     /// # Errors
     /// When it may not be signalled, or this control plane has no such part.
     pub fn pause(&mut self, part: Part) -> Result<()> {
-        self.server(part)?.process.pause()
+        self.servers(part)?.into_iter().try_for_each(|server| server.process.pause())
     }
 
     /// Lets a paused server go on.
@@ -187,7 +210,7 @@ impl ControlPlane {
     /// # Errors
     /// When it may not be signalled, or this control plane has no such part.
     pub fn resume(&mut self, part: Part) -> Result<()> {
-        self.server(part)?.process.resume()
+        self.servers(part)?.into_iter().try_for_each(|server| server.process.resume())
     }
 
     /// The present moment in the API server's audit log, for [`ControlPlane::writes_since`].
@@ -208,16 +231,22 @@ impl ControlPlane {
         audit::writes_since(&self.audit_log, mark)
     }
 
-    fn server(&mut self, part: Part) -> Result<&mut Server> {
-        match part {
-            Part::ApiServer => Ok(&mut self.api_server),
-            Part::Etcd => Ok(&mut self.etcd.server),
-            Part::PoolEtcd => Ok(&mut self.pool_etcd.server),
-            Part::ControllerManager => self
-                .controller_manager
-                .as_mut()
-                .ok_or_else(|| anyhow!("this control plane was started without kube-controller-manager")),
-        }
+    /// The servers of a part, of which there are several for the pool's etcd alone.
+    fn servers(&mut self, part: Part) -> Result<Vec<&mut Server>> {
+        Ok(match part {
+            Part::ApiServer => vec![&mut self.api_server],
+            Part::Etcd => vec![&mut self.etcd.server],
+            Part::PoolEtcd => self.pool_etcd.iter_mut().map(|member| &mut member.server).collect(),
+            Part::PoolEtcdMember(number) => {
+                let member = self.pool_etcd.get_mut(number);
+                vec![&mut member.with_context(|| format!("the pool's etcd has no member {number}"))?.server]
+            }
+            Part::ControllerManager => {
+                vec![self.controller_manager.as_mut().ok_or_else(|| {
+                    anyhow!("this control plane was started without kube-controller-manager")
+                })?]
+            }
+        })
     }
 }
 

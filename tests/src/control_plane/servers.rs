@@ -55,7 +55,7 @@ fn launch(name: &str, program: &Path, arguments: &[String], log: &Path) -> Resul
     Ok(Process::start(name, command, log)?.stop_within(Duration::ZERO))
 }
 
-/// One etcd, alone in its cluster.
+/// One member of an etcd cluster.
 #[derive(Debug)]
 pub(super) struct Etcd {
     /// The server.
@@ -64,10 +64,33 @@ pub(super) struct Etcd {
 }
 
 impl Etcd {
-    /// Starts an etcd named `name` with its data below `folder`; with `durable` it writes through to the disk.
+    /// Starts an etcd that is alone in its cluster, with its data below `folder`; with `durable` it writes through to the disk.
     pub(super) fn start(name: &'static str, folder: &Path, durable: bool) -> Result<Self> {
-        let (port, peer_port) = (free_port()?, free_port()?);
+        let peer_port = free_port()?;
+        Self::start_member(name, &[(name, peer_port)], peer_port, folder, durable)
+    }
+
+    /// Starts a cluster of as many members as there are names.
+    pub(super) fn start_cluster(names: &[&'static str], folder: &Path, durable: bool) -> Result<Vec<Self>> {
+        let members: Vec<(&str, u16)> =
+            names.iter().map(|name| Ok((*name, free_port()?))).collect::<Result<_>>()?;
+        let start = |(name, (_, peer_port)): (&&'static str, &(&str, u16))| {
+            Self::start_member(name, &members, *peer_port, folder, durable)
+        };
+        names.iter().zip(&members).map(start).collect()
+    }
+
+    fn start_member(
+        name: &'static str,
+        members: &[(&str, u16)],
+        peer_port: u16,
+        folder: &Path,
+        durable: bool,
+    ) -> Result<Self> {
+        let port = free_port()?;
         let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
+        let cluster: Vec<String> =
+            members.iter().map(|(name, port)| format!("{name}=http://127.0.0.1:{port}")).collect();
         let mut arguments = vec![
             format!("--name={name}"),
             format!("--data-dir={}", folder.join(name).display()),
@@ -75,7 +98,7 @@ impl Etcd {
             format!("--advertise-client-urls={client}"),
             format!("--listen-peer-urls={peer}"),
             format!("--initial-advertise-peer-urls={peer}"),
-            format!("--initial-cluster={name}={peer}"),
+            format!("--initial-cluster={}", cluster.join(",")),
             "--log-level=warn".to_owned(),
             // The default of 2 GiB is reached by a storm of thousands of objects with all their revisions.
             "--quota-backend-bytes=8589934592".to_owned(),

@@ -120,7 +120,7 @@ impl Pool {
     pub async fn start_lab_agent(&self, control_plane: &ControlPlane, host: &LabHost) -> Result<()> {
         let identity = self.agent_identity(control_plane, &host.name()).await?;
         let certificate = self.authority.issue(&host.name())?;
-        xen::start_agent(host, identity, &certificate, &control_plane.pool_etcd_endpoint()).await
+        xen::start_agent(host, identity, &certificate, &control_plane.pool_etcd_endpoints()).await
     }
 
     async fn without_agents(
@@ -250,8 +250,8 @@ impl Pool {
             let folder = self.host_folder(host);
             std::fs::create_dir_all(&folder)?;
             identity.write_kubeconfig(&folder.join("kubeconfig"))?;
-            let endpoint = control_plane.pool_etcd_endpoint();
-            self.options.simulated.write(host, &folder, &endpoint, &self.authority.issue(host)?)?;
+            let endpoints = control_plane.pool_etcd_endpoints();
+            self.options.simulated.write(host, &folder, &endpoints, &self.authority.issue(host)?)?;
         }
         Ok(())
     }

@@ -56,7 +56,7 @@ impl SimulatedHostOptions {
         &self,
         host: &str,
         folder: &Path,
-        pool_etcd: &str,
+        pool_etcd: &[String],
         certificate: &HostCertificate,
     ) -> Result<()> {
         let disks = folder.join("disks");
@@ -74,7 +74,7 @@ impl SimulatedHostOptions {
             "host": host,
             "kubeconfig": folder.join("kubeconfig"),
             "stateDirectory": folder.join("state"),
-            "poolStore": {"endpoints": [pool_etcd]},
+            "poolStore": {"endpoints": pool_etcd},
             "hypervisor": {"type": "Simulated", "profile": {
                 "cpus": self.cpus,
                 "memory": self.memory,

@@ -36,13 +36,14 @@ pub(super) async fn start_agent(
     host: &LabHost,
     identity: Identity,
     certificate: &HostCertificate,
-    pool_etcd: &str,
+    pool_etcd: &[String],
 ) -> Result<()> {
+    let seen = pool_etcd.iter().map(|endpoint| endpoint.replace("127.0.0.1", MACHINE));
     let config = json!({
         "host": host.name(),
         "kubeconfig": "/etc/kubexen/kubeconfig",
         "stateDirectory": "/srv/kubexen/state",
-        "poolStore": {"endpoints": [pool_etcd.replace("127.0.0.1", MACHINE)]},
+        "poolStore": {"endpoints": seen.collect::<Vec<_>>()},
         "hypervisor": {"type": "Xen"},
         "locations": {
             "default": {"path": "/srv/kubexen/disks"},

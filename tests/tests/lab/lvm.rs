@@ -43,7 +43,8 @@ impl Group {
         let turn = beside_others().await;
         let lun = LUN.lock().await;
         let (one, two) = make_group(turn.bed, extents).await?;
-        let pool_store = turn.bed.control_plane.pool_etcd_endpoint().replace("127.0.0.1", "10.0.2.2");
+        let pool_store =
+            turn.bed.control_plane.pool_etcd_endpoints().join(",").replace("127.0.0.1", "10.0.2.2");
         Ok(Self { one, two, pool_store, _turn: turn, _lun: lun })
     }
 
