@@ -130,7 +130,7 @@ pub struct HostFencing {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HostAvailability {
-    /// `spec.availability.profile` of the Pool. Default: `Default`.
+    /// `spec.availability.profile` of the Pool: `Default` or `Fast`. Default: `Default`.
     #[serde(default)]
     pub profile: Profile,
     /// `spec.availability.disarmed` of the Pool. Default: false.
@@ -142,7 +142,7 @@ pub struct HostAvailability {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HostProtection {
-    /// State in one word.
+    /// `Ready`: they may run here; the host has a lease, and a watchdog resets it if it must. `Unavailable`: they may not.
     pub state: ProtectionState,
     /// Why it is unavailable; empty otherwise.
     #[serde(default, skip_serializing_if = "String::is_empty")]

@@ -3,7 +3,7 @@
 use super::{
     domain,
     evacuate::{self, Evacuate},
-    migrate,
+    failover, migrate,
     storm::{self, Storm},
 };
 use anyhow::Result;
@@ -41,6 +41,15 @@ enum Benchmark {
         #[arg(long)]
         json: bool,
     },
+    /// Cut the power of simulated hosts, one after the other, and wait for their protected guests.
+    Failover {
+        /// Cuts with each profile.
+        #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
+        rounds: u16,
+        /// Print the result as JSON and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
     /// Start domains on a Xen host of the lab, through the agent and by bare libxl.
     Domain {
         /// Print the result as JSON and nothing else.
@@ -71,6 +80,7 @@ impl BenchCommand {
             Benchmark::Evacuate { vms, json } => {
                 show(&evacuate::run(Evacuate { machines: vms }).await?, json)
             }
+            Benchmark::Failover { rounds, json } => show(&failover::run(rounds.into()).await?, json),
             Benchmark::Domain { json } => show(&domain::run().await?, json),
             Benchmark::Migrate { moves, json } => show(&migrate::run(moves).await?, json),
         }

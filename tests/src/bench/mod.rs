@@ -4,6 +4,7 @@ mod bare;
 pub mod command;
 mod domain;
 mod evacuate;
+mod failover;
 mod heartbeat;
 mod measure;
 mod migrate;

@@ -134,16 +134,28 @@ impl ControlPlane {
     /// # Errors
     /// When etcd does not answer.
     pub async fn pool_keys(&self, prefix: &str) -> Result<Vec<String>> {
-        let endpoints = self.pool_etcd_endpoints().join(",");
+        let keys = self.etcdctl(&["get", "--prefix", "--keys-only", prefix]).await?;
+        Ok(keys.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+    }
+
+    /// The value of one key of the pool's etcd; empty if there is no such key.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub async fn pool_value(&self, key: &str) -> Result<String> {
+        self.etcdctl(&["get", "--print-value-only", key]).await
+    }
+
+    async fn etcdctl(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new(tool("etcdctl")?)
-            .args(["--endpoints", &endpoints, "get", "--prefix", "--keys-only", prefix])
+            .args(["--endpoints", &self.pool_etcd_endpoints().join(",")])
+            .args(arguments)
             .kill_on_drop(true)
             .output()
             .await
             .context("cannot run etcdctl")?;
         ensure!(output.status.success(), "etcdctl: {}", String::from_utf8_lossy(&output.stderr));
-        let keys = String::from_utf8(output.stdout)?;
-        Ok(keys.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     fn program(&self, name: &str) -> Result<Command> {

@@ -7,6 +7,7 @@
 
 mod host_certificates;
 mod programs;
+pub mod runs;
 mod simulated;
 mod xen;
 
@@ -23,8 +24,11 @@ use kube::{
     api::{DeleteParams, PostParams},
 };
 use kubexen_crds::{Host, HostSpec, condition, names};
+use kubexen_node_agent::hypervisor::simulated::{Profile as HostProfile, SimulatedHost};
+use kubexen_runtime::clock::SystemClock;
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -204,6 +208,20 @@ impl Pool {
     /// When it may not be signalled.
     pub fn kill_agent(&mut self, number: usize) -> Result<()> {
         kill(self.agents.get_mut(number))
+    }
+
+    /// Cuts the power of the simulated hosts of an agent process: their guests are gone from this moment on, and nobody
+    /// answers until [`Pool::start_agent`], which is their next boot.
+    ///
+    /// # Errors
+    /// When the process may not be signalled, or what the hosts were cannot be written down.
+    pub fn cut_power(&mut self, number: usize) -> Result<()> {
+        self.kill_agent(number)?;
+        for name in self.hosts_of_agent(number) {
+            let folder = self.host_folder(name).join("state/simulated");
+            SimulatedHost::ledgered(&folder, HostProfile::default(), Arc::new(SystemClock))?.reboot()?;
+        }
+        Ok(())
     }
 
     /// Starts a controller that does not run.

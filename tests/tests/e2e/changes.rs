@@ -2,12 +2,12 @@
 
 use crate::{
     scene::{PATIENCE, Scene, condition_is, host, ready_is},
-    starts::runs_of,
     world::World,
 };
 use anyhow::{Context, Result, ensure};
 use kube::{Api, ResourceExt, api::DeleteParams};
 use kubexen_crds::{Domain, Network, VirtualDisk, VirtualMachine, condition, names::host_namespace};
+use kubexen_testbed::pool::runs::runs_of;
 use kubexen_testbed::process::wait_until;
 use serde_json::{Value, json};
 

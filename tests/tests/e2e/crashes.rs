@@ -1,10 +1,11 @@
 //! The controller and the agents are killed in the middle of storms.
 
-use crate::{fixpoint, scene::Scene, starts, storm, world::World};
+use crate::{fixpoint, scene::Scene, storm, world::World};
 use anyhow::{Context, Result, bail};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use kubexen_controller::LEASE;
+use kubexen_testbed::pool::runs;
 use kubexen_testbed::{
     pool::{PoolOptions, SYSTEM_NAMESPACE},
     process::wait_until,
@@ -75,7 +76,7 @@ async fn controllers_killed_at_random_points_of_a_storm_start_nothing_twice() ->
     let (leading, _) = leader(&scene, None).await?;
     world.pool.kill_controller(leading)?;
     storm::gone(&world, &scene, &uids).await?;
-    starts::nothing_ran_twice(&world.pool).map(drop)
+    runs::nothing_ran_twice(&world.pool).map(drop)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -87,13 +88,13 @@ async fn agents_killed_at_random_points_of_a_storm_start_nothing_twice_and_leave
     let scene = Scene::new(&world, "storm").await?;
     tokio::try_join!(storm::create(&scene, 0..COUNT), kill_agents(&mut world, &mut dice, KILLS))?;
     storm::calm(&scene, COUNT).await?;
-    starts::nothing_ran_twice(&world.pool)?;
+    runs::nothing_ran_twice(&world.pool)?;
     fixpoint::is_kept(&world).await?;
     let uids = storm::uids(&scene).await?;
     storm::delete(&scene).await?;
     kill_agents(&mut world, &mut dice, KILLS / 2).await?;
     storm::gone(&world, &scene, &uids).await?;
-    starts::nothing_ran_twice(&world.pool).map(drop)
+    runs::nothing_ran_twice(&world.pool).map(drop)
 }
 
 async fn kill_agents(world: &mut World, dice: &mut StdRng, times: usize) -> Result<()> {

@@ -2,12 +2,12 @@
 
 use crate::{
     scene::{Scene, boot_that_ends, message, ready_is},
-    starts::runs_of,
     world::World,
 };
 use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
 use kubexen_crds::VirtualMachine;
+use kubexen_testbed::pool::runs::runs_of;
 use serde_json::json;
 
 #[tokio::test]

@@ -2,13 +2,13 @@
 
 use crate::{
     scene::{Scene, condition_is, host, machine, ready_is},
-    starts::runs_of,
     traces,
     world::World,
 };
 use anyhow::{Context, Result, ensure};
 use kube::{Api, ResourceExt};
 use kubexen_crds::{Domain, VirtualDisk, VirtualMachine, names::host_namespace};
+use kubexen_testbed::pool::runs::runs_of;
 use serde_json::json;
 use std::{collections::BTreeSet, path::PathBuf};
 

@@ -20,7 +20,6 @@ mod outages;
 mod placement;
 mod scene;
 mod shared_storage;
-mod starts;
 mod storage_faults;
 mod storm;
 mod suspension;

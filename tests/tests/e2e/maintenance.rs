@@ -3,7 +3,6 @@
 use crate::{
     fixpoint,
     scene::{PATIENCE, Scene, boot_that_ends, host, ready_is},
-    starts::nothing_ran_twice,
     world::World,
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -15,6 +14,7 @@ use kubexen_crds::{
     Domain, EvacuationAction, Host, HostStatus, MigrationPhase, VirtualMachine, VirtualMachineMigration,
     condition::{find, is_true},
 };
+use kubexen_testbed::pool::runs::nothing_ran_twice;
 use kubexen_testbed::{
     pool::{PoolOptions, SimulatedHostOptions},
     process::wait_until,

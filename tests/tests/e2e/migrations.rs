@@ -2,7 +2,6 @@
 
 use crate::{
     scene::{PATIENCE, Scene, host},
-    starts::{nothing_ran_twice, runs_of},
     world::World,
 };
 use anyhow::{Context, Result, ensure};
@@ -11,6 +10,7 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use kubexen_crds::{Domain, Host, MigrationPhase, VirtualMachine, VirtualMachineMigration, condition::find};
+use kubexen_testbed::pool::runs::{nothing_ran_twice, runs_of};
 use kubexen_testbed::{pool::PoolOptions, process::wait_until};
 use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddrV4};

@@ -2,7 +2,6 @@
 
 use crate::{
     scene::{PATIENCE, Scene, host, message, with_disk},
-    starts::nothing_ran_twice,
     world::World,
 };
 use anyhow::{Context, Result, ensure};
@@ -13,6 +12,7 @@ use kube::{
 use kubexen_crds::{
     Host, MigrationPhase, StorageRepository, VirtualDisk, VirtualMachine, condition, virtual_disk::Phase,
 };
+use kubexen_testbed::pool::runs::nothing_ran_twice;
 use kubexen_testbed::process::wait_until;
 use serde_json::json;
 

@@ -3,7 +3,6 @@
 use crate::{
     scene::{PATIENCE, Scene, host, message, ready_is, with_disk},
     shared_storage::disk_records,
-    starts::{nothing_ran_twice, runs_of},
     world::World,
 };
 use anyhow::{Context, Result, ensure};
@@ -17,6 +16,7 @@ use kubexen_crds::{
     names::host_namespace,
     virtual_disk::Phase,
 };
+use kubexen_testbed::pool::runs::{nothing_ran_twice, runs_of};
 use kubexen_testbed::{
     pool::{PoolOptions, SimulatedHostOptions, remove_host},
     process::wait_until,

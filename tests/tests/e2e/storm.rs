@@ -3,7 +3,7 @@
 use crate::{
     fixpoint,
     scene::{Scene, described, machine, ready_is},
-    starts, traces,
+    traces,
     world::World,
 };
 use anyhow::{Result, ensure};
@@ -13,6 +13,7 @@ use kube::{
     api::{DeleteParams, ListParams, PostParams},
 };
 use kubexen_crds::{VirtualDisk, VirtualMachine};
+use kubexen_testbed::pool::runs;
 use kubexen_testbed::{
     pool::{PoolOptions, SimulatedHostOptions},
     process::wait_until,
@@ -125,7 +126,7 @@ pub async fn gone(world: &World, scene: &Scene, uids: &BTreeSet<String>) -> Resu
 
 /// Makes sure that every domain was started, and none but once.
 pub fn each_started_once(world: &World, machines: &[VirtualMachine]) -> Result<()> {
-    let runs = starts::nothing_ran_twice(&world.pool)?;
+    let runs = runs::nothing_ran_twice(&world.pool)?;
     for machine in machines {
         let uid = machine.uid().unwrap_or_default().parse()?;
         let of_machine = runs.get(&uid).map(Vec::as_slice).unwrap_or_default();

@@ -2,7 +2,6 @@
 
 use crate::{
     scene::{PATIENCE, Scene, host, message, with_disk},
-    starts::nothing_ran_twice,
     world::World,
 };
 use anyhow::{Context, Result, ensure};
@@ -11,6 +10,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use kubexen_crds::{Domain, Host, VirtualDisk, VirtualMachine, Volume};
+use kubexen_testbed::pool::runs::nothing_ran_twice;
 use kubexen_testbed::{pool::PoolOptions, process::wait_until};
 use serde_json::json;
 

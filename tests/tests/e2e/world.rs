@@ -2,13 +2,10 @@
 
 use anyhow::Result;
 use kubexen_crds::BootType;
-use kubexen_node_agent::hypervisor::simulated::{Profile, SimulatedHost};
-use kubexen_runtime::clock::SystemClock;
 use kubexen_testbed::{
     control_plane::{ControlPlane, Options},
     pool::{Pool, PoolOptions, SimulatedHostOptions},
 };
-use std::sync::Arc;
 use tokio::sync::OnceCell;
 
 /// A control plane with a pool on it.
@@ -29,11 +26,7 @@ impl World {
 
     /// Reboots the simulated hosts of an agent process: their guests are gone, and the agent starts anew.
     pub fn reboot(&mut self, number: usize) -> Result<()> {
-        self.pool.kill_agent(number)?;
-        for name in self.pool.hosts_of_agent(number) {
-            let folder = self.pool.host_folder(name).join("state/simulated");
-            SimulatedHost::ledgered(&folder, Profile::default(), Arc::new(SystemClock))?.reboot()?;
-        }
+        self.pool.cut_power(number)?;
         self.pool.start_agent(number)
     }
 

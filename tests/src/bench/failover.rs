@@ -1,0 +1,248 @@
+//! `bench failover`: hosts of a pool lose their power, one after the other, and their protected guests run elsewhere.
+//!
+//! Real processes: an API server, a pool etcd of three members, two controllers, an agent for each simulated host. The time of
+//! a round is from the moment at which the host's power went to the moment at which the guest ran on another host, as the
+//! hosts' own logs have it. What stands behind every figure is the watchdog and the grace: no storage confirms anything.
+
+use super::{
+    measure::{kinds_are_served, this_profile},
+    report::{FailoverReport, Rounds, rounded},
+    workload::{create_namespace, name},
+};
+use crate::{
+    control_plane::{ControlPlane, Options, Part},
+    pool::{Pool, PoolOptions, SYSTEM_NAMESPACE, runs},
+    process::wait_until,
+    progress::Step,
+};
+use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, PostParams},
+};
+use kubexen_controller::LEASE;
+use kubexen_crds::{Host, Profile, ProtectionState, VirtualMachine, condition};
+use serde_json::json;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// Namespace of the machines.
+const NAMESPACE: &str = "failover";
+/// Simulated hosts, each with an agent process of its own.
+const HOSTS: usize = 4;
+/// Protected machines; the first is the one whose times count.
+const MACHINES: usize = 8;
+/// Longest time for a guest to be back, and for a host.
+const LIMIT: Duration = Duration::from_secs(240);
+/// How long the pool's etcd stands still.
+const OUTAGE: Duration = Duration::from_secs(10);
+/// How long it is watched whether somebody is fenced for it: longer than any lease and grace.
+const WATCHED: Duration = Duration::from_secs(60);
+/// How often a controller is killed.
+const TAKEOVERS: usize = 3;
+
+/// Measures this many rounds with each profile, both at a time.
+///
+/// # Errors
+/// When something does not start, or a guest is not back in time.
+pub async fn run(rounds: usize) -> Result<FailoverReport> {
+    let step =
+        Step::begin("Starting two pools of four simulated hosts, each with a pool etcd of three members");
+    let (mut default, mut fast) = tokio::try_join!(Bed::start(Profile::Default), Bed::start(Profile::Fast))?;
+    step.done();
+    let step = Step::begin(format!("Cutting the power of a host, {rounds} times in each pool"));
+    let (default_rounds, fast_rounds) = tokio::try_join!(default.rounds(rounds), fast.rounds(rounds))?;
+    step.done();
+    let step = Step::begin(format!("Killing the leading controller, {TAKEOVERS} times"));
+    let takeover = fast.takeover().await?;
+    step.done();
+    let step = Step::begin("Stopping the pools' etcd for 10 s, and killing a member");
+    let (one, other) = tokio::try_join!(default.false_fences(), fast.false_fences())?;
+    step.done();
+    Ok(FailoverReport {
+        default: default_rounds,
+        fast: fast_rounds,
+        controller_takeover_seconds: rounded(takeover.as_secs_f64()),
+        false_fences: one + other,
+    })
+}
+
+/// A pool with machines to lose.
+struct Bed {
+    // The programs of the pool stop before what they talk to.
+    pool: Pool,
+    control_plane: ControlPlane,
+    client: Client,
+}
+
+impl Bed {
+    async fn start(profile: Profile) -> Result<Self> {
+        let control_plane =
+            ControlPlane::start(&Options { pool_etcd_members: 3, ..Options::default() }).await?;
+        let options = PoolOptions {
+            hosts: HOSTS,
+            hosts_per_process: 1,
+            controllers: 2,
+            profile: this_profile(),
+            ..PoolOptions::default()
+        };
+        let pool = Pool::start(&control_plane, options).await?;
+        let client = control_plane.client().await?;
+        kinds_are_served(&client).await?;
+        create_namespace(&client, NAMESPACE).await?;
+        let policy = json!({
+            "metadata": {"name": "default"},
+            "spec": {"availability": {"profile": profile, "maxSilentPercent": 50}},
+        });
+        let pools = Api::<kubexen_crds::Pool>::all(client.clone());
+        pools.create(&PostParams::default(), &serde_json::from_value(policy)?).await?;
+        let bed = Self { pool, control_plane, client };
+        for number in 0..HOSTS {
+            bed.until_protects(number, profile).await?;
+        }
+        for number in 0..MACHINES {
+            bed.create_machine(&name(number)).await?;
+        }
+        for number in 0..MACHINES {
+            bed.until_guarded(&name(number)).await?;
+        }
+        Ok(bed)
+    }
+
+    fn machines(&self) -> Api<VirtualMachine> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    async fn create_machine(&self, name: &str) -> Result<()> {
+        let machine = json!({
+            "metadata": {"name": name},
+            "spec": {
+                "memory": {"size": "64Mi"},
+                "boot": {"type": "PVH", "kernel": {"name": "linux", "commandLine": "console=hvc0"}},
+                "availability": {"restartPriority": "Protected"},
+            },
+        });
+        self.machines().create(&PostParams::default(), &serde_json::from_value(machine)?).await?;
+        Ok(())
+    }
+
+    /// Waits until a host can protect guests, by the profile that is asked for.
+    async fn until_protects(&self, number: usize, profile: Profile) -> Result<()> {
+        let hosts = Api::<Host>::all(self.client.clone());
+        let name = &self.pool.host_names()[number];
+        wait_until("the host protects guests", LIMIT, async || {
+            let status = hosts.get(name).await?.status.unwrap_or_default();
+            ensure!(condition::is_true(&status.conditions, "Ready"), "{name} is not Ready");
+            let protects =
+                status.protection.as_ref().is_some_and(|said| said.state == ProtectionState::Ready);
+            ensure!(protects, "{name} says {:?}", status.protection);
+            let told = status.availability.map(|told| told.profile);
+            ensure!(told == Some(profile), "{name} was told {told:?}");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits until a machine runs, and its host has promised to stop it in time; with its host.
+    async fn until_guarded(&self, name: &str) -> Result<String> {
+        let machines = self.machines();
+        wait_until("the machine runs and is guarded", LIMIT, async || {
+            let machine = machines.get(name).await?;
+            let status = machine.status.unwrap_or_default();
+            ensure!(condition::is_true(&status.conditions, "Ready"), "{name} is not Ready");
+            let host = status.host.context("it has no host")?;
+            let uid = machine.metadata.uid.context("no uid")?;
+            let record = self.control_plane.pool_value(&format!("/kubexen/owners/{uid}")).await?;
+            ensure!(record.contains(r#""guarded":true"#), "{name} is not guarded on {host}: {record}");
+            Ok(host)
+        })
+        .await
+    }
+
+    async fn rounds(&mut self, count: usize) -> Result<Rounds> {
+        let mut seconds = Vec::with_capacity(count);
+        for _ in 0..count {
+            seconds.push(self.round().await?.as_secs_f64());
+        }
+        let overlaps = runs::overlaps(&self.pool)?;
+        Ok(Rounds::of(&mut seconds, overlaps))
+    }
+
+    /// Cuts the power of the first machine's host; how long it took until that machine ran elsewhere.
+    async fn round(&mut self) -> Result<Duration> {
+        let name = name(0);
+        let host = self.until_guarded(&name).await?;
+        let number = self.pool.host_names().iter().position(|other| *other == host);
+        let number = number.with_context(|| format!("there is no host {host}"))?;
+        let machine = self.machines().get(&name).await?;
+        let uid = machine.uid().context("no uid")?;
+        let cut = Timestamp::now();
+        self.pool.cut_power(number)?;
+        let back = wait_until("the machine runs elsewhere", LIMIT, async || {
+            let runs = runs::runs_of(&self.pool, &uid)?;
+            let last = runs.last().filter(|run| run.host != host && run.from > cut);
+            last.map(|run| run.from).with_context(|| format!("it ran {runs:?}"))
+        })
+        .await?;
+        self.pool.start_agent(number)?;
+        for machine in 0..MACHINES {
+            self.until_guarded(&super::workload::name(machine)).await?;
+        }
+        let hosts = Api::<Host>::all(self.client.clone());
+        wait_until("the host is back", LIMIT, async || {
+            let status = hosts.get(&host).await?.status.unwrap_or_default();
+            let protects =
+                status.protection.as_ref().is_some_and(|said| said.state == ProtectionState::Ready);
+            ensure!(protects && condition::is_true(&status.conditions, "Ready"), "{host} is not back");
+            Ok(())
+        })
+        .await?;
+        Ok(back.duration_since(cut).try_into()?)
+    }
+
+    /// The longest time from the death of the leading controller until a machine that is made then runs.
+    async fn takeover(&mut self) -> Result<Duration> {
+        let leases = Api::<Lease>::namespaced(self.client.clone(), SYSTEM_NAMESPACE);
+        let mut longest = Duration::ZERO;
+        for number in 0..TAKEOVERS {
+            let holder = leases.get(LEASE).await?.spec.and_then(|spec| spec.holder_identity);
+            let holder = holder.context("nobody leads")?;
+            let leader = usize::from(holder.starts_with("controller-1"));
+            let began = Instant::now();
+            self.pool.kill_controller(leader)?;
+            let made = format!("after-takeover-{number}");
+            self.create_machine(&made).await?;
+            let machines = self.machines();
+            wait_until("another controller works", LIMIT, async || {
+                let status = machines.get(&made).await?.status.unwrap_or_default();
+                ensure!(condition::is_true(&status.conditions, "Ready"), "{made} is not Ready");
+                Ok(())
+            })
+            .await?;
+            longest = longest.max(began.elapsed());
+            self.pool.start_controller(leader)?;
+            machines.delete(&made, &DeleteParams::default()).await?;
+        }
+        Ok(longest)
+    }
+
+    /// How many boots were fenced for an outage of the pool's etcd, and for the loss of one member.
+    async fn false_fences(&mut self) -> Result<usize> {
+        let before = self.fenced().await?;
+        self.control_plane.pause(Part::PoolEtcd)?;
+        sleep(OUTAGE).await;
+        self.control_plane.resume(Part::PoolEtcd)?;
+        sleep(WATCHED).await;
+        self.control_plane.crash(Part::PoolEtcdMember(0))?;
+        sleep(WATCHED).await;
+        self.control_plane.restart(Part::PoolEtcdMember(0)).await?;
+        Ok(self.fenced().await?.saturating_sub(before))
+    }
+
+    async fn fenced(&self) -> Result<usize> {
+        let keys = self.control_plane.pool_keys("/kubexen/hosts/").await?;
+        Ok(keys.iter().filter(|key| key.contains("/fenced/")).count())
+    }
+}
