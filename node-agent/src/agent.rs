@@ -13,6 +13,7 @@
 use crate::{
     config::Catalogue,
     domain::{Domains, Guests, Shutdowns},
+    fence::{Fence, Watchdog},
     host::{self, Publisher},
     hypervisor::{DomainInfo, DomainUsage, Hypervisor, HypervisorError},
     metrics::{GuestSample, Metrics},
@@ -23,7 +24,7 @@ use crate::{
 };
 use kube::{Api, Client, ResourceExt, runtime::watcher};
 use kubexen_crds::{Domain, names::host_namespace};
-use kubexen_ownership::{BootId, HostBoot, HostName, InvalidName, OwnershipStore};
+use kubexen_ownership::{BootId, HostBoot, HostName, InvalidName, OwnershipStore, liveness::Liveness};
 use kubexen_runtime::{Clock, Key, Outcome, WorkQueue, events};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -65,6 +66,10 @@ pub struct Dependencies {
     pub network: Arc<dyn HostNetwork>,
     /// Who may run what.
     pub ownership: Arc<dyn OwnershipStore>,
+    /// Which hosts are alive.
+    pub liveness: Arc<dyn Liveness>,
+    /// What resets this host.
+    pub watchdog: Arc<dyn Watchdog>,
     /// Other hosts' agents.
     pub migrations: Arc<dyn MigrationNetwork>,
     /// Wall-clock time.
@@ -97,10 +102,16 @@ pub async fn run(
     metrics: Arc<Metrics>,
 ) -> Result<(), AgentError> {
     let span = info_span!("agent", %host);
-    run_inside(host, catalogue, world, metrics).instrument(span).await
+    async {
+        loop {
+            run_one_boot(host.clone(), catalogue.clone(), world.clone(), Arc::clone(&metrics)).await?;
+        }
+    }
+    .instrument(span)
+    .await
 }
 
-async fn run_inside(
+async fn run_one_boot(
     host: HostName,
     catalogue: Catalogue,
     world: Dependencies,
@@ -123,6 +134,13 @@ async fn run_inside(
     let instance = me.host.to_string();
     let (events, event_writer) = events::channel("kubexen-node-agent", instance, Arc::clone(&world.clock));
     let mirrors = Mirrors::default();
+    let fence = Arc::new(Fence::new(
+        me.clone(),
+        Arc::clone(&world.liveness),
+        Arc::clone(&world.ownership),
+        Arc::clone(&world.hypervisor),
+        Arc::clone(&world.watchdog),
+    ));
     let domains = Domains {
         client: world.client.clone(),
         me: me.clone(),
@@ -140,6 +158,7 @@ async fn run_inside(
         starts: tokio::sync::RwLock::default(),
         migrations: Arc::clone(&world.migrations),
         sessions: Sessions::default(),
+        fence: Arc::clone(&fence),
     };
     let publisher = Publisher {
         client: world.client.clone(),
@@ -150,23 +169,57 @@ async fn run_inside(
         migrations: Arc::clone(&world.migrations),
         catalogue,
         mirrors: mirrors.clone(),
+        fence: Arc::clone(&fence),
     };
     let queue = WorkQueue::default();
     let facts_changed = Notify::new();
-    tokio::join!(
-        watch(&world.client, &me.host, &mirrors, &queue, &facts_changed),
-        work(&domains, &queue, &metrics),
-        follow_hypervisor(&domains, &queue, &facts_changed),
-        look_at_everything(&mirrors, &queue),
-        look_at_guests(&domains, &queue, &facts_changed, &metrics),
-        give_back_strays(&domains),
-        domains.sessions.run(|guest| queue_domains(&mirrors, &queue, &[guest], &facts_changed)),
-        migration::receive_connections(&*world.migrations, &domains.sessions),
-        publish(&publisher, &facts_changed),
-        host::beat(world.client.clone(), me.clone(), Arc::clone(&world.clock)),
-        event_writer.run(world.client.clone()),
-    );
+    let own_host = Key::cluster(me.host.to_string());
+    let policy = || {
+        let status = mirrors.hosts.get(&own_host).and_then(|host| host.status.clone());
+        let told = status.and_then(|status| status.availability).unwrap_or_default();
+        (told.profile, told.disarmed)
+    };
+    let work = async {
+        tokio::join!(
+            fence.run(policy),
+            async {
+                loop {
+                    fence.protection_changed().await;
+                    facts_changed.notify_one();
+                }
+            },
+            watch(&world.client, &me.host, &mirrors, &queue, &facts_changed),
+            work(&domains, &queue, &metrics),
+            follow_hypervisor(&domains, &queue, &facts_changed),
+            look_at_everything(&mirrors, &queue),
+            look_at_guests(&domains, &queue, &facts_changed, &metrics),
+            give_back_strays(&domains),
+            domains.sessions.run(|guest| queue_domains(&mirrors, &queue, &[guest], &facts_changed)),
+            migration::receive_connections(&*world.migrations, &domains.sessions),
+            publish(&publisher, &facts_changed),
+            host::beat(world.client.clone(), me.clone(), Arc::clone(&world.clock)),
+            event_writer.run(world.client.clone()),
+        )
+    };
+    tokio::select! {
+        biased;
+        () = until_reset(&*world.hypervisor, me.boot_id.as_str()) => info!("the host was reset"),
+        _ = work => {}
+    }
     Ok(())
+}
+
+/// Waits until the hypervisor shows another boot: only a simulated host is reset under its agent.
+async fn until_reset(hypervisor: &dyn Hypervisor, boot_id: &str) {
+    let mut changes = hypervisor.changes();
+    loop {
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        if hypervisor.facts().await.is_ok_and(|facts| facts.boot_id != boot_id) {
+            return;
+        }
+    }
 }
 
 /// Keeps the mirrors true and queues what changed.

@@ -3,7 +3,11 @@
 use crate::{
     agent::{self, Dependencies},
     config::{AgentConfig, HypervisorConfig},
-    hypervisor::{Hypervisor, simulated::SimulatedHypervisor},
+    fence::{NoWatchdog, Watchdog},
+    hypervisor::{
+        Hypervisor,
+        simulated::{SimulatedHost, SimulatedHypervisor},
+    },
     metrics::Metrics,
     migration::link::{MigrationNetwork, NoMigrations, TlsNetwork},
     network::{BridgeNetwork, HostNetwork, SimulatedNetwork},
@@ -12,7 +16,7 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use kubexen_ownership::{
-    EtcdStore, HostName,
+    EtcdConfig, EtcdStore, HostName,
     lock::{EtcdLocks, Locks},
 };
 use kubexen_runtime::{
@@ -21,12 +25,15 @@ use kubexen_runtime::{
     telemetry::{self, LogFormat, Readiness},
 };
 use prometheus_client::registry::Registry;
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
     task::JoinSet,
 };
 use tracing::{error, info};
+
+/// How long a member of the pool's store may take to answer a renewal.
+const RENEWAL_LIMIT: Duration = Duration::from_secs(1);
 
 /// The agent of a Xen host: runs the domains and volumes that the KubeXen API asks of this host.
 #[derive(Debug, Parser)]
@@ -166,32 +173,51 @@ async fn dependencies(config: &AgentConfig, host: &HostName) -> Result<Dependenc
         HypervisorConfig::Simulated { .. } => HostSeeds::files_only(&seeds),
         HypervisorConfig::Xen => HostSeeds::new(&seeds),
     });
-    let (hypervisor, storage, network): (Arc<dyn Hypervisor>, Arc<dyn Storage>, Arc<dyn HostNetwork>) =
-        match &config.hypervisor {
-            HypervisorConfig::Simulated { profile } => (
-                Arc::new(SimulatedHypervisor::ledgered(
-                    &config.state_directory.join("simulated"),
-                    profile.clone(),
-                    clock.clone(),
-                )?),
-                Arc::new(Locations::simulated(
-                    config.locations.clone(),
-                    &config.state_directory.join("attached"),
-                )?),
-                Arc::new(SimulatedNetwork::new(config.uplinks.keys().cloned())),
-            ),
-            HypervisorConfig::Xen => (
-                xen(config)?,
-                Arc::new(Locations::new(config.locations.clone(), &locks)?),
-                Arc::new(BridgeNetwork::new(config.uplinks.clone())?),
-            ),
-        };
+    let watchdog: Arc<dyn Watchdog>;
+    let hypervisor: Arc<dyn Hypervisor>;
+    let storage: Arc<dyn Storage>;
+    let network: Arc<dyn HostNetwork>;
+    match &config.hypervisor {
+        HypervisorConfig::Simulated { profile } => {
+            let folder = config.state_directory.join("simulated");
+            let host = SimulatedHost::ledgered(&folder, profile.clone(), clock.clone())?;
+            watchdog = Arc::new(host.clone());
+            hypervisor = Arc::new(SimulatedHypervisor::new(host));
+            let attached = config.state_directory.join("attached");
+            storage = Arc::new(Locations::simulated(config.locations.clone(), &attached)?);
+            network = Arc::new(SimulatedNetwork::new(config.uplinks.keys().cloned()));
+        }
+        HypervisorConfig::Xen => {
+            watchdog = Arc::new(NoWatchdog);
+            hypervisor = xen(config)?;
+            storage = Arc::new(Locations::new(config.locations.clone(), &locks)?);
+            network = Arc::new(BridgeNetwork::new(config.uplinks.clone())?);
+        }
+    }
     let ownership = Arc::new(EtcdStore::new(config.pool_store.etcd()));
+    // A member that does not answer must leave time to ask the others before anything is due.
+    let renewals = EtcdConfig {
+        connect_timeout: RENEWAL_LIMIT,
+        request_timeout: RENEWAL_LIMIT,
+        ..config.pool_store.etcd()
+    };
+    let liveness = Arc::new(EtcdStore::new(renewals));
     let migrations: Arc<dyn MigrationNetwork> = match &config.migration {
         Some(migration) => Arc::new(TlsNetwork::listen(migration.clone()).await?),
         None => Arc::new(NoMigrations),
     };
-    Ok(Dependencies { client, hypervisor, storage, seeds, network, ownership, migrations, clock })
+    Ok(Dependencies {
+        client,
+        hypervisor,
+        storage,
+        seeds,
+        network,
+        ownership,
+        liveness,
+        watchdog,
+        migrations,
+        clock,
+    })
 }
 
 #[cfg(feature = "xen")]

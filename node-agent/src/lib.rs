@@ -7,6 +7,7 @@
 //! | [`volume`] | one disk, likewise |
 //! | [`migration`] | guests that go to other hosts: sessions, and connections between agents |
 //! | [`suspension`] | guests that are saved to a disk, and come back |
+//! | [`fence`] | the promise that guarded guests stop before the host's lease can end |
 //! | [`host`] | the host's facts and its heartbeat |
 //! | [`hypervisor`] | the boundary to Xen, real and simulated |
 //! | [`storage`], [`network`] | the boundaries to disks and bridges |
@@ -21,6 +22,7 @@ pub mod args;
 pub mod boot_files;
 pub mod config;
 pub mod domain;
+pub mod fence;
 pub mod host;
 pub mod hypervisor;
 pub mod metrics;

@@ -51,6 +51,9 @@ pub async fn apply(
         Plan::RecordRestart => record(domains, domain, &status::restarting(seen, generation, now)).await,
         Plan::Start => start(domains, domain, uuid).await,
         Plan::Unpause => {
+            if domains.fence.holds(uuid) {
+                return Err(ReconcileError::Unheard("guests that are guarded stand still".to_owned()));
+            }
             domains.hypervisor.unpause(uuid).await?;
             Ok(Applied::Unchanged)
         }
@@ -74,6 +77,14 @@ pub async fn apply(
                 DestroyReason::HalfBuilt | DestroyReason::Stopped => {}
             }
             domains.hypervisor.destroy(uuid).await?;
+            match reason {
+                // It is another host's, or nobody's to run.
+                DestroyReason::Departed | DestroyReason::Saved => domains.fence.forget(uuid),
+                DestroyReason::Deleted
+                | DestroyReason::Restart
+                | DestroyReason::HalfBuilt
+                | DestroyReason::Stopped => {}
+            }
             domains.shutdowns.forget(uuid);
             Ok(Applied::Unchanged)
         }
@@ -103,6 +114,7 @@ pub(super) async fn record(
 /// Takes the ownership, then builds. The order is the promise that no virtual machine runs twice.
 async fn start(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applied, ReconcileError> {
     let _starting = domains.starts.read().await;
+    domains.fence.may_work()?;
     let token = match domains.ownership.start(VmUid(uuid), &domains.me).await? {
         Start::Acquired(token) | Start::AlreadyMine(token) => token,
         Start::Refused(Owner { phase: Phase::Saved(disk) | Phase::Resuming(disk), .. }) => {
@@ -110,6 +122,8 @@ async fn start(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applied
         }
         Start::Refused(owner) => return Err(ReconcileError::OwnedElsewhere(owner.host.to_string())),
     };
+    let guarded = if domain.spec.protected { domains.fence.guard(uuid, token).await? } else { None };
+    let token = guarded.unwrap_or(token);
     claim_disks(domains, domain, VmUid(uuid), token).await?;
     let config = resolve::configuration(domains, domain, uuid, token).await?;
     let domid = domains.hypervisor.create(&config).await?;
@@ -208,6 +222,7 @@ async fn finish(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applie
         }
         domains.ownership.release(vm, &domains.me, owner.token).await?;
     }
+    domains.fence.forget(uuid);
     domains.shutdowns.forget(uuid);
     let Some(change) = write::without_finalizer(domain, AGENT_FINALIZER) else { return Ok(Applied::Gone) };
     match write::merge(&domains.api(domain), &domain.name_any(), MANAGER, &change).await {

@@ -18,6 +18,7 @@ pub mod apply;
 mod cds;
 mod cloud_init;
 pub mod decide;
+mod guard;
 pub mod guests;
 pub mod live;
 mod live_steps;
@@ -39,6 +40,7 @@ pub use shutdowns::Shutdowns;
 
 use crate::{
     config::Catalogue,
+    fence::{Fence, WatchdogError},
     hypervisor::{Hypervisor, HypervisorError},
     migration::{Failure, Sessions, World, link::MigrationNetwork},
     mirrors::Mirrors,
@@ -104,6 +106,8 @@ pub struct Domains {
     pub migrations: Arc<dyn MigrationNetwork>,
     /// Guests that leave or come.
     pub sessions: Sessions,
+    /// The promise to stop guarded guests in time.
+    pub fence: Arc<Fence>,
 }
 
 /// Why a reconcile could not go on.
@@ -151,6 +155,12 @@ pub enum ReconcileError {
     /// The guest could not be saved or resumed.
     #[error("{}", .0.message)]
     Suspension(Failure),
+    /// The pool's store is silent, or refuses this boot of the host.
+    #[error("This host takes no guests: {0}")]
+    Unheard(String),
+    /// The host has no watchdog that could be set.
+    #[error("The guest cannot be protected: {0}")]
+    Watchdog(#[from] WatchdogError),
     /// The object changed under our hands.
     #[error("The Domain changed meanwhile")]
     Outdated,
@@ -175,6 +185,8 @@ impl ReconcileError {
             Self::Saved(_) => "Suspended",
             Self::BeingResumed(_) => "BeingResumed",
             Self::Suspension(failure) => failure.reason,
+            Self::Unheard(_) => "PoolStoreSilent",
+            Self::Watchdog(_) => "NoWatchdog",
             Self::Outdated => "Outdated",
             Self::Malformed(_) => "Malformed",
         }
@@ -193,6 +205,8 @@ impl ReconcileError {
             | Self::Saved(_)
             | Self::BeingResumed(_)
             | Self::Suspension(_)
+            | Self::Unheard(_)
+            | Self::Watchdog(_)
             | Self::Malformed(_) => true,
             Self::Write(_) | Self::Outdated => false,
         }
@@ -219,6 +233,9 @@ impl Domains {
             let plan = decide(&seen, self.clock.now());
             match &plan {
                 Plan::Settled | Plan::Wait(..) => {
+                    if self.align_guard(&domain, uuid, &seen).await? {
+                        continue;
+                    }
                     let generation = domain.metadata.generation;
                     let status = status::settled(&seen, &plan, generation, self.clock.now());
                     return self.conclude(&domain, &plan, status).await;

@@ -68,6 +68,7 @@ async fn await_guest(
     uuid: Uuid,
     wanted: &DomainMigration,
 ) -> Result<Applied, ReconcileError> {
+    domains.fence.may_work()?;
     // The token is written by whoever claims the guest.
     let config = resolve::configuration(domains, domain, uuid, Token(0)).await?;
     let runs = domain.spec.power_state == DomainPowerState::Running;

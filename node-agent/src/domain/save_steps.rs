@@ -98,6 +98,7 @@ async fn resume(
     volume: VolumeId,
 ) -> Result<(), ReconcileError> {
     let _starting = domains.starts.read().await;
+    domains.fence.may_work()?;
     let disk = DiskUid(volume.uuid);
     let token = match domains.ownership.resume(VmUid(uuid), &domains.me, disk).await? {
         Resume::Resuming(token) => token,

@@ -5,7 +5,7 @@ use crate::{
     storage::{LocationsSeen, Obstacle},
 };
 use kubexen_crds::{
-    BootType, ByteQuantity, HostStatus,
+    BootType, ByteQuantity, HostProtection, HostStatus,
     host::{
         HostCpu, HostMemory, HostMigration, Location, MigrationNetworkAddress, UnknownDomain,
         UnusableLocation, Uplink, Xen,
@@ -51,6 +51,8 @@ pub struct Measured {
     pub migration_networks: BTreeMap<String, String>,
     /// Names in the catalogue.
     pub kernels: Vec<String>,
+    /// Whether guests can be protected.
+    pub protection: HostProtection,
 }
 
 impl Measured {
@@ -98,7 +100,7 @@ impl Measured {
             boot_loaders: facts.boot_loaders.clone(),
             firmware: facts.firmware.clone(),
             unknown_domains: self.unknown_domains(),
-            protection: None,
+            protection: Some(self.protection.clone()),
             observed_generation: None,
             evacuation: None,
             availability: None,
@@ -176,7 +178,7 @@ pub fn of_the_agent(status: HostStatus) -> HostStatus {
 mod tests {
     use super::*;
     use crate::hypervisor::{DomId, DomainState};
-    use kubexen_crds::FeatureSets;
+    use kubexen_crds::{FeatureSets, ProtectionState};
 
     fn measured(free_mib: u64) -> Measured {
         Measured {
@@ -212,6 +214,7 @@ mod tests {
             migration_address: None,
             migration_networks: BTreeMap::new(),
             kernels: Vec::new(),
+            protection: HostProtection { state: ProtectionState::Ready, message: String::new() },
         }
     }
 

@@ -12,6 +12,7 @@ pub use heartbeat::beat;
 use crate::{
     config::Catalogue,
     domain::MANAGER,
+    fence::Fence,
     hypervisor::{Hypervisor, HypervisorError},
     migration::link::MigrationNetwork,
     mirrors::Mirrors,
@@ -44,6 +45,8 @@ pub struct Publisher {
     pub catalogue: Catalogue,
     /// The namespace's objects.
     pub mirrors: Mirrors,
+    /// The promise to stop guarded guests in time.
+    pub fence: Arc<Fence>,
 }
 
 impl Publisher {
@@ -90,6 +93,7 @@ impl Publisher {
             migration_address: self.migrations.address(),
             migration_networks: self.migrations.networks(),
             kernels: self.catalogue.keys().cloned().collect(),
+            protection: self.fence.protection(),
         })
     }
 }

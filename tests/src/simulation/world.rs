@@ -203,6 +203,8 @@ impl World {
             seeds: Arc::new(side.seeds.clone()),
             network: Arc::new(SimulatedNetwork::new(["lan".to_owned()])),
             ownership: Arc::new(self.pool_store.clone()),
+            liveness: Arc::new(self.pool_store.clone()),
+            watchdog: Arc::new(side.host.clone()),
             migrations: Arc::new(self.migrations.agent(&host)),
             clock: Arc::clone(&self.clock),
         };

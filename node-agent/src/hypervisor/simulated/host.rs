@@ -1,8 +1,11 @@
 //! A simulated host, and what a test does to it behind the agent's back.
 
-use super::{ledger::StartRecord, model::Model, profile::Profile};
-use crate::hypervisor::{DomId, DomainInfo, HypervisorError, Settings};
-use jiff::Timestamp;
+use super::{guest::later, ledger::StartRecord, model::Model, profile::Profile};
+use crate::{
+    fence::{Watchdog, WatchdogError},
+    hypervisor::{DomId, DomainInfo, HypervisorError, Settings},
+};
+use jiff::{SignedDuration, Timestamp};
 use kubexen_crds::domain::StopReason;
 use kubexen_runtime::Clock;
 use std::{
@@ -104,6 +107,14 @@ impl SimulatedHost {
     /// `Unreachable` when the host's files cannot be written.
     pub fn reboot(&self) -> Result<(), HypervisorError> {
         self.with(Model::reboot)
+    }
+
+    /// When the watchdog resets the host, if it runs.
+    ///
+    /// # Errors
+    /// `Unreachable` when the host's files cannot be written.
+    pub fn watchdog(&self) -> Result<Option<Timestamp>, HypervisorError> {
+        self.with(|model, _| Ok(model.watchdog()))
     }
 
     /// Whether guests listen when they are asked to power off from now on, and how long they take.
@@ -217,4 +228,23 @@ impl SimulatedHost {
 /// The time from one moment to a later one.
 pub(super) fn span(from: Timestamp, to: Timestamp) -> Duration {
     Duration::try_from(to.duration_since(from)).unwrap_or(Duration::ZERO)
+}
+
+impl Watchdog for SimulatedHost {
+    fn check(&self) -> Result<(), WatchdogError> {
+        Ok(())
+    }
+
+    fn set(&self, remaining: Duration) -> Result<(), WatchdogError> {
+        // As Xen's, it counts in whole seconds.
+        let seconds = i64::try_from(remaining.as_secs()).unwrap_or(i64::MAX).max(1);
+        let set = |model: &mut Model, now: Timestamp| {
+            model.set_watchdog(Some(later(now, SignedDuration::from_secs(seconds))))
+        };
+        self.with(set).map_err(|error| WatchdogError(error.to_string()))
+    }
+
+    fn disarm(&self) -> Result<(), WatchdogError> {
+        self.with(|model, _| model.set_watchdog(None)).map_err(|error| WatchdogError(error.to_string()))
+    }
 }

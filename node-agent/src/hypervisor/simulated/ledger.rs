@@ -56,6 +56,9 @@ pub enum StartEvent {
 pub(super) struct HostRecord {
     pub(super) boot_id: String,
     pub(super) next_domid: u16,
+    /// When the watchdog resets the host, if it runs.
+    #[serde(default)]
+    pub(super) watchdog: Option<Timestamp>,
 }
 
 /// A folder with the files of one simulated host, used by one process at a time.

@@ -81,7 +81,7 @@ impl Model {
             profile,
             faults: Faults::default(),
             name: name.to_owned(),
-            host: HostRecord { boot_id: boot_id(name, now), next_domid: 1 },
+            host: HostRecord { boot_id: boot_id(name, now), next_domid: 1, watchdog: None },
             guests: BTreeMap::new(),
             ledger: None,
             log: Vec::new(),
@@ -171,11 +171,31 @@ impl Model {
 
     /// The moment at which the host changes next by itself.
     pub(super) fn due(&self) -> Option<Timestamp> {
-        self.guests.values().filter_map(Guest::due).min()
+        self.guests.values().filter_map(Guest::due).chain(self.host.watchdog).min()
+    }
+
+    /// Does what happens by itself up to `now`, whether or not anybody looked: the watchdog resets the host at its time.
+    pub(super) fn advance(&mut self, now: Timestamp) -> Result<(), HypervisorError> {
+        if let Some(reset) = self.host.watchdog.filter(|reset| *reset <= now) {
+            self.advance_guests(reset)?;
+            self.reboot(reset)?;
+        }
+        self.advance_guests(now)
+    }
+
+    pub(super) fn watchdog(&self) -> Option<Timestamp> {
+        self.host.watchdog
+    }
+
+    /// Moves the watchdog's time, or stops it.
+    pub(super) fn set_watchdog(&mut self, reset: Option<Timestamp>) -> Result<(), HypervisorError> {
+        self.host.watchdog = reset;
+        self.changed = true;
+        self.save_host()
     }
 
     /// Does what guests and dying domains do by themselves up to `now`.
-    pub(super) fn advance(&mut self, now: Timestamp) -> Result<(), HypervisorError> {
+    fn advance_guests(&mut self, now: Timestamp) -> Result<(), HypervisorError> {
         let due = |guest: &&Guest| guest.due().is_some_and(|due| due <= now);
         let mut ready: Vec<Guest> = self.guests.values().filter(due).cloned().collect();
         ready.sort_by_key(|guest| (guest.due(), guest.uuid));
@@ -349,7 +369,7 @@ impl Model {
         for guest in self.guests.values().cloned().collect::<Vec<_>>() {
             self.remove(&guest, now)?;
         }
-        self.host = HostRecord { boot_id: boot_id(&self.name, now), next_domid: 1 };
+        self.host = HostRecord { boot_id: boot_id(&self.name, now), next_domid: 1, watchdog: None };
         self.changed = true;
         self.save_host()
     }

@@ -1,0 +1,49 @@
+//! The owner's record of a guest says that it is guarded, if its Domain asks for that.
+
+use super::{Domains, ReconcileError, observe::Observed};
+use crate::hypervisor::DomainState;
+use kubexen_crds::Domain;
+use kubexen_ownership::{Phase, VmUid};
+use uuid::Uuid;
+
+impl Domains {
+    /// Makes the record of a guest that is here say whether it is guarded; true if it did not, and the guest has another token
+    /// since.
+    ///
+    /// # Errors
+    /// When the store or the hypervisor cannot be asked.
+    pub(super) async fn align_guard(
+        &self,
+        domain: &Domain,
+        uuid: Uuid,
+        seen: &Observed,
+    ) -> Result<bool, ReconcileError> {
+        let wanted = domain.spec.protected && !seen.deleting;
+        if (!wanted && !self.fence.guards(uuid)) || seen.part.is_some() {
+            return Ok(false);
+        }
+        match seen.present.as_ref().map(|present| present.state) {
+            Some(DomainState::Running | DomainState::Paused) => {}
+            Some(
+                DomainState::HalfBuilt
+                | DomainState::Restored
+                | DomainState::Suspended
+                | DomainState::Shutdown(_)
+                | DomainState::Dying,
+            )
+            | None => return Ok(false),
+        }
+        let owner = self.ownership.owner(VmUid(uuid)).await?;
+        let Some(owner) = owner.filter(|owner| owner.is(&self.me) && owner.phase == Phase::Running) else {
+            return Ok(false);
+        };
+        let token = match (wanted, owner.guarded) {
+            (true, true) if self.fence.guards(uuid) => return Ok(false),
+            (true, _) => self.fence.guard(uuid, owner.token).await?,
+            (false, _) => Some(self.fence.unguard(uuid, owner.token).await?),
+        };
+        let Some(token) = token.filter(|token| *token != owner.token) else { return Ok(false) };
+        self.hypervisor.claim(uuid, token.0).await?;
+        Ok(true)
+    }
+}

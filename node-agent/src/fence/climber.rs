@@ -1,0 +1,114 @@
+//! Climbs the ladder while renewals go unanswered, and down again.
+
+use super::{
+    Fence,
+    ladder::{Step, decide},
+};
+use crate::hypervisor::HypervisorError;
+use futures::future::join_all;
+use kubexen_ownership::{VmUid, liveness::Rung};
+use std::{collections::BTreeMap, time::Duration};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{error, info, warn};
+
+/// Most time for one step. Those that do not end are tried again, until Xen's watchdog ends all of them.
+const LIMIT: Duration = Duration::from_secs(1);
+/// How soon a rung is looked at again on which something was left to do.
+const AGAIN: Duration = Duration::from_millis(500);
+
+impl Fence {
+    /// Does what is due, for ever.
+    pub(super) async fn climb(&self) {
+        let mut last = Rung::Healthy;
+        loop {
+            let now = Instant::now();
+            let (rung, next, guards) = {
+                let state = self.lock();
+                let rung = if state.disarmed { Rung::Healthy } else { state.vitals.rung(now) };
+                let guards = state.guarded.as_ref().is_some_and(|guarded| !guarded.is_empty());
+                (rung, state.vitals.next_rung(now), guards)
+            };
+            if rung != last {
+                warn!(?rung, "renewals of the lease are told by the rung");
+                last = rung;
+            }
+            let busy = guards && self.act(rung).await;
+            let next = if busy { Some(now + AGAIN) } else { next };
+            tokio::select! {
+                biased;
+                () = self.changed.notified() => {}
+                () = async { match next {
+                    Some(next) => sleep_until(next).await,
+                    None => std::future::pending().await,
+                } } => {}
+            }
+        }
+    }
+
+    /// Does what is due on this rung; whether it has to be looked at again soon.
+    async fn act(&self, rung: Rung) -> bool {
+        let domains = match timeout(LIMIT, self.hypervisor.domains()).await {
+            Ok(Ok(domains)) => domains,
+            Ok(Err(error)) => {
+                error!(%error, "guarded guests could not be listed");
+                return rung >= Rung::Pause;
+            }
+            Err(_elapsed) => return rung >= Rung::Pause,
+        };
+        let guarded = self.lock().guarded.clone().unwrap_or_default();
+        let steps = decide(rung, &guarded, &domains);
+        join_all(steps.iter().map(|step| self.take(*step))).await;
+        steps.iter().any(|step| *step != Step::Disarm)
+    }
+
+    async fn take(&self, step: Step) {
+        let taken = timeout(LIMIT, async {
+            match step {
+                Step::Pause(guest) => {
+                    self.set_paused(guest, true);
+                    self.hypervisor.pause(guest).await
+                }
+                Step::Resume(guest) => self.resume(guest).await,
+                Step::Destroy(guest) => self.hypervisor.destroy(guest).await,
+                Step::Disarm => {
+                    self.spare();
+                    Ok(())
+                }
+            }
+        });
+        match taken.await {
+            Ok(Ok(())) => info!(?step, "done"),
+            Ok(Err(error)) => error!(?step, %error, "failed"),
+            Err(_elapsed) => error!(?step, "did not end in time"),
+        }
+    }
+
+    /// Lets a guest go on, if the store says that it is still this host's.
+    async fn resume(&self, guest: uuid::Uuid) -> Result<(), HypervisorError> {
+        match self.ownership.owner(VmUid(guest)).await {
+            Ok(Some(owner)) if owner.is(&self.me) => {
+                self.hypervisor.unpause(guest).await?;
+                self.set_paused(guest, false);
+            }
+            Ok(owner) => {
+                warn!(%guest, ?owner, "the guest stands still: another host has it");
+                self.set_paused(guest, false);
+            }
+            Err(error) => warn!(%guest, %error, "whose the guest is could not be read"),
+        }
+        Ok(())
+    }
+
+    fn set_paused(&self, guest: uuid::Uuid, paused: bool) {
+        if let Some(guarded) = self.lock().guarded.as_mut().and_then(|guarded| guarded.get_mut(&guest)) {
+            guarded.paused = paused;
+        }
+    }
+
+    /// All guarded guests are gone: the host runs the others on.
+    fn spare(&self) {
+        warn!("all guarded guests are stopped; the host is not reset");
+        self.lock().guarded = Some(BTreeMap::new());
+        self.disarm();
+    }
+}

@@ -1,0 +1,235 @@
+//! Keeps the host's promise: what it guards has stopped before its lease can end.
+//!
+//! ```text
+//!   keeper ── join, renew ──▶ pool's store       every few seconds, counted from when the request was sent
+//!     │ answered: the watchdog's deadline moves
+//!     ▼
+//!   climber ── rung ──▶ ladder: pause ─ destroy ─ disarm      Xen's watchdog: reset, whatever became of this process
+//!
+//!   domain reconcile ── guard, unguard, may_work ──▶ Fence
+//! ```
+//!
+//! A guest is guarded in this order: the watchdog runs, the guest is in the list of the climber, and only then the store is
+//! told. It is let go in the opposite order. So whatever fails in between, more is kept than was promised.
+//!
+//! An agent that ends takes nothing back: the watchdog runs on, and an agent that starts before its deadline takes lease,
+//! list and watchdog over, and no guest notices.
+
+mod climber;
+mod keeper;
+mod ladder;
+#[cfg(test)]
+mod tests;
+mod watchdog;
+
+pub use watchdog::{NoWatchdog, Watchdog, WatchdogError};
+
+use crate::{domain::ReconcileError, hypervisor::Hypervisor};
+use kubexen_crds::{HostProtection, Profile, ProtectionState};
+use kubexen_ownership::{
+    Guard, HostBoot, OwnershipStore, Token, VmUid,
+    liveness::{Liveness, Rung, Timing, Vitals},
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::{sync::Notify, time::Instant};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+/// The promise of one host at one boot.
+#[derive(Debug)]
+pub struct Fence {
+    me: HostBoot,
+    liveness: Arc<dyn Liveness>,
+    ownership: Arc<dyn OwnershipStore>,
+    hypervisor: Arc<dyn Hypervisor>,
+    watchdog: Arc<dyn Watchdog>,
+    state: Mutex<State>,
+    /// Told whenever a renewal was answered, or what is guarded changed.
+    changed: Notify,
+    /// Told whenever something else is to be said of the host.
+    news: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    vitals: Vitals,
+    /// Why no guest can be guarded; none if it can.
+    obstacle: Option<String>,
+    /// The guests that are guarded, or may be; none before that was read from the store.
+    guarded: Option<BTreeMap<Uuid, Guarded>>,
+    /// Whether the pool's policy is that nothing is done about silence.
+    disarmed: bool,
+}
+
+/// A guest that is guarded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Guarded {
+    /// Whether the climber has paused it.
+    paused: bool,
+}
+
+impl Fence {
+    /// Nothing is promised yet.
+    #[must_use]
+    pub fn new(
+        me: HostBoot,
+        liveness: Arc<dyn Liveness>,
+        ownership: Arc<dyn OwnershipStore>,
+        hypervisor: Arc<dyn Hypervisor>,
+        watchdog: Arc<dyn Watchdog>,
+    ) -> Self {
+        let state = State {
+            vitals: Vitals::new(timing(Profile::Default)),
+            obstacle: Some("the pool's store has not answered yet".to_owned()),
+            guarded: None,
+            disarmed: false,
+        };
+        let (state, changed) = (Mutex::new(state), Notify::new());
+        Self { me, liveness, ownership, hypervisor, watchdog, state, changed, news: Notify::new() }
+    }
+
+    /// Keeps the promise, for ever. `policy` tells the pool's profile, and whether it is disarmed.
+    pub async fn run(&self, policy: impl Fn() -> (Profile, bool)) {
+        tokio::join!(self.keep(policy), self.climb());
+    }
+
+    /// Whether guests may be started here, or come here.
+    ///
+    /// # Errors
+    /// [`ReconcileError::Unheard`] when the pool's store has not answered for too long, or refuses this boot.
+    pub fn may_work(&self) -> Result<(), ReconcileError> {
+        let state = self.lock();
+        match state.vitals.rung(Instant::now()) {
+            Rung::Healthy => Ok(()),
+            _ if state.disarmed => Ok(()),
+            Rung::Refuse | Rung::Pause | Rung::Stop | Rung::Reset => {
+                let why = state.obstacle.clone();
+                Err(ReconcileError::Unheard(
+                    why.unwrap_or_else(|| "the pool's store does not answer".to_owned()),
+                ))
+            }
+        }
+    }
+
+    /// Whether guarded guests stand still, or are to be gone, so that nobody else may let them run.
+    #[must_use]
+    pub fn holds(&self, guest: Uuid) -> bool {
+        let state = self.lock();
+        let guarded = state.guarded.as_ref().and_then(|guarded| guarded.get(&guest));
+        let due = !state.disarmed && state.vitals.rung(Instant::now()) >= Rung::Pause;
+        guarded.is_some_and(|guarded| due || guarded.paused)
+    }
+
+    /// What is said of the host.
+    #[must_use]
+    pub fn protection(&self) -> HostProtection {
+        match self.lock().obstacle.clone() {
+            None => HostProtection { state: ProtectionState::Ready, message: String::new() },
+            Some(message) => HostProtection {
+                state: ProtectionState::Unavailable,
+                message: message.chars().take(512).collect(),
+            },
+        }
+    }
+
+    /// Waits until [`Fence::protection`] says something else.
+    pub async fn protection_changed(&self) {
+        self.news.notified().await;
+    }
+
+    fn set_obstacle(&self, obstacle: Option<String>) {
+        let mut state = self.lock();
+        if state.obstacle != obstacle {
+            if let Some(obstacle) = &obstacle {
+                warn!(obstacle, "no guest can be protected here");
+            }
+            state.obstacle = obstacle;
+            self.news.notify_one();
+        }
+    }
+
+    /// Whether the guest is in the list of those that are guarded.
+    #[must_use]
+    pub fn guards(&self, guest: Uuid) -> bool {
+        self.lock().guarded.as_ref().is_some_and(|guarded| guarded.contains_key(&guest))
+    }
+
+    /// Promises to stop a guest in time, which this host owns under `token`; with the token from then on. Does nothing while
+    /// the host cannot promise that.
+    ///
+    /// # Errors
+    /// When the store does not answer: then the promise is kept, and may not be on record. [`ReconcileError::Outdated`] when
+    /// the host does not own the guest under this token.
+    pub async fn guard(&self, guest: Uuid, token: Token) -> Result<Option<Token>, ReconcileError> {
+        {
+            let mut state = self.lock();
+            let Some(deadline) = state.vitals.deadline().filter(|_| state.obstacle.is_none()) else {
+                return Ok(None);
+            };
+            let Some(guarded) = &mut state.guarded else { return Ok(None) };
+            guarded.entry(guest).or_default();
+            self.watchdog.set(deadline.saturating_duration_since(Instant::now()))?;
+        }
+        self.changed.notify_one();
+        match self.ownership.guard(VmUid(guest), &self.me, token, true).await? {
+            Guard::Written(token) => {
+                info!(%guest, %token, "guarded");
+                Ok(Some(token))
+            }
+            Guard::Refused(_) => {
+                self.forget(guest);
+                Err(ReconcileError::Outdated)
+            }
+        }
+    }
+
+    /// Takes the promise back for a guest that this host owns under `token`; with the token from then on.
+    ///
+    /// # Errors
+    /// When the store does not answer: then the promise is kept. [`ReconcileError::Outdated`] when the host does not own the
+    /// guest under this token.
+    pub async fn unguard(&self, guest: Uuid, token: Token) -> Result<Token, ReconcileError> {
+        match self.ownership.guard(VmUid(guest), &self.me, token, false).await? {
+            Guard::Written(token) => {
+                info!(%guest, %token, "guarded no more");
+                self.forget(guest);
+                Ok(token)
+            }
+            Guard::Refused(_) => Err(ReconcileError::Outdated),
+        }
+    }
+
+    /// The guest is gone from here for good, or was never guarded.
+    pub fn forget(&self, guest: Uuid) {
+        let mut state = self.lock();
+        let last = state
+            .guarded
+            .as_mut()
+            .is_some_and(|guarded| guarded.remove(&guest).is_some() && guarded.is_empty());
+        if last {
+            self.disarm();
+        }
+    }
+
+    fn disarm(&self) {
+        if let Err(error) = self.watchdog.disarm() {
+            warn!(%error, "the watchdog could not be disarmed");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No section under this lock can panic half-way through a change, so a poisoned state is a whole one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The times of a profile.
+fn timing(profile: Profile) -> Timing {
+    match profile {
+        Profile::Default => Timing::DEFAULT,
+        Profile::Fast => Timing::FAST,
+    }
+}

@@ -1,0 +1,185 @@
+//! The promise under faults of the store, in virtual time.
+
+use super::*;
+use crate::hypervisor::simulated::{Profile as HostModel, SimulatedHost, SimulatedHypervisor};
+use crate::hypervisor::{DomainInfo, DomainState};
+use jiff::Timestamp;
+use kubexen_ownership::{
+    BootId, Cut, HostName, MemoryStore, Start,
+    liveness::{FenceRecord, Proof},
+};
+use kubexen_runtime::clock::VirtualClock;
+use std::time::Duration;
+use tokio::time::{sleep, sleep_until};
+
+const GUEST: Uuid = Uuid::from_u128(7);
+
+struct Bed {
+    /// The connection of the agent.
+    store: MemoryStore,
+    /// That of everybody else.
+    outside: MemoryStore,
+    host: SimulatedHost,
+    me: HostBoot,
+}
+
+impl Bed {
+    async fn new() -> Self {
+        let outside = MemoryStore::new();
+        let clock = Arc::new(VirtualClock::starting_at(Timestamp::UNIX_EPOCH));
+        let host = SimulatedHost::in_memory("xen-1", HostModel::default(), clock);
+        let boot = SimulatedHypervisor::new(host.clone()).facts().await.unwrap().boot_id;
+        let me = HostBoot { host: HostName::new("xen-1").unwrap(), boot_id: BootId::new(boot).unwrap() };
+        Self { store: outside.client(), outside, host, me }
+    }
+
+    /// An agent that keeps the promise until it is dropped.
+    fn agent(&self) -> (Arc<Fence>, tokio_util::task::AbortOnDropHandle<()>) {
+        let fence = Arc::new(Fence::new(
+            self.me.clone(),
+            Arc::new(self.store.clone()),
+            Arc::new(self.store.clone()),
+            Arc::new(SimulatedHypervisor::new(self.host.clone())),
+            Arc::new(self.host.clone()),
+        ));
+        let runs = Arc::clone(&fence);
+        let task = tokio::spawn(async move { runs.run(|| (Profile::Default, false)).await });
+        (fence, tokio_util::task::AbortOnDropHandle::new(task))
+    }
+
+    /// Owns, builds and guards the guest.
+    async fn guarded(&self, fence: &Fence) -> Token {
+        until(|| fence.may_work().is_ok() && fence.protection().state == ProtectionState::Ready).await;
+        let Start::Acquired(token) = self.store.start(VmUid(GUEST), &self.me).await.unwrap() else {
+            panic!("not acquired")
+        };
+        self.host.add_foreign(GUEST, 1024).unwrap();
+        fence.guard(GUEST, token).await.unwrap().expect("guarded")
+    }
+
+    fn guest(&self) -> Option<DomainState> {
+        let domains: Vec<DomainInfo> = self.host.domains().unwrap();
+        domains.into_iter().find(|domain| domain.uuid == GUEST).map(|domain| domain.state)
+    }
+
+    async fn boot_id(&self) -> String {
+        SimulatedHypervisor::new(self.host.clone()).facts().await.unwrap().boot_id
+    }
+}
+
+async fn until(condition: impl Fn() -> bool) {
+    while !condition() {
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn seconds(count: f64) -> Duration {
+    Duration::from_secs_f64(count)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_is_paused_then_stopped_and_the_host_spared_when_the_store_stays_silent() {
+    let bed = Bed::new().await;
+    let (fence, _agent) = bed.agent();
+    bed.guarded(&fence).await;
+    assert!(bed.host.watchdog().unwrap().is_some());
+    let last = fence.lock().vitals.deadline().unwrap() - Timing::DEFAULT.deadline;
+    bed.store.set_cut(Cut::Requests);
+    sleep_until(last + seconds(9.5)).await;
+    fence.may_work().unwrap();
+    sleep_until(last + seconds(10.5)).await;
+    fence.may_work().unwrap_err();
+    sleep_until(last + seconds(13.5)).await;
+    assert_eq!(bed.guest(), Some(DomainState::Running));
+    sleep_until(last + seconds(14.5)).await;
+    assert_eq!(bed.guest(), Some(DomainState::Paused));
+    assert!(fence.holds(GUEST));
+    sleep_until(last + seconds(19.9)).await;
+    assert_eq!(bed.guest(), None);
+    sleep_until(last + seconds(60.0)).await;
+    assert_eq!(bed.boot_id().await, bed.me.boot_id.as_str(), "the host was not reset");
+    assert_eq!(bed.host.watchdog().unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_seconds_without_the_store_stop_nobody_and_a_paused_guest_goes_on_when_it_is_back_in_time() {
+    let bed = Bed::new().await;
+    let (fence, _agent) = bed.agent();
+    bed.guarded(&fence).await;
+    bed.outside.set_outage(true);
+    sleep(seconds(10.0)).await;
+    bed.outside.set_outage(false);
+    until(|| fence.may_work().is_ok()).await;
+    assert_eq!(bed.guest(), Some(DomainState::Running));
+
+    let last = fence.lock().vitals.deadline().unwrap() - Timing::DEFAULT.deadline;
+    bed.outside.set_outage(true);
+    sleep_until(last + seconds(15.0)).await;
+    assert_eq!(bed.guest(), Some(DomainState::Paused));
+    bed.outside.set_outage(false);
+    until(|| bed.guest() == Some(DomainState::Running)).await;
+    assert!(!fence.holds(GUEST));
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_do_not_come_back_count_as_silence() {
+    let bed = Bed::new().await;
+    let (fence, _agent) = bed.agent();
+    bed.guarded(&fence).await;
+    bed.store.set_cut(Cut::Answers);
+    sleep(seconds(25.0)).await;
+    assert_eq!(bed.guest(), None);
+    assert!(bed.outside.roll().await.unwrap().live.contains_key(&bed.me), "the store hears it all the while");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_gone_for_longer_than_the_deadline_has_its_host_reset() {
+    let bed = Bed::new().await;
+    let (fence, agent) = bed.agent();
+    bed.guarded(&fence).await;
+    drop(agent);
+    sleep(seconds(21.0)).await;
+    assert_eq!(bed.guest(), None);
+    assert_ne!(bed.boot_id().await, bed.me.boot_id.as_str());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_starts_again_in_time_takes_everything_over() {
+    let bed = Bed::new().await;
+    let (fence, agent) = bed.agent();
+    bed.guarded(&fence).await;
+    drop((fence, agent));
+    sleep(seconds(12.0)).await;
+    let (fence, _agent) = bed.agent();
+    until(|| fence.guards(GUEST)).await;
+    sleep(seconds(60.0)).await;
+    assert_eq!(bed.guest(), Some(DomainState::Running));
+    assert_eq!(bed.boot_id().await, bed.me.boot_id.as_str());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_without_guarded_guests_is_never_reset() {
+    let bed = Bed::new().await;
+    let (fence, agent) = bed.agent();
+    let token = bed.guarded(&fence).await;
+    fence.unguard(GUEST, token).await.unwrap();
+    assert_eq!(bed.host.watchdog().unwrap(), None);
+    drop(agent);
+    sleep(seconds(60.0)).await;
+    assert_eq!(bed.guest(), Some(DomainState::Running));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_boot_that_was_fenced_takes_no_guests_and_says_what_to_do() {
+    let bed = Bed::new().await;
+    let record = FenceRecord { by: "controller-1".to_owned(), proof: Proof::LeaseEnded, revision: 1 };
+    bed.outside.fence(&bed.me, &record).await.unwrap();
+    let (fence, _agent) = bed.agent();
+    until(|| fence.protection().message.contains("controller-1")).await;
+    assert_eq!(fence.protection().state, ProtectionState::Unavailable);
+    let refused = fence.may_work().unwrap_err().to_string();
+    assert!(refused.contains("spec.fencing.unfenced"), "{refused}");
+    bed.outside.unfence(&bed.me).await.unwrap();
+    until(|| fence.protection().state == ProtectionState::Ready).await;
+    fence.may_work().unwrap();
+}
