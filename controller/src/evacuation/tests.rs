@@ -77,6 +77,8 @@ fn guest(name: &str) -> Guest {
         images: Vec::new(),
         disks: Vec::new(),
         moves,
+        protected: false,
+        recovers: false,
         avoid: None,
     };
     Guest {

@@ -1,14 +1,10 @@
 //! The pool while a batch is placed.
 
 use super::{
-    DiskNeed, HostView, Reason, Rejections, Request, Snapshot, Verdict,
-    condition::{Condition, Conditions, Selector, lacking},
-    host_set::HostSet,
-    memory_with_overhead,
-    resources::Resources,
-    score,
+    DiskNeed, HostView, Reason, Rejections, Request, Snapshot, Verdict, condition::Conditions, filters,
+    host_set::HostSet, keeping::Keeping, memory_with_overhead, reserve::Reserve, resources::Resources, score,
 };
-use kubexen_crds::{FeatureSet, pool::Strategy, virtual_machine::AntiAffinityMode};
+use kubexen_crds::{pool::Strategy, virtual_machine::AntiAffinityMode};
 use std::collections::BTreeMap;
 
 /// The pool while a batch is placed: what hosts have, and what is used by present guests and those placed so far.
@@ -26,10 +22,11 @@ pub(super) struct Batch<'a> {
     every: HostSet,
     /// The hosts that the request at hand has not been refused by.
     left: HostSet,
+    keeping: Option<Keeping>,
 }
 
 impl<'a> Batch<'a> {
-    pub(super) fn new(snapshot: &'a Snapshot) -> Self {
+    pub(super) fn new(snapshot: &'a Snapshot, reserve: Option<Reserve>) -> Self {
         let mut hosts: Vec<&HostView> = snapshot.hosts.iter().collect();
         hosts.sort_by(|one, other| one.name.cmp(&other.name));
         let overcommit = u64::try_from(snapshot.policy.cpu_overcommit).unwrap_or(0).max(1);
@@ -47,6 +44,7 @@ impl<'a> Batch<'a> {
             room: BTreeMap::new(),
             groups,
             left: every.clone(),
+            keeping: reserve.map(|reserve| Keeping::new(reserve, snapshot.hosts.len())),
             every,
         }
     }
@@ -55,8 +53,8 @@ impl<'a> Batch<'a> {
     pub(super) fn place(&mut self, request: &'a Request) -> Verdict {
         let memory =
             memory_with_overhead(request.memory, request.vcpus, request.boot).saturating_add(request.growth);
-        let rejections = self.filter(request, memory);
-        match self.best(request, memory) {
+        let mut rejections = self.filter(request, memory);
+        match self.choose(request, memory, &mut rejections) {
             Some(host) => {
                 self.take(host, request, memory);
                 Verdict::Placed { host: self.conditions.hosts()[host].name.clone() }
@@ -65,11 +63,30 @@ impl<'a> Batch<'a> {
         }
     }
 
+    /// Filter 14: the best of the hosts that are left and that the reserve lets it have; counts the others.
+    fn choose(&mut self, request: &Request, memory: u64, rejections: &mut Rejections) -> Option<usize> {
+        let mut first = None;
+        while let Some(host) = self.best(request, memory) {
+            let Some(keeping) = &mut self.keeping else { return Some(host) };
+            if keeping.take(host, request) {
+                return Some(host);
+            }
+            first.get_or_insert(host);
+            self.left.retain(|other| other != host);
+            rejections.add(1, || Reason::FailureReserve);
+        }
+        let host = first.filter(|_| request.protected && request.recovers)?;
+        if let Some(keeping) = &mut self.keeping {
+            keeping.take_anyway(host, request);
+        }
+        Some(host)
+    }
+
     /// Leaves in [`Self::left`] the hosts that pass every filter; counts the others.
     fn filter(&mut self, request: &'a Request, memory: u64) -> Rejections {
         self.left.copy_from(&self.every);
         let mut rejections = Rejections::default();
-        self.filter_conditions(request, &mut rejections);
+        filters::apply(&mut self.conditions, &mut self.left, request, &mut rejections);
         if let Some((group, AntiAffinityMode::Required)) = &request.anti_affinity
             && let Some(members) = self.groups.get(group.as_str())
         {
@@ -85,83 +102,6 @@ impl<'a> Batch<'a> {
         let full = left.retain(|host| resources[host].memory_left() >= memory);
         rejections.add(full, || Reason::Memory);
         rejections
-    }
-
-    /// Filters 1 to 8: those that do not depend on use.
-    fn filter_conditions(&mut self, request: &'a Request, rejections: &mut Rejections) {
-        self.filter_host(request, rejections);
-        if let Some(level) = &request.cpu_level {
-            self.filter_features(request, level, rejections);
-        }
-        let (left, conditions) = (&mut self.left, &mut self.conditions);
-        let mut require = |condition, reason: &dyn Fn() -> Reason| {
-            rejections.add(left.intersect(conditions.met(condition)), reason);
-        };
-        if let Some(kernel) = &request.kernel {
-            require(Condition::Kernel(kernel), &|| Reason::KernelMissing(kernel.clone()));
-        }
-        if request.boot_loader {
-            let loader = Condition::BootLoader(request.boot);
-            require(loader, &|| Reason::BootLoaderMissing(request.boot));
-        }
-        if let Some(firmware) = request.firmware {
-            require(Condition::Firmware(firmware), &|| Reason::FirmwareMissing(firmware));
-        }
-        for disk in &request.disks {
-            match disk {
-                DiskNeed::On { disk, host } => {
-                    require(Condition::Host(host), &|| Reason::DiskElsewhere(disk.clone()));
-                }
-                DiskNeed::Shared { repository, location, storage, selector } => {
-                    require(Condition::Storage(location, storage, Selector(selector)), &|| {
-                        Reason::RepositoryNotAttached(repository.clone())
-                    });
-                }
-                DiskNeed::New { repository, location, shared, size: _, selector } => {
-                    require(Condition::Location(location, *shared, Selector(selector)), &|| {
-                        Reason::RepositoryNotAttached(repository.clone())
-                    });
-                }
-            }
-        }
-        for need in &request.images {
-            require(Condition::Image(&need.location, &need.image, Selector(&need.selector)), &|| {
-                Reason::ImageMissing(need.image.clone(), need.repository.clone())
-            });
-        }
-        for need in &request.networks {
-            require(Condition::Uplink(&need.uplink, Selector(&need.selector)), &|| {
-                Reason::NetworkNotAttached(need.network.clone())
-            });
-        }
-    }
-
-    /// Filters 1 to 5, but for CPU features.
-    fn filter_host(&mut self, request: &'a Request, rejections: &mut Rejections) {
-        let (left, conditions) = (&mut self.left, &mut self.conditions);
-        let mut require = |condition, reason: &dyn Fn() -> Reason| {
-            rejections.add(left.intersect(conditions.met(condition)), reason);
-        };
-        require(Condition::InService, &|| Reason::InMaintenance);
-        require(Condition::Ready, &|| Reason::NotReady);
-        require(Condition::Schedulable, &|| Reason::NotSchedulable);
-        require(Condition::Matches(Selector(&request.selector)), &|| Reason::SelectorMismatch);
-        require(Condition::Mode(request.boot), &|| Reason::ModeNotOffered(request.boot));
-        if request.moves {
-            require(Condition::Receives(request.boot), &|| Reason::DoesNotReceive(request.boot));
-            require(Condition::OnMigrationNetwork, &|| Reason::NotOnMigrationNetwork);
-        }
-    }
-
-    /// Filter 5, CPU features. Hosts may lack different ones, so each is asked for its own.
-    fn filter_features(&mut self, request: &'a Request, level: &'a FeatureSet, rejections: &mut Rejections) {
-        let met = self.conditions.met(Condition::Features(request.boot, level)).clone();
-        for host in self.left.iter().filter(|host| !met.contains(*host)) {
-            let lacks = lacking(self.conditions.hosts()[host], request.boot, level);
-            rejections
-                .add(1, || Reason::CpuFeatureMissing(lacks.names().into_iter().next().unwrap_or_default()));
-        }
-        self.left.intersect(&met);
     }
 
     /// Filter 10. Disks of one request may share a location: each is judged with the earlier ones in place.

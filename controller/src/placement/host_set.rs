@@ -1,7 +1,7 @@
 //! A set of hosts as bits, by their position in the batch.
 
 /// A set of hosts.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct HostSet {
     words: Vec<u64>,
 }
@@ -48,6 +48,16 @@ impl HostSet {
             }
         }
         removed
+    }
+
+    /// How many members.
+    pub(super) fn len(&self) -> u32 {
+        self.words.iter().map(|word| word.count_ones()).sum()
+    }
+
+    /// Whether a host is in both.
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        self.words.iter().zip(&other.words).any(|(word, other)| word & other != 0)
     }
 
     /// The hosts, ascending.

@@ -30,6 +30,7 @@
 //! 11. the host has as many CPUs as the guest has vCPUs: more would make the guest's vCPUs wait for one another
 //! 12. CPUs × overcommit ratio, less the vCPUs in use, suffices
 //! 13. memory suffices, [overhead](memory_with_overhead) included
+//! 14. the [failure reserve](reserve), if one is to be kept: what is left is not what protected guests of dead hosts need
 //!
 //! Anti-affinity is judged when a guest is placed, by the mode of that guest: one that only prefers to be alone may
 //! join a guest that required it, where nothing else fits.
@@ -64,9 +65,12 @@
 
 mod batch;
 mod condition;
+mod filters;
 mod host_set;
+mod keeping;
 mod memory;
 mod rejection;
+pub mod reserve;
 mod resources;
 mod score;
 
@@ -84,6 +88,7 @@ use kubexen_crds::{
     virtual_machine::AntiAffinityMode,
 };
 use kubexen_runtime::Key;
+use reserve::Reserve;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The pool at one moment.
@@ -192,6 +197,10 @@ pub struct Request {
     pub images: Vec<ImageNeed>,
     /// Whether the guest runs already, and is to come from another host.
     pub moves: bool,
+    /// Whether room is kept for it on other hosts.
+    pub protected: bool,
+    /// Whether it is started anew because its host has died. A protected guest may take what the reserve keeps then.
+    pub recovers: bool,
     /// Host that is taken only if no other fits.
     pub avoid: Option<String>,
 }
@@ -292,6 +301,22 @@ pub fn group_key(namespace: &str, group: &str) -> String {
 /// counted once. The result does not depend on the order of [`Snapshot::hosts`].
 #[must_use]
 pub fn place(snapshot: &Snapshot, requests: &[Request]) -> Vec<Verdict> {
-    let mut batch = Batch::new(snapshot);
+    let mut batch = Batch::new(snapshot, None);
+    requests.iter().map(|request| batch.place(request)).collect()
+}
+
+/// As [`place`], and keeps a failure reserve, which is of the same snapshot.
+///
+/// # Guarantees
+/// Those of [`place`], and:
+/// - A guest that is not protected leaves as many failures tolerated as there were, and no plan of the reserve leaves more
+///   guests without a place than before.
+/// - If as many failures are tolerated as are wanted, a protected guest leaves it so, itself included. If fewer are,
+///   it may start wherever it fits.
+/// - A protected guest that recovers may take the reserve. It leaves room for the others that are without a host, if
+///   any host that it fits on does.
+#[must_use]
+pub fn place_keeping(snapshot: &Snapshot, requests: &[Request], reserve: Reserve) -> Vec<Verdict> {
+    let mut batch = Batch::new(snapshot, Some(reserve));
     requests.iter().map(|request| batch.place(request)).collect()
 }

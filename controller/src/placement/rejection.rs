@@ -46,6 +46,8 @@ pub enum Reason {
     Vcpus,
     /// Too little memory is left.
     Memory,
+    /// What is left is kept for the protected guests of hosts that may die.
+    FailureReserve,
 }
 
 impl fmt::Display for Reason {
@@ -78,6 +80,7 @@ impl fmt::Display for Reason {
             Self::TooFewCpus => f.write_str("fewer CPUs than the guest has vCPUs"),
             Self::Vcpus => f.write_str("vCPUs"),
             Self::Memory => f.write_str("memory"),
+            Self::FailureReserve => f.write_str("failure reserve"),
         }
     }
 }

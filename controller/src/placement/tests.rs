@@ -54,6 +54,8 @@ pub(super) fn guest(name: &str) -> Request {
         disks: vec![new_disk("fast", "ssd", false, 10 * GIB)],
         images: Vec::new(),
         moves: false,
+        protected: false,
+        recovers: false,
         avoid: None,
     }
 }

@@ -360,6 +360,8 @@ fn candidate(machine: &VirtualMachine, resolved: &Resolved) -> Candidate {
         disks: needs,
         images: resolved.images.clone(),
         moves: false,
+        protected: false,
+        recovers: false,
         avoid: None,
         key,
     };

@@ -120,6 +120,8 @@ fn claim(machine: &str, host: &str, disk: &str) -> Claim {
             images: Vec::new(),
             disks: Vec::new(),
             moves: false,
+            protected: false,
+            recovers: false,
             avoid: None,
         },
         disks: BTreeSet::from([disk.clone()]),

@@ -1,0 +1,319 @@
+//! What a change of the pool does to the plans.
+
+use super::{
+    super::{HostView, Request, Snapshot},
+    Case, Failed, Level, Protected, Reserve, TRIES, complete, estimate,
+    facts::{GuestFacts, HostFacts},
+    overcommit, settled,
+};
+use kubexen_runtime::Key;
+use std::collections::BTreeMap;
+
+/// Cases as they were before a change, by position, the earliest first.
+type Journal = Vec<(usize, Case)>;
+
+/// What has to be put back when a change is undone.
+struct Before {
+    host: usize,
+    view: HostView,
+    tolerates: u32,
+    failed: Option<Failed>,
+}
+
+impl Reserve {
+    /// Takes over a later snapshot, and the guests that are protected then.
+    ///
+    /// What differs is worked out one change after the other. All is computed anew if a host has come or gone, has begun or
+    /// ceased to report, or is of another kind than before.
+    pub fn update(&mut self, snapshot: &Snapshot, guests: Vec<Protected>, wanted: u32) {
+        let mut hosts: Vec<&HostView> = snapshot.hosts.iter().collect();
+        hosts.sort_by(|one, other| one.name.cmp(&other.name));
+        let like_before = hosts.len() == self.facts.views.len()
+            && hosts.iter().zip(&self.facts.views).all(|(now, before)| is_of_same_kind(now, before));
+        if !like_before || wanted != self.wanted || overcommit(snapshot) != self.facts.overcommit {
+            *self = Self::new(snapshot, guests, wanted);
+            return;
+        }
+        let mut journal = Journal::new();
+        let wanted_guests: BTreeMap<Key, Protected> =
+            guests.into_iter().map(|guest| (guest.request.key.clone(), guest)).collect();
+        let is_as_before = |key: &Key, guest: &GuestFacts| {
+            wanted_guests
+                .get(key)
+                .is_some_and(|now| now.request == guest.request && self.host_name(guest) == Some(&now.host))
+        };
+        let stale = self.facts.all().filter(|(key, guest)| !is_as_before(key, guest));
+        let stale: Vec<Key> = stale.map(|(key, _)| key.clone()).collect();
+        for key in stale {
+            self.guest_gone(&key, &mut journal);
+        }
+        for (position, view) in hosts.into_iter().enumerate() {
+            if *view != self.facts.views[position] {
+                self.host_changed(position, view.clone(), &mut journal);
+            }
+        }
+        for (key, guest) in wanted_guests {
+            if self.facts.number(&key).is_none() {
+                self.guest_came(guest, &mut journal);
+            }
+        }
+        self.settle(&mut journal);
+    }
+
+    /// Takes over what is used of a host, and whether guests may come; computes all anew if that is not all that differs.
+    pub fn set_host(&mut self, view: &HostView) {
+        let position = self.facts.views.iter().position(|before| before.name == view.name);
+        match position.filter(|position| is_of_same_kind(view, &self.facts.views[*position])) {
+            Some(position) => {
+                let mut journal = Journal::new();
+                self.host_changed(position, view.clone(), &mut journal);
+                self.settle(&mut journal);
+            }
+            None => {
+                let mut hosts: Vec<HostView> = self.facts.views.clone();
+                hosts.retain(|before| before.name != view.name);
+                hosts.push(view.clone());
+                let mut snapshot = Snapshot { hosts, ..Snapshot::default() };
+                snapshot.policy.cpu_overcommit = i32::try_from(self.facts.overcommit).unwrap_or(i32::MAX);
+                let guests = self.facts.all().map(|(_, guest)| Protected {
+                    request: guest.request.clone(),
+                    host: self.host_name(guest).cloned().unwrap_or_default(),
+                });
+                *self = Self::new(&snapshot, guests.collect(), self.wanted);
+            }
+        }
+    }
+
+    /// Adds a guest, or takes over what it needs and where it runs. What its host has left is told by
+    /// [`Reserve::set_host`].
+    pub fn set_guest(&mut self, guest: Protected) {
+        let mut journal = Journal::new();
+        self.guest_gone(&guest.request.key, &mut journal);
+        self.guest_came(guest, &mut journal);
+        self.settle(&mut journal);
+    }
+
+    /// Takes a guest out, if it is there.
+    pub fn remove_guest(&mut self, key: &Key) {
+        let mut journal = Journal::new();
+        self.guest_gone(key, &mut journal);
+        self.settle(&mut journal);
+    }
+
+    /// Counts a guest that starts on a host, unless that breaks a promise; says whether it was counted. The guest fits
+    /// there.
+    ///
+    /// A protected guest may come if as many failures are tolerated with it as are wanted, or fewer are already. Any
+    /// other guest may come if no plan has to leave one guest more than before. A protected guest that recovers may
+    /// come if the others that are homeless now can still be placed: those that can be.
+    pub(in super::super) fn take(&mut self, host: usize, request: &Request) -> bool {
+        let settled = request.protected.then(|| settled(request, &self.facts.views[host])).flatten();
+        match settled {
+            None => self.take_unprotected(host, request),
+            Some(settled) if request.recovers => self.recover(host, settled, false),
+            Some(settled) => self.take_protected(host, settled),
+        }
+    }
+
+    /// Counts a protected guest that recovers on a host, whatever that breaks.
+    pub(in super::super) fn take_anyway(&mut self, host: usize, request: &Request) {
+        if let Some(settled) = settled(request, &self.facts.views[host]) {
+            self.recover(host, settled, true);
+        }
+    }
+
+    fn take_unprotected(&mut self, host: usize, request: &Request) -> bool {
+        let (before, mut journal) = (self.before(host), Journal::new());
+        self.facts.occupy(host, request);
+        let mut budget = TRIES;
+        for position in 0..self.cases.len() {
+            let case = &self.cases[position];
+            if case.dead.contains(&host) || case.holds_at(&self.facts, host) {
+                continue;
+            }
+            let old = case.clone();
+            let case = &mut self.cases[position];
+            case.repair(&self.facts, host);
+            if case.left.len() > old.left.len() && old.is_covered() {
+                complete(case, &self.facts, &mut budget);
+            }
+            let worse = case.left.len() > old.left.len();
+            journal.push((position, old));
+            if worse {
+                self.undo(before, journal);
+                return false;
+            }
+        }
+        let kept = self.levels.iter().take(self.tolerates as usize + 1).all(|level| match level {
+            Level::Each(_) => true,
+            Level::Estimated(failures) => estimate::doubt(&self.facts, *failures).is_none(),
+        });
+        if !kept {
+            self.undo(before, journal);
+        }
+        kept
+    }
+
+    fn take_protected(&mut self, host: usize, settled: Request) -> bool {
+        let (before, mut journal) = (self.before(host), Journal::new());
+        let key = settled.key.clone();
+        self.come_to(host, settled, &mut journal);
+        self.settle(&mut journal);
+        let kept = self.tolerates >= self.wanted || before.tolerates < self.wanted;
+        if !kept {
+            if let Some(number) = self.facts.number(&key) {
+                self.facts.remove(number);
+            }
+            self.undo(before, journal);
+        }
+        kept
+    }
+
+    fn recover(&mut self, host: usize, settled: Request, insist: bool) -> bool {
+        let (before, mut journal) = (self.before(host), Journal::new());
+        let left = self.cases[0].left.iter().filter_map(|guest| self.facts.guest(*guest));
+        let left = left.filter(|guest| guest.request.key != settled.key).count();
+        let key = settled.key.clone();
+        let was = self.guest_gone(&key, &mut journal);
+        self.come_to(host, settled, &mut journal);
+        self.settle(&mut journal);
+        let kept = insist || self.cases[0].left.len() <= left;
+        if !kept {
+            if let Some(number) = self.facts.number(&key) {
+                self.facts.remove(number);
+            }
+            self.undo(before, journal);
+            // It has its number again, which the plans that were put back know it by.
+            if let Some((number, was)) = was {
+                self.facts.put_back(number, was);
+            }
+        }
+        kept
+    }
+
+    fn come_to(&mut self, host: usize, settled: Request, journal: &mut Journal) {
+        let mut view = self.facts.views[host].clone();
+        super::facts::occupy(&mut view, &settled);
+        self.host_changed(host, view, journal);
+        let name = self.facts.views[host].name.clone();
+        self.guest_came(Protected { request: settled, host: name }, journal);
+    }
+
+    fn before(&self, host: usize) -> Before {
+        let view = self.facts.views[host].clone();
+        Before { host, view, tolerates: self.tolerates, failed: self.failed.clone() }
+    }
+
+    fn undo(&mut self, before: Before, journal: Journal) {
+        let Before { host, view, tolerates, failed } = before;
+        for (position, case) in journal.into_iter().rev() {
+            self.cases[position] = case;
+        }
+        self.facts.set_view(host, view);
+        (self.tolerates, self.failed) = (tolerates, failed);
+    }
+
+    fn host_name(&self, guest: &GuestFacts) -> Option<&String> {
+        guest.at.map(|host| &self.facts.views[host].name)
+    }
+
+    fn host_changed(&mut self, host: usize, view: HostView, journal: &mut Journal) {
+        let better =
+            is_better(&self.facts.hosts[host], &self.facts.views[host], &view, self.facts.overcommit);
+        self.facts.set_view(host, view);
+        for (position, case) in self.cases.iter_mut().enumerate() {
+            if case.dead.contains(&host) {
+                continue;
+            }
+            if !case.holds_at(&self.facts, host) {
+                journal.push((position, case.clone()));
+                case.repair(&self.facts, host);
+            }
+            if better && !case.is_covered() {
+                journal.push((position, case.clone()));
+                case.fill(&self.facts, host);
+            }
+        }
+    }
+
+    fn guest_came(&mut self, guest: Protected, journal: &mut Journal) {
+        let number = self.facts.add(guest);
+        for (position, case) in self.cases.iter_mut().enumerate() {
+            if self.facts.is_homeless(number, &case.dead) {
+                journal.push((position, case.clone()));
+                case.add(&self.facts, number);
+            }
+        }
+    }
+
+    fn guest_gone(&mut self, key: &Key, journal: &mut Journal) -> Option<(usize, GuestFacts)> {
+        let number = self.facts.number(key)?;
+        let concerned: Vec<bool> =
+            self.cases.iter().map(|case| self.facts.is_homeless(number, &case.dead)).collect();
+        let gone = self.facts.remove(number)?;
+        for (position, case) in self.cases.iter_mut().enumerate().filter(|(position, _)| concerned[*position])
+        {
+            journal.push((position, case.clone()));
+            let freed = case.remove(number);
+            case.searched = false;
+            if let Some(host) = freed.filter(|_| !case.is_covered()) {
+                case.fill(&self.facts, host);
+            }
+        }
+        Some((number, gone))
+    }
+}
+
+/// Whether a change of a host may help plans that have no place for a guest.
+fn is_better(facts: &HostFacts, before: &HostView, after: &HostView, overcommit: u64) -> bool {
+    let now = super::facts::host_facts(after, overcommit);
+    let fewer = |(group, members): (&String, &u32)| {
+        *members > 0 && after.groups.get(group).copied().unwrap_or(0) == 0
+    };
+    now.free.memory > facts.free.memory
+        || now.free.vcpus > facts.free.vcpus
+        || (now.open && !facts.open)
+        || before.groups.iter().any(fewer)
+}
+
+/// Whether two views are of a host that differs at most in what is used of it and in whether guests may come.
+fn is_of_same_kind(one: &HostView, other: &HostView) -> bool {
+    let HostView {
+        name,
+        labels,
+        maintenance: _,
+        ready,
+        schedulable: _,
+        memory_allocatable: _,
+        memory_used: _,
+        cpus,
+        vcpus_used: _,
+        cpu_features,
+        locations,
+        images,
+        uplinks,
+        kernels,
+        boot_loaders,
+        firmware,
+        receives: _,
+        on_migration_network: _,
+        capabilities,
+        groups: _,
+    } = one;
+    *name == other.name
+        && *labels == other.labels
+        && *ready == other.ready
+        && *cpus == other.cpus
+        && *cpu_features == other.cpu_features
+        && locations.len() == other.locations.len()
+        && locations
+            .iter()
+            .zip(&other.locations)
+            .all(|((name, room), (other, other_room))| name == other && room.storage == other_room.storage)
+        && *images == other.images
+        && *uplinks == other.uplinks
+        && *kernels == other.kernels
+        && *boot_loaders == other.boot_loaders
+        && *firmware == other.firmware
+        && *capabilities == other.capabilities
+}
