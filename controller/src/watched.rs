@@ -6,12 +6,12 @@
 
 use crate::{
     context::{Context, Queues},
-    evacuation, migration,
+    evacuation, migration, pool,
     view::{
         View, disks_of, has_finalizer, host_of_namespace, is_deleting, is_ready, suspended_disks, uid,
         user_key,
     },
-    virtual_machine::suspension::saved_machine,
+    virtual_machine::{is_protected, suspension::saved_machine},
 };
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client, Resource, ResourceExt, core::DeserializeGuard, runtime::watcher};
@@ -65,6 +65,11 @@ fn differs<K, T: PartialEq>(change: &Change<'_, K>, of: impl Fn(&K) -> T) -> boo
     change.before.map(|object| of(object)) != change.after.map(|object| of(object))
 }
 
+/// Whether something holds before or after a change.
+fn any<K>(change: &Change<'_, K>, of: impl Fn(&K) -> bool) -> bool {
+    change.before.into_iter().chain(change.after).any(|object| of(object))
+}
+
 /// What `of` says of the object, before and after taken together.
 fn either<K>(change: &Change<'_, K>, of: impl Fn(&K) -> BTreeSet<Key>) -> BTreeSet<Key> {
     [change.before, change.after].into_iter().flatten().flat_map(|object: &Arc<K>| of(object)).collect()
@@ -109,6 +114,13 @@ impl Watched for VirtualMachine {
     }
 
     fn wake(context: &Context, change: &Change<'_, Self>) {
+        if differs(change, |machine| (is_deleting(machine), machine.spec.clone())) {
+            pool::wake(context, any(change, is_protected));
+        }
+        // What was kept for one that was protected is free.
+        if differs(change, is_protected) {
+            context.scheduler.wake();
+        }
         if differs(change, |machine| (is_deleting(machine), machine.spec.power_state)) {
             let migrations = context.view.migrations_of_machine.to(change.key);
             context.queues.add_all(&context.queues.migrations, migrations);
@@ -160,6 +172,7 @@ impl Watched for VirtualDisk {
                 |disk: &Self| saved_machine(disk).map(|(machine, _)| machine).into_iter().collect();
             context.queues.add_all(&context.queues.machines, either(change, suspended));
             context.scheduler.wake();
+            pool::wake(context, false);
         }
         if change.after.is_none()
             && let Some(disk) = change.before
@@ -186,6 +199,7 @@ impl Watched for Network {
         if differs(change, |network| (uid(network).to_owned(), is_deleting(network), network.spec.clone())) {
             context.queues.add_all(&context.queues.machines, context.view.machines_of_network.to(change.key));
             context.scheduler.wake();
+            pool::wake(context, false);
         }
     }
 }
@@ -212,6 +226,7 @@ impl Watched for StorageRepository {
                 context.queues.add(&context.queues.disks, disk);
             }
             context.scheduler.wake();
+            pool::wake(context, false);
         }
     }
 }
@@ -262,6 +277,10 @@ impl Watched for Host {
             queues.add_all(&queues.networks, view.networks.keys());
             queues.add_all(&queues.repositories, view.repositories.keys());
             queues.add_all(&queues.pools, view.pools.keys());
+            // Whether they can be protected depends on which hosts there are.
+            let machines = view.machines.list();
+            let protected = machines.iter().filter(|machine| is_protected(machine));
+            queues.add_all(&queues.machines, protected.map(|machine| Key::of(&**machine)));
             scheduler.wake();
         }
     }
@@ -316,6 +335,13 @@ impl Watched for Domain {
     fn wake(context: &Context, change: &Change<'_, Self>) {
         let Context { view, queues, scheduler, .. } = context;
         queues.add_all(&queues.machines, either(change, machine_of));
+        let used = |domain: &Self| {
+            let held = domain.status.as_ref().and_then(|status| status.memory.clone());
+            (domain.spec.protected, domain.spec.machine.clone(), domain.spec.migration.clone(), held)
+        };
+        if differs(change, used) {
+            pool::wake(context, any(change, |domain| domain.spec.protected));
+        }
         let migration = |domain: &Self| migration::key_of(domain).into_iter().collect();
         queues.add_all(&queues.migrations, either(change, migration));
         if differs(change, |domain| {

@@ -213,11 +213,13 @@ pub struct MachineRecovery {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolAvailabilityStatus {
-    /// How many hosts may die at once without a protected guest staying down, as things are.
+    /// How many hosts may die at once without a protected guest staying down, as things are, at most as many as
+    /// `spec.availability.hostFailuresToTolerate` asks for. Absent when it asks for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub tolerates: Option<i32>,
-    /// Number of protected guests.
+    /// Number of protected guests that are on. Those whose condition Protected is False because a disk is on their host
+    /// alone, or because something that they refer to is missing, do not count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub protected: Option<i32>,

@@ -161,7 +161,9 @@ pub struct PoolStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub availability: Option<PoolAvailabilityStatus>,
     /// `Ready`: there are hosts, and all of them are Ready. `FailuresTolerated`: there is room for the protected guests of as
-    /// many hosts as `spec.availability` asks for. `Recovering`: guests of dead hosts are being started elsewhere; False with
+    /// many hosts as `spec.availability` asks for; False with reason NotEnoughRoom when there is not, NotCertain when that could
+    /// not be shown in a large pool; the message names hosts, the machine that would stay down, and what would help. Absent when
+    /// no failure is to be tolerated. `Recovering`: guests of dead hosts are being started elsewhere; False with
     /// the reason StormBrake when too many hosts are silent for that, Frozen when the pool's store was restored, Disarmed when
     /// nothing is to be done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

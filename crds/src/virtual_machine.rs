@@ -371,8 +371,10 @@ pub struct VirtualMachineStatus {
     pub recovery: Option<MachineRecovery>,
     /// `Ready`: what the spec asks for is so. `Scheduled`: a host was found. `Synchronized`: the guest runs with
     /// the spec as it stands; False with reason RestartRequired when a change waits for a restart, Applying while it is
-    /// made, GuestNotResponding or DiskInUse when the guest does not do its part. `Stalled`:
-    /// nothing goes on until somebody changes something.
+    /// made, GuestNotResponding or DiskInUse when the guest does not do its part. `Protected`: of a machine whose
+    /// `spec.availability.restartPriority` is Protected, whether it can start on another host; False with reason LocalDisk
+    /// when a disk of it is on one host alone, NoOtherHost when only one host can run it. `Stalled`: nothing goes on until
+    /// somebody changes something.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,

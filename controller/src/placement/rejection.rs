@@ -96,9 +96,16 @@ pub struct Rejections {
 
 impl Rejections {
     /// Counts hosts under a reason; `reason` is called only if there are any.
-    pub(super) fn add(&mut self, hosts: u32, reason: impl FnOnce() -> Reason) {
+    pub(crate) fn add(&mut self, hosts: u32, reason: impl FnOnce() -> Reason) {
         if hosts > 0 {
             *self.counts.entry(reason()).or_default() += hosts;
+        }
+    }
+
+    /// Adds what was counted of other hosts.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (reason, hosts) in &other.counts {
+            self.add(*hosts, || reason.clone());
         }
     }
 

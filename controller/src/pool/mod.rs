@@ -1,20 +1,36 @@
-//! Pool: counts the hosts, and keeps the CPU level.
+//! Pool: counts the hosts, keeps the CPU level, and says how many hosts may die.
 //!
 //! ```text
-//!   Pool, Hosts ──▶ decide ──▶ status
+//!   Pool, Hosts ────────────────────────▶ decide ──▶ status
+//!   protected guests ──▶ failure reserve ──┘
 //! ```
 //!
 //! Its policy is read by the scheduler. An installation does without the object just as well.
 
+mod failures;
 pub(crate) mod level;
 
-use crate::{context::Context, error::Error, view::is_ready};
+use crate::{context::Context, error::Error, scheduler, view::is_ready};
 use kubexen_crds::{
     PoolStatus,
     condition::{self, State, Wanted},
     pool::PoolCpu,
 };
 use kubexen_runtime::{Key, Outcome};
+use std::time::Duration;
+
+/// How long changes of guests are collected before the next look: a storm of machines becomes a few.
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// Something changed of a guest, or of what guests need. What is told of the pool depends on it if the guest is protected, or
+/// failures are to be tolerated.
+pub(crate) fn wake(context: &Context, protected: bool) {
+    if protected || scheduler::wanted(&context.view) > 0 {
+        for key in context.view.pools.keys() {
+            context.queues.add_after(&context.queues.pools, key, WINDOW);
+        }
+    }
+}
 
 /// One look at the pool.
 pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, Error> {
@@ -28,7 +44,8 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
         hosts.iter().map(|host| &**host),
         pool.spec.cpu.level,
     );
-    let wanted = vec![decide(hosts.len(), ready)];
+    let standing = scheduler::standing(context);
+    let wanted = [decide(hosts.len(), ready)].into_iter().chain(failures::condition(&standing)).collect();
     let after = PoolStatus {
         observed_generation: generation,
         hosts: i32::try_from(hosts.len()).ok(),
@@ -37,7 +54,7 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
             features: level.hvm.as_ref().map(|set| set.names()).unwrap_or_default(),
             level,
         }),
-        availability: before.availability,
+        availability: failures::status(before.availability, &standing),
         conditions: condition::set(&before.conditions, wanted, generation, context.clock.now()),
     };
     context.write_status(&*pool, pool.status.as_ref(), &after).await?;

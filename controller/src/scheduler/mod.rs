@@ -7,13 +7,14 @@
 //! ```
 //!
 //! # Guarantees
-//! A pass takes all machines that wait, oldest first, and is a pure function of what the mirrors show and of what was
+//! A pass takes all machines that wait, protected ones first, then the oldest, and is a pure function of what the mirrors show and of what was
 //! assigned before; a host that was assigned counts as used until the machine's Domain is in the mirror. One pass at a
 //! time; what changes meanwhile leads to another. Nothing is placed by a timer.
 //!
 //! # Caveats
 //! It writes nothing. A machine's own look carries the answer out, so that a machine has one writer.
 
+mod reserve;
 mod room;
 mod snapshot;
 
@@ -24,9 +25,14 @@ use crate::{
     context::Context,
     placement::{
         DiskNeed, NetworkNeed, Rejections, Request, Snapshot, Verdict, group_key, growth_overhead, place,
+        place_keeping,
+        reserve::{Protected, Reserve},
     },
     view::uid,
-    virtual_machine::references::{Resolved, Site, resolve_to_start},
+    virtual_machine::{
+        is_protected,
+        references::{Resolved, Site, resolve_to_start},
+    },
 };
 use kubexen_crds::{ByteQuantity, VirtualMachine, domain::Machine};
 use kubexen_runtime::Key;
@@ -37,7 +43,9 @@ use std::{
 };
 use tokio::{sync::Notify, time::Instant};
 
+pub(crate) use reserve::{Standing, standing, wanted};
 pub(crate) use room::{HostRoom, domain_memory, room_on};
+pub(crate) use snapshot::host_view;
 
 /// How long changes are collected before a pass: a storm of machines becomes a few batches.
 const WINDOW: Duration = Duration::from_millis(25);
@@ -59,6 +67,8 @@ pub(crate) enum Answer {
 #[derive(Debug, Default)]
 pub(crate) struct Scheduler {
     pending: Mutex<BTreeMap<Key, Pending>>,
+    /// As it was when it was last asked for, so that the next time only what has changed is computed.
+    reserve: Mutex<Option<Reserve>>,
     wake: Notify,
 }
 
@@ -137,6 +147,17 @@ impl Scheduler {
         self.lock().values().filter_map(|entry| entry.claim.as_ref()).any(|claim| claim.disks.contains(disk))
     }
 
+    /// The reserve for so many failures of this pool; none for no failures.
+    fn refresh_reserve(&self, wanted: u32, pool: &Snapshot, guests: Vec<Protected>) -> Option<Reserve> {
+        let mut kept = self.reserve.lock().unwrap_or_else(PoisonError::into_inner);
+        match kept.as_mut() {
+            _ if wanted == 0 => *kept = None,
+            Some(reserve) => reserve.update(pool, guests, wanted),
+            None => *kept = Some(Reserve::new(pool, guests, wanted)),
+        }
+        kept.clone()
+    }
+
     fn claims(&self) -> Vec<Claim> {
         self.lock().values().filter_map(|entry| entry.claim.clone()).collect()
     }
@@ -194,7 +215,11 @@ pub(crate) fn pass(context: &Context) {
         let claims = scheduler.claims();
         let batch = batch(context, &waiting, &claims);
         let requests: Vec<Request> = batch.iter().map(|candidate| candidate.request.clone()).collect();
-        let verdicts = place(&snapshot::take(&context.view, &claims), &requests);
+        let pool = snapshot::take(&context.view, &claims);
+        let verdicts = match reserve::current(context, &claims, &pool) {
+            Some(reserve) => place_keeping(&pool, &requests, reserve),
+            None => place(&pool, &requests),
+        };
         for (candidate, verdict) in batch.into_iter().zip(verdicts) {
             let key = candidate.request.key.clone();
             let news = match verdict {
@@ -282,12 +307,13 @@ impl Candidate {
     }
 }
 
-/// The machines that can be placed now, oldest first. Of machines that name the same disk only the first is taken: the
+/// The machines that can be placed now, protected ones first, then the oldest. Of machines that name the same disk only the first is taken: the
 /// others hear of it when its Domain is there.
 fn batch(context: &Context, waiting: &[Key], claims: &[Claim]) -> Vec<Candidate> {
     let mut machines: Vec<_> = waiting.iter().filter_map(|key| context.view.machines.get(key)).collect();
     machines.sort_by_cached_key(|machine| {
-        (machine.metadata.creation_timestamp.as_ref().map(|created| created.0), Key::of(&**machine))
+        let created = machine.metadata.creation_timestamp.as_ref().map(|created| created.0);
+        (!is_protected(machine), created, Key::of(&**machine))
     });
     let mut claimed: BTreeSet<Key> = claims.iter().flat_map(|claim| claim.disks.iter().cloned()).collect();
     let mut batch = Vec::with_capacity(machines.len());
@@ -360,7 +386,7 @@ fn candidate(machine: &VirtualMachine, resolved: &Resolved) -> Candidate {
         disks: needs,
         images: resolved.images.clone(),
         moves: false,
-        protected: false,
+        protected: is_protected(machine),
         recovers: false,
         avoid: None,
         key,

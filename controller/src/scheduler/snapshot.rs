@@ -55,7 +55,8 @@ fn host_of(namespace: &Option<String>) -> Option<&str> {
     namespace.as_deref().and_then(host_of_namespace)
 }
 
-fn host_view(view: &View, host: &Host) -> HostView {
+/// A host, without what is used of it.
+pub(crate) fn host_view(view: &View, host: &Host) -> HostView {
     let status = host.status.clone().unwrap_or_default();
     let cpu_features: Option<FeatureSets> = status.cpu.as_ref().and_then(|cpu| cpu.feature_sets.clone());
     HostView {

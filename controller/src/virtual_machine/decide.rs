@@ -135,7 +135,7 @@ impl Plan {
 /// What to do about a machine.
 pub(crate) fn decide(observed: &Observed) -> Plan {
     let machine = &*observed.machine;
-    match (is_deleting(machine), has_finalizer(machine)) {
+    let mut plan = match (is_deleting(machine), has_finalizer(machine)) {
         (true, false) => Plan::default(),
         (false, false) => Plan::act(Action::AddFinalizer),
         (true, true) => let_go(observed),
@@ -144,7 +144,13 @@ pub(crate) fn decide(observed: &Observed) -> Plan {
             PowerState::Suspended => suspension::suspend(observed),
             PowerState::Running | PowerState::Paused => run(observed),
         },
+    };
+    if let Some(report) = &mut plan.report
+        && !is_deleting(machine)
+    {
+        report.conditions.extend(observed.protection.clone());
     }
+    plan
 }
 
 /// The machine is being deleted.

@@ -38,6 +38,7 @@ mod decide;
 mod live;
 mod observe;
 pub(crate) mod problem;
+mod protection;
 pub(crate) mod references;
 mod status;
 pub(crate) mod suspension;
@@ -45,6 +46,8 @@ mod synchronized;
 
 #[cfg(test)]
 mod tests;
+
+pub(crate) use decide::is_protected;
 
 use crate::{
     context::{Applied, Context},

@@ -3,6 +3,7 @@
 use super::{
     cloud_init, live,
     problem::Problem,
+    protection,
     references::{self, Resolved},
     suspension::{StateDisk, state_disk_key},
 };
@@ -14,7 +15,7 @@ use crate::{
     view::{host_of_namespace, uid},
 };
 use kube::Resource;
-use kubexen_crds::{Domain, MigrationRole, VirtualMachine, virtual_machine::PowerState};
+use kubexen_crds::{Domain, MigrationRole, VirtualMachine, condition::Wanted, virtual_machine::PowerState};
 use kubexen_runtime::Key;
 use std::{sync::Arc, time::Duration};
 
@@ -36,6 +37,8 @@ pub(crate) struct Observed {
     pub(crate) references: Result<Resolved, Problem>,
     /// What it refers to as far as that is there, if it has a Domain and not all of it is.
     pub(crate) references_in_part: Option<Resolved>,
+    /// What is to be said of its protection; none if it is not to be protected.
+    pub(crate) protection: Option<Wanted>,
     /// What the host of its first Domain has; looked up only if the guest is to have more than it has.
     pub(crate) room: Option<HostRoom>,
     /// What the scheduler says of it; none if it was not asked for the machine as it is now.
@@ -100,6 +103,7 @@ pub(crate) async fn observe(context: &Context, key: &Key) -> Result<Option<Obser
     };
     Ok(Some(Observed {
         state,
+        protection: protection::observe(&context.view, &machine, &references),
         references,
         references_in_part,
         room,

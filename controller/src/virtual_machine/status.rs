@@ -2,6 +2,7 @@
 
 use super::{
     problem::Problem,
+    protection,
     suspension::is_resumed,
     synchronized::{self, Synchronized},
 };
@@ -429,6 +430,9 @@ pub(crate) fn happenings(machine: &VirtualMachine, report: &Report) -> Vec<Happe
     }
     if let Some((severity, reason, note)) = synchronized::happening(before, report.phase, &report.conditions)
     {
+        tell(severity, reason, note);
+    }
+    if let Some((severity, reason, note)) = protection::happening(before, &report.conditions) {
         tell(severity, reason, note);
     }
     let Some(ready) = report.conditions.iter().find(|condition| condition.type_ == "Ready") else {

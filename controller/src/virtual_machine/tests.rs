@@ -102,6 +102,7 @@ fn observed(machine: VirtualMachine, domains: Vec<Domain>) -> Observed {
         state: None,
         references: Ok(resolved()),
         references_in_part: None,
+        protection: None,
         room: None,
         answer: None,
         host_ready: true,

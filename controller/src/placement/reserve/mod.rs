@@ -26,8 +26,8 @@
 //!
 //! # How it is computed
 //! Each set of hosts is a *case* that keeps its plan. Plans are found by rules of thumb, each guest in its turn, those
-//! first that few hosts suit, then the largest; where both rules fail, by a search through all plans, which may try
-//! [`TRIES`] places for each change of the pool. A change of the pool leaves a plan as it is if it still holds, and
+//! first that few hosts suit, then the largest; where both rules fail and there are at most [`SEARCHED`] such guests, by a
+//! search through all plans, which may try [`TRIES`] places for each change of the pool. A change of the pool leaves a plan as it is if it still holds, and
 //! otherwise finds places anew for those guests only whose place is gone.
 //!
 //! If there are more than [`CASES`] sets of up to *k* hosts, *k* failures are not judged set by set but by an
@@ -36,8 +36,8 @@
 //! # Guarantees
 //! - *Sound*: a number of failures that is said to be tolerated is. Either each set has a plan, which was checked
 //!   against what hosts have, or the estimate holds, which is a proof that plans exist.
-//! - *Exact where small*: with at most [`CASES`] sets of *k* hosts, and h^g × sets ≤ [`TRIES`] / 2 for h hosts and g
-//!   homeless guests in the largest case, all plans are tried before it is said that there is none.
+//! - *Exact where small*: with at most [`CASES`] sets of up to *k* hosts, at most [`SEARCHED`] homeless guests *g* in each,
+//!   and h^g × sets ≤ [`TRIES`] / 2 for *h* hosts that survive, all plans are tried before it is said that there is none.
 //! - *Conservative elsewhere*: a plan that exists may not be found. Then fewer failures are said to be tolerated.
 //! - After any changes the answer is as sound as one computed from scratch, and the same where that is exact.
 
@@ -53,18 +53,23 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
-pub use breach::Breach;
+pub use breach::{Breach, Remedy};
 
-use super::{DiskNeed, HostView, Request, Snapshot};
+use super::{
+    DiskNeed, HostView, Reason, Rejections, Request, Snapshot, condition::Conditions, filters,
+    host_set::HostSet,
+};
 use facts::Facts;
 use kubexen_runtime::Key;
 use packing::Case;
 use std::ops::Range;
 
-/// Sets of hosts that are judged one by one, at most: all pairs of 90 hosts, or all single ones of 4096.
+/// Sets of hosts that are judged one by one, at most: all pairs of 90 hosts, or all single ones of 4095.
 pub const CASES: usize = 4096;
 /// Places that are tried at most, for each change of the pool, in search of plans that the rules of thumb did not find.
-pub const TRIES: u64 = 1 << 17;
+pub const TRIES: u64 = 1 << 16;
+/// Homeless guests at most of a case in which all plans are searched: with more, a search would hardly come to an end.
+pub const SEARCHED: usize = 16;
 
 /// A protected guest, and the host that runs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,6 +138,18 @@ pub fn settled(request: &Request, host: &HostView) -> Option<Request> {
     });
     let disks = disks.collect::<Option<Vec<_>>>()?;
     Some(Request { disks, moves: false, avoid: None, recovers: false, ..request.clone() })
+}
+
+/// Why a host is not of the kind that a guest needs, whatever state it is in and whatever is used of it: filters 4 to 8 and
+/// 11; none if it is.
+#[must_use]
+pub fn unsuited(host: &HostView, request: &Request) -> Option<Rejections> {
+    let mut conditions = Conditions::new(vec![host]);
+    let (mut left, mut rejections) = (HostSet::of(1, |_| true), Rejections::default());
+    filters::apply_lasting(&mut conditions, &mut left, request, &mut rejections);
+    let few = left.retain(|_| host.cpus >= request.vcpus);
+    rejections.add(few, || Reason::TooFewCpus);
+    (left.len() == 0).then_some(rejections)
 }
 
 impl Reserve {

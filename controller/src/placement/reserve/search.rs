@@ -1,11 +1,12 @@
 //! Whether there is a plan at all: a search through all of them.
 
 use super::{
+    SEARCHED,
     facts::{Facts, GuestFacts, Room},
     packing::{Case, Packing},
 };
 
-/// Searches for a plan that leaves nobody, by trying every host for every guest.
+/// Searches for a plan that leaves nobody, by trying every host for every guest, if there are few.
 ///
 /// `budget` is how many places may be tried; what was tried is taken off. With h hosts and g guests there are at most
 /// h + h² + … + h^g tries, less than twice h^g for two hosts or more: so all plans are tried if h^g is at most half the budget.
@@ -16,6 +17,9 @@ pub(super) fn search(case: &mut Case, facts: &Facts, budget: &mut u64) {
     let guests = case.homeless(facts);
     let of = |number: &usize| facts.guest(*number).map(|guest| (*number, guest));
     let guests: Vec<(usize, &GuestFacts)> = guests.iter().filter_map(of).collect();
+    if guests.len() > SEARCHED {
+        return;
+    }
     let mut search = Search { packing: Packing::new(facts, &case.dead), facts, guests: &guests, budget };
     if search.is_hopeless(0) || search.nobody_fits_alone() {
         return;
