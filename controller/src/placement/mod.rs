@@ -316,7 +316,8 @@ pub fn place(snapshot: &Snapshot, requests: &[Request]) -> Vec<Verdict> {
 /// - A protected guest that recovers may take the reserve. It leaves room for the others that are without a host, if
 ///   any host that it fits on does.
 #[must_use]
-pub fn place_keeping(snapshot: &Snapshot, requests: &[Request], reserve: Reserve) -> Vec<Verdict> {
+pub fn place_keeping(snapshot: &Snapshot, requests: &[Request], mut reserve: Reserve) -> Vec<Verdict> {
+    reserve.await_recovery(requests);
     let mut batch = Batch::new(snapshot, Some(reserve));
     requests.iter().map(|request| batch.place(request)).collect()
 }

@@ -9,8 +9,25 @@ use super::{
 use kubexen_runtime::Key;
 use std::collections::BTreeMap;
 
-/// Cases as they were before a change, by position, the earliest first.
-type Journal = Vec<(usize, Case)>;
+/// Cases as they were before a change.
+#[derive(Debug, Default)]
+pub(super) struct Journal {
+    /// By position, the earliest first; none of a change that is never undone.
+    cases: Option<Vec<(usize, Case)>>,
+}
+
+impl Journal {
+    fn to_undo() -> Self {
+        Self { cases: Some(Vec::new()) }
+    }
+
+    /// Notes a case that is about to change.
+    pub(super) fn note(&mut self, position: usize, case: &Case) {
+        if let Some(cases) = &mut self.cases {
+            cases.push((position, case.clone()));
+        }
+    }
+}
 
 /// What has to be put back when a change is undone.
 struct Before {
@@ -34,7 +51,7 @@ impl Reserve {
             *self = Self::new(snapshot, guests, wanted);
             return;
         }
-        let mut journal = Journal::new();
+        let mut journal = Journal::default();
         let wanted_guests: BTreeMap<Key, Protected> =
             guests.into_iter().map(|guest| (guest.request.key.clone(), guest)).collect();
         let is_as_before = |key: &Key, guest: &GuestFacts| {
@@ -65,7 +82,7 @@ impl Reserve {
         let position = self.facts.views.iter().position(|before| before.name == view.name);
         match position.filter(|position| is_of_same_kind(view, &self.facts.views[*position])) {
             Some(position) => {
-                let mut journal = Journal::new();
+                let mut journal = Journal::default();
                 self.host_changed(position, view.clone(), &mut journal);
                 self.settle(&mut journal);
             }
@@ -87,7 +104,7 @@ impl Reserve {
     /// Adds a guest, or takes over what it needs and where it runs. What its host has left is told by
     /// [`Reserve::set_host`].
     pub fn set_guest(&mut self, guest: Protected) {
-        let mut journal = Journal::new();
+        let mut journal = Journal::default();
         self.guest_gone(&guest.request.key, &mut journal);
         self.guest_came(guest, &mut journal);
         self.settle(&mut journal);
@@ -95,9 +112,25 @@ impl Reserve {
 
     /// Takes a guest out, if it is there.
     pub fn remove_guest(&mut self, key: &Key) {
-        let mut journal = Journal::new();
+        let mut journal = Journal::default();
         self.guest_gone(key, &mut journal);
         self.settle(&mut journal);
+    }
+
+    /// Counts those of these guests that are protected and recover as homeless, if it does not know them: nobody runs them
+    /// any more, and each must leave room for the others.
+    pub(in super::super) fn await_recovery(&mut self, requests: &[Request]) {
+        let (mut journal, mut any) = (Journal::default(), false);
+        for request in requests.iter().filter(|request| request.protected && request.recovers) {
+            let known = self.facts.number(&request.key).is_some();
+            if let Some(settled) = settled(request, &HostView::default()).filter(|_| !known) {
+                self.guest_came(Protected { request: settled, host: String::new() }, &mut journal);
+                any = true;
+            }
+        }
+        if any {
+            self.settle(&mut journal);
+        }
     }
 
     /// Counts a guest that starts on a host, unless that breaks a promise; says whether it was counted. The guest fits
@@ -123,7 +156,7 @@ impl Reserve {
     }
 
     fn take_unprotected(&mut self, host: usize, request: &Request) -> bool {
-        let (before, mut journal) = (self.before(host), Journal::new());
+        let (before, mut journal) = (self.before(host), Journal::to_undo());
         self.facts.occupy(host, request);
         let mut budget = TRIES;
         for position in 0..self.cases.len() {
@@ -131,15 +164,14 @@ impl Reserve {
             if case.dead.contains(&host) || case.holds_at(&self.facts, host) {
                 continue;
             }
-            let old = case.clone();
+            journal.note(position, case);
+            let left_before = case.left.len();
             let case = &mut self.cases[position];
             case.repair(&self.facts, host);
-            if case.left.len() > old.left.len() && old.is_covered() {
+            if case.left.len() > left_before && left_before == 0 {
                 complete(case, &self.facts, &mut budget);
             }
-            let worse = case.left.len() > old.left.len();
-            journal.push((position, old));
-            if worse {
+            if case.left.len() > left_before {
                 self.undo(before, journal);
                 return false;
             }
@@ -155,7 +187,7 @@ impl Reserve {
     }
 
     fn take_protected(&mut self, host: usize, settled: Request) -> bool {
-        let (before, mut journal) = (self.before(host), Journal::new());
+        let (before, mut journal) = (self.before(host), Journal::to_undo());
         let key = settled.key.clone();
         self.come_to(host, settled, &mut journal);
         self.settle(&mut journal);
@@ -170,7 +202,7 @@ impl Reserve {
     }
 
     fn recover(&mut self, host: usize, settled: Request, insist: bool) -> bool {
-        let (before, mut journal) = (self.before(host), Journal::new());
+        let (before, mut journal) = (self.before(host), Journal::to_undo());
         let left = self.cases[0].left.iter().filter_map(|guest| self.facts.guest(*guest));
         let left = left.filter(|guest| guest.request.key != settled.key).count();
         let key = settled.key.clone();
@@ -206,7 +238,7 @@ impl Reserve {
 
     fn undo(&mut self, before: Before, journal: Journal) {
         let Before { host, view, tolerates, failed } = before;
-        for (position, case) in journal.into_iter().rev() {
+        for (position, case) in journal.cases.into_iter().flatten().rev() {
             self.cases[position] = case;
         }
         self.facts.set_view(host, view);
@@ -226,12 +258,15 @@ impl Reserve {
                 continue;
             }
             if !case.holds_at(&self.facts, host) {
-                journal.push((position, case.clone()));
+                journal.note(position, case);
                 case.repair(&self.facts, host);
             }
             if better && !case.is_covered() {
-                journal.push((position, case.clone()));
-                case.fill(&self.facts, host);
+                case.searched = false;
+                if case.may_fill(&self.facts, host) {
+                    journal.note(position, case);
+                    case.fill(&self.facts, host);
+                }
             }
         }
     }
@@ -240,7 +275,7 @@ impl Reserve {
         let number = self.facts.add(guest);
         for (position, case) in self.cases.iter_mut().enumerate() {
             if self.facts.is_homeless(number, &case.dead) {
-                journal.push((position, case.clone()));
+                journal.note(position, case);
                 case.add(&self.facts, number);
             }
         }
@@ -253,10 +288,10 @@ impl Reserve {
         let gone = self.facts.remove(number)?;
         for (position, case) in self.cases.iter_mut().enumerate().filter(|(position, _)| concerned[*position])
         {
-            journal.push((position, case.clone()));
+            journal.note(position, case);
             let freed = case.remove(number);
             case.searched = false;
-            if let Some(host) = freed.filter(|_| !case.is_covered()) {
+            if let Some(host) = freed.filter(|host| case.may_fill(&self.facts, *host)) {
                 case.fill(&self.facts, host);
             }
         }

@@ -60,6 +60,12 @@ pub(super) struct HostFacts {
     pub(super) open: bool,
 }
 
+impl HostFacts {
+    fn usable(&self) -> Room {
+        if self.open { self.free } else { Room::default() }
+    }
+}
+
 /// Membership in an anti-affinity group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Group {
@@ -87,6 +93,8 @@ pub(super) struct Facts {
     pub(super) overcommit: u64,
     pub(super) views: Vec<HostView>,
     pub(super) hosts: Vec<HostFacts>,
+    /// What hosts have left for guests that may come; nothing where none may.
+    pub(super) free: Vec<Room>,
     pub(super) classes: Vec<HostSet>,
     pub(super) guests: Vec<Option<GuestFacts>>,
     by_key: BTreeMap<Key, usize>,
@@ -106,9 +114,11 @@ impl Facts {
         views.sort_by(|one, other| one.name.cmp(&other.name));
         let mib = views.iter().fold(0_u64, |sum, view| sum.saturating_add(view.memory_allocatable >> 20));
         let vcpus: u64 = views.iter().map(|view| u64::from(view.cpus) * overcommit).sum();
+        let hosts: Vec<HostFacts> = views.iter().map(|view| host_facts(view, overcommit)).collect();
         let mut facts = Self {
             overcommit,
-            hosts: views.iter().map(|view| host_facts(view, overcommit)).collect(),
+            free: hosts.iter().map(|host| host.usable()).collect(),
+            hosts,
             on: vec![Vec::new(); views.len()],
             views,
             classes: Vec::new(),
@@ -195,6 +205,7 @@ impl Facts {
     /// Takes over what is used of a host, and whether guests may come; what it is stays.
     pub(super) fn set_view(&mut self, host: usize, view: HostView) {
         self.hosts[host] = host_facts(&view, self.overcommit);
+        self.free[host] = self.hosts[host].usable();
         self.views[host] = view;
         for members in &mut self.present {
             members.remove(&host);
@@ -206,6 +217,7 @@ impl Facts {
     pub(super) fn occupy(&mut self, host: usize, request: &Request) {
         occupy(&mut self.views[host], request);
         self.hosts[host] = host_facts(&self.views[host], self.overcommit);
+        self.free[host] = self.hosts[host].usable();
         self.read_groups(host);
     }
 

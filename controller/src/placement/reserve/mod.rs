@@ -27,11 +27,11 @@
 //! # How it is computed
 //! Each set of hosts is a *case* that keeps its plan. Plans are found by rules of thumb, each guest in its turn, those
 //! first that few hosts suit, then the largest; where both rules fail and there are at most [`SEARCHED`] such guests, by a
-//! search through all plans, which may try [`TRIES`] places for each change of the pool. A change of the pool leaves a plan as it is if it still holds, and
-//! otherwise finds places anew for those guests only whose place is gone.
+//! search through all plans, which may try [`TRIES`] places for each change of the pool. A change leaves a plan as it is
+//! if it still holds, and otherwise finds places anew for those guests only whose place is gone.
 //!
 //! If there are more than [`CASES`] sets of up to *k* hosts, *k* failures are not judged set by set but by an
-//! [estimate](estimate) of the worst set.
+//! estimate of the worst set: `estimate.rs` has the argument.
 //!
 //! # Guarantees
 //! - *Sound*: a number of failures that is said to be tolerated is. Either each set has a plan, which was checked
@@ -59,6 +59,7 @@ use super::{
     DiskNeed, HostView, Reason, Rejections, Request, Snapshot, condition::Conditions, filters,
     host_set::HostSet,
 };
+use change::Journal;
 use facts::Facts;
 use kubexen_runtime::Key;
 use packing::Case;
@@ -165,7 +166,7 @@ impl Reserve {
         for case in &mut reserve.cases {
             case.pack(&reserve.facts);
         }
-        reserve.settle(&mut Vec::new());
+        reserve.settle(&mut Journal::default());
         reserve
     }
 
@@ -196,7 +197,7 @@ impl Reserve {
 
     /// Finds out how many failures are tolerated, and looks for plans that are missing as far as that depends on them.
     /// Cases that it changes are noted as they were.
-    fn settle(&mut self, changed: &mut Vec<(usize, Case)>) {
+    fn settle(&mut self, changed: &mut Journal) {
         let mut budget = TRIES;
         (self.tolerates, self.failed) = (self.wanted, None);
         for size in 0..self.levels.len() {
@@ -213,12 +214,7 @@ impl Reserve {
     }
 
     /// A case without a plan, if there is one. One that was searched in vain already settles it.
-    fn failing(
-        &mut self,
-        cases: Range<usize>,
-        budget: &mut u64,
-        changed: &mut Vec<(usize, Case)>,
-    ) -> Option<usize> {
+    fn failing(&mut self, cases: Range<usize>, budget: &mut u64, changed: &mut Journal) -> Option<usize> {
         let in_vain =
             |position: &usize| !self.cases[*position].is_covered() && self.cases[*position].searched;
         if let Some(position) = cases.clone().find(in_vain) {
@@ -229,7 +225,7 @@ impl Reserve {
             if case.is_covered() {
                 continue;
             }
-            changed.push((position, case.clone()));
+            changed.note(position, case);
             complete(case, &self.facts, budget);
             if !case.is_covered() {
                 case.searched = true;

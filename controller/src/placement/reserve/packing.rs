@@ -36,20 +36,15 @@ impl Case {
     /// Makes the plan from scratch, by rules of thumb.
     pub(super) fn pack(&mut self, facts: &Facts) {
         let guests = self.homeless(facts);
-        let mut best: Option<(Vec<(usize, usize)>, Vec<usize>)> = None;
-        for rule in [Rule::NextFit, Rule::BestFit] {
-            let mut packing = Packing::new(facts, &self.dead);
-            let left: Vec<usize> =
-                guests.iter().copied().filter(|guest| !packing.place(*guest, rule)).collect();
-            let done = left.is_empty();
-            if best.as_ref().is_none_or(|(_, fewest)| left.len() < fewest.len()) {
-                best = Some((packing.moves, left));
-            }
-            if done {
-                break;
-            }
+        (self.moves, self.left) = (Vec::new(), Vec::new());
+        let mut packing = Packing::new(facts, &self.dead);
+        if guests.iter().all(|guest| packing.place(*guest, Rule::NextFit)) {
+            self.moves = packing.moves;
+            return;
         }
-        (self.moves, self.left) = best.unwrap_or_default();
+        let mut packing = Packing::new(facts, &self.dead);
+        self.left = guests.into_iter().filter(|guest| !packing.place(*guest, Rule::BestFit)).collect();
+        self.moves = packing.moves;
     }
 
     /// What the plan takes of a host.
@@ -62,18 +57,19 @@ impl Case {
 
     /// Whether what the plan does to a host can be done as the host is now.
     pub(super) fn holds_at(&self, facts: &Facts, host: usize) -> bool {
-        if self.moves.iter().all(|(_, to)| *to != host) {
-            return true;
+        let (mut sum, mut any) = (Room::default(), false);
+        for (guest, _) in self.moves.iter().filter(|(_, to)| *to == host) {
+            let Some(guest) = facts.guest(*guest) else { continue };
+            if guest.group.is_some_and(|group| group.required && facts.is_present(group.id, host)) {
+                return false;
+            }
+            (sum, any) = (sum.plus(guest.need), true);
         }
-        facts.hosts[host].open
-            && facts.hosts[host].free.holds(self.taken(facts, host))
-            && self.moves.iter().filter(|(_, to)| *to == host).all(|(guest, _)| {
-                let group = facts.guest(*guest).and_then(|guest| guest.group);
-                !group.is_some_and(|group| group.required && facts.is_present(group.id, host))
-            })
+        !any || (facts.hosts[host].open && facts.hosts[host].free.holds(sum))
     }
 
-    /// Finds other places for what the plan brings to a host, which can no longer take it.
+    /// Finds other places for what the plan brings to a host, which can no longer take it, but leaves the rest as it is: what
+    /// is left then is [completed](super::complete) where that decides something.
     pub(super) fn repair(&mut self, facts: &Facts, host: usize) {
         let mut lifted: Vec<usize> =
             self.moves.iter().filter(|(_, to)| *to == host).map(|(guest, _)| *guest).collect();
@@ -94,30 +90,31 @@ impl Case {
         Some(self.moves.swap_remove(position).1)
     }
 
-    /// Tries to find places on a host, on which there is more room, for those that are left.
+    /// Whether a guest that is left may have a place on a host, on which there is more room.
+    pub(super) fn may_fill(&self, facts: &Facts, host: usize) -> bool {
+        let left = || self.left.iter().filter_map(|guest| facts.guest(*guest));
+        let free = facts.hosts[host].free;
+        facts.hosts[host].open && left().any(|guest| free.holds(guest.need)) && {
+            let free = free.less(self.taken(facts, host));
+            left().any(|guest| free.holds(guest.need))
+        }
+    }
+
+    /// Finds places on a host for those that are left.
     pub(super) fn fill(&mut self, facts: &Facts, host: usize) {
-        self.searched = false;
         let mut packing = Packing::resume(facts, &self.dead, std::mem::take(&mut self.moves));
         self.left.retain(|guest| !packing.place_on(*guest, host));
         self.moves = packing.moves;
     }
 
-    /// Finds places for guests that have none; if there are not enough, makes the whole plan anew, should that leave fewer.
+    /// Finds places for guests that have none.
     fn place_all(&mut self, facts: &Facts, guests: Vec<usize>) {
-        let left_before = self.left.len();
+        // What could not be covered before cannot be covered now.
+        self.searched &= !self.is_covered();
         let mut packing = Packing::resume(facts, &self.dead, std::mem::take(&mut self.moves));
         let failed = guests.into_iter().filter(|guest| !packing.place(*guest, Rule::NextFit));
         self.left.extend(failed);
         self.moves = packing.moves;
-        if self.left.len() > left_before {
-            let mut other = Self::new(self.dead.clone());
-            other.pack(facts);
-            if other.left.len() < self.left.len() {
-                (self.moves, self.left) = (other.moves, other.left);
-            }
-        }
-        // What could not be covered before cannot be covered now.
-        self.searched &= left_before > 0;
     }
 }
 
@@ -146,8 +143,7 @@ pub(super) struct Packing<'a> {
 
 impl<'a> Packing<'a> {
     pub(super) fn new(facts: &'a Facts, dead: &[usize]) -> Self {
-        let free = |host: &super::facts::HostFacts| if host.open { host.free } else { Room::default() };
-        let mut free: Vec<Room> = facts.hosts.iter().map(free).collect();
+        let mut free = facts.free.clone();
         for host in dead {
             free[*host] = Room::default();
         }
@@ -172,7 +168,7 @@ impl<'a> Packing<'a> {
     pub(super) fn fits(&self, guest: &GuestFacts, host: usize) -> bool {
         self.free[host].holds(guest.need)
             && self.facts.classes[guest.class].contains(host)
-            && self.is_apart(guest, host)
+            && (guest.group.is_none() || self.is_apart(guest, host))
     }
 
     /// No guest that is required to be alone in its group gets company of it, and none comes to company.
@@ -183,7 +179,8 @@ impl<'a> Packing<'a> {
             *to == host
                 && other.is_some_and(|other| other.id == group.id && (other.required || group.required))
         };
-        !(group.required && self.facts.is_present(group.id, host)) && !self.moves.iter().any(of_group)
+        let meets_present = group.required && self.facts.is_present(group.id, host);
+        !meets_present && !self.moves.iter().any(of_group)
     }
 
     fn place(&mut self, number: usize, rule: Rule) -> bool {

@@ -101,7 +101,7 @@ fn each_shortage_is_named_with_what_would_end_it() {
     let maintenance = || HostView { maintenance: true, ..with_memory("b", 12) };
     let cordoned = || HostView { schedulable: false, ..with_memory("b", 12) };
     let few_cpus = || HostView { cpus: 4, vcpus_used: 14, ..with_memory("b", 12) };
-    let cases: Vec<(HostView, Request, Option<(Request, &str)>, &str)> = vec![
+    let cases = [
         (
             no_lan(),
             prod("db"),
@@ -248,9 +248,14 @@ fn guests_that_recover_leave_room_for_one_another() {
         request: settled(&guest.request, &snapshot.hosts[0]).expect("it is not bound to its host"),
         ..guest
     });
-    let reserve = Reserve::new(&snapshot, guests.collect(), 1);
-    let verdicts = place_keeping(&snapshot, &lost, reserve);
-    assert!(verdicts.iter().all(|verdict| matches!(verdict, Verdict::Placed { .. })), "{verdicts:?}");
+    // Whether they still count as guests of the dead host, or as nobody's.
+    for guests in [guests.collect(), Vec::new()] {
+        let reserve = Reserve::new(&snapshot, guests, 1);
+        let verdicts = place_keeping(&snapshot, &lost, reserve);
+        assert!(verdicts.iter().all(|verdict| matches!(verdict, Verdict::Placed { .. })), "{verdicts:?}");
+        let one_by_one = super::super::place(&snapshot, &lost);
+        assert!(matches!(one_by_one[2], Verdict::Unplaced(_)), "{one_by_one:?}");
+    }
 }
 
 #[test]
