@@ -4,6 +4,7 @@ use super::{
     domain,
     evacuate::{self, Evacuate},
     failover, migrate,
+    reserve::{self, ReserveBench},
     storm::{self, Storm},
 };
 use anyhow::Result;
@@ -50,6 +51,15 @@ enum Benchmark {
         #[arg(long)]
         json: bool,
     },
+    /// Compute the failure reserve of a pool of 64 hosts, anew and after single changes.
+    Reserve {
+        /// Number of machines in the pool.
+        #[arg(long, value_name = "N", default_value_t = 2000)]
+        vms: usize,
+        /// Print the result as JSON and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
     /// Start domains on a Xen host of the lab, through the agent and by bare libxl.
     Domain {
         /// Print the result as JSON and nothing else.
@@ -81,6 +91,7 @@ impl BenchCommand {
                 show(&evacuate::run(Evacuate { machines: vms }).await?, json)
             }
             Benchmark::Failover { rounds, json } => show(&failover::run(rounds.into()).await?, json),
+            Benchmark::Reserve { vms, json } => show(&reserve::run(ReserveBench { machines: vms })?, json),
             Benchmark::Domain { json } => show(&domain::run().await?, json),
             Benchmark::Migrate { moves, json } => show(&migrate::run(moves).await?, json),
         }
