@@ -64,7 +64,7 @@ use crate::names::{HostBoot, LeaseId, Owner, Phase, VmUid};
 use crate::record::{Entry, Key, encode};
 
 /// A condition on one key, true or false at the moment at which a transaction is executed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Compare {
     /// The key does not exist: its `create_revision` is 0.
     Absent(Key),
@@ -90,7 +90,7 @@ impl Compare {
 }
 
 /// A change to one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Write {
     /// The key is to hold this value.
     Put {
@@ -113,7 +113,7 @@ pub enum Write {
 }
 
 /// Writes that take effect together, at one revision, if all conditions hold, and otherwise not at all.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Transaction {
     /// What must hold.
     pub compares: Vec<Compare>,

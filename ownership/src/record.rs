@@ -14,7 +14,7 @@ pub(crate) const OWNERS: &str = "/kubexen/owners/";
 pub(crate) const HOSTS: &str = "/kubexen/hosts/";
 
 /// A key of the pool etcd.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
     /// `/kubexen/owners/<vm-uid>`: who may run this virtual machine. Persistent, never attached to a lease.
     Owner(VmUid),
@@ -70,12 +70,22 @@ pub(crate) fn host_key(key: &[u8]) -> Option<Key> {
 }
 
 /// What a key holds, with the revisions that transactions compare.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Entry {
     /// The value as stored.
     pub value: Vec<u8>,
     /// The store's revision at the last write of the key; greater than 0.
     pub mod_revision: u64,
+}
+
+impl Entry {
+    /// The owner that this entry of an owner key names.
+    ///
+    /// # Errors
+    /// The reason why it cannot be read.
+    pub fn owner(&self) -> Result<Owner, String> {
+        decode(self)
+    }
 }
 
 /// The only version of the value that there is so far.

@@ -20,6 +20,7 @@
 mod judge;
 mod membership;
 mod timing;
+mod transactions;
 mod vitals;
 
 #[cfg(any(test, feature = "conformance"))]
@@ -35,6 +36,7 @@ use serde::{Deserialize, Serialize};
 pub use self::judge::{Brake, Judge, Silence, Verdict};
 pub(crate) use self::membership::{fence, join, roll, shortest_lease, unfence};
 pub use self::timing::{Timing, TimingBroken};
+pub use self::transactions::{fencing, joining, unfencing};
 pub use self::vitals::{Rung, Vitals};
 use crate::names::{HostBoot, LeaseId};
 use crate::store::StoreError;
