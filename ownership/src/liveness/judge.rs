@@ -84,8 +84,6 @@ impl Judge {
             let over = now.saturating_duration_since(gone) >= self.grace;
             let proof = if confirmed.contains(boot) {
                 Some(Proof::Confirmed)
-            } else if alive.contains(&boot.host) {
-                over.then_some(Proof::Rebooted)
             } else {
                 (over && brake.is_none()).then_some(Proof::LeaseEnded)
             };
@@ -197,17 +195,12 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_is_back_at_another_boot_proves_the_earlier_one_dead_once_it_had_its_time() {
+    fn another_live_boot_of_the_same_host_proves_nothing_since_it_may_be_the_earlier_one() {
         let mut court = court(3);
         court.roll.live.remove(&boot(1, 1));
         court.roll.live.insert(boot(1, 2), String::new());
         assert_eq!(court.due_at(0), []);
-        assert_eq!(court.due_at(10), [(boot(1, 1), Proof::Rebooted)]);
-        let by = FenceRecord { by: String::new(), proof: Proof::LeaseEnded, revision: 0 };
-        court.roll.fenced.insert(boot(1, 1), by.clone());
-        assert_eq!(court.due_at(11), [(boot(1, 1), Proof::Rebooted)], "it proves more");
-        court.roll.fenced.insert(boot(1, 1), FenceRecord { proof: Proof::Rebooted, ..by });
-        assert_eq!(court.due_at(12), []);
+        assert_eq!(court.due_at(10), [(boot(1, 1), Proof::LeaseEnded)]);
     }
 
     #[test]

@@ -64,8 +64,6 @@ pub enum Fence {
 pub enum Proof {
     /// Its lease ended, and the grace is over. That proves guarded guests stopped, and no others.
     LeaseEnded,
-    /// Its host is live at a later boot. That proves all of its guests stopped.
-    Rebooted,
     /// A person has seen that the host is off. That proves all of its guests stopped.
     Confirmed,
 }
@@ -76,7 +74,7 @@ impl Proof {
     pub fn covers_unguarded(self) -> bool {
         match self {
             Self::LeaseEnded => false,
-            Self::Rebooted | Self::Confirmed => true,
+            Self::Confirmed => true,
         }
     }
 }
