@@ -47,6 +47,8 @@ pub(crate) struct Context {
     pub(crate) heartbeats: Heartbeats,
     pub(crate) access: crate::host::access::Looks,
     pub(crate) evacuations: crate::evacuation::Told,
+    /// What is known of dead hosts, and the pool's store.
+    pub(crate) recovery: crate::recovery::Recovery,
     /// Held while a migration begins.
     pub(crate) migration_start: migration::Starting,
 }
@@ -239,7 +241,12 @@ impl Context {
 
     /// Takes the controller's finalizer off an object, which may be gone then.
     pub(crate) async fn remove_finalizer<K: Watched>(&self, object: &K) -> Result<(), Error> {
-        let Some(change) = write::without_finalizer(object, CONTROLLER_FINALIZER) else { return Ok(()) };
+        self.take_finalizer(object, CONTROLLER_FINALIZER).await
+    }
+
+    /// Takes a finalizer off an object, which may be gone then.
+    pub(crate) async fn take_finalizer<K: Watched>(&self, object: &K, finalizer: &str) -> Result<(), Error> {
+        let Some(change) = write::without_finalizer(object, finalizer) else { return Ok(()) };
         self.may_write::<K>("patch")?;
         let key = Key::of(object);
         let api = K::api(&self.client, &key.namespace);

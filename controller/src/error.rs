@@ -1,5 +1,6 @@
 //! Why a reconcile did not get through.
 
+use kubexen_ownership::StoreError;
 use kubexen_runtime::write::WriteError;
 
 /// Why a reconcile did not get through. None of these is lasting: the next look tries again.
@@ -11,6 +12,9 @@ pub enum Error {
     /// A request to the API server failed, or its outcome is not known.
     #[error(transparent)]
     Api(#[from] WriteError),
+    /// A call of the pool's store failed, or its outcome is not known.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 impl From<kube::Error> for Error {
@@ -31,6 +35,7 @@ impl Error {
     pub fn category(&self) -> &'static str {
         match self {
             Self::Deposed => "deposed",
+            Self::Store(error) => error.category(),
             Self::Api(WriteError::TimedOut) => "timed_out",
             Self::Api(WriteError::Serialize(_)) => "serialize",
             Self::Api(WriteError::Api(kube::Error::Api(status))) => match status.code {

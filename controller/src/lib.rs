@@ -10,6 +10,7 @@
 //!       │                     ask │ │ assigned, or rejected with the reason counted
 //!       │                         ▼ │
 //!       │                     scheduler ─▶ placement (pure)
+//!       │   pool store ─▶ recovery: which hosts are dead, and whose turn it is to be started elsewhere
 //!       └── every write: only while this process leads (lease), only what differs, guarded by uid or version
 //! ```
 //!
@@ -41,6 +42,7 @@ mod network;
 pub mod placement;
 mod pool;
 pub mod program;
+mod recovery;
 mod relation;
 mod run;
 #[cfg(test)]
@@ -53,4 +55,5 @@ mod virtual_machine;
 mod watched;
 
 pub use metrics::Metrics;
+pub use recovery::PoolStore;
 pub use run::{Dependencies, LEASE, Options, run};

@@ -1,5 +1,7 @@
 //! What the controller counts. Labels come from fixed sets.
 
+mod recovery;
+
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{
@@ -11,6 +13,8 @@ use prometheus_client::{
     registry::Registry,
 };
 use std::borrow::Cow;
+
+pub(crate) use recovery::RecoveryMetrics;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Reconcile {
@@ -53,6 +57,7 @@ pub struct Metrics {
     placement_seconds: Histogram,
     leading: Gauge,
     events_dropped: Gauge,
+    recovery: RecoveryMetrics,
 }
 
 impl Metrics {
@@ -70,6 +75,7 @@ impl Metrics {
             placement_seconds: Histogram::new(exponential_buckets(0.0001, 2.0, 16)),
             leading: Gauge::default(),
             events_dropped: Gauge::default(),
+            recovery: RecoveryMetrics::default(),
         };
         let registry = registry.sub_registry_with_prefix("kubexen_controller");
         registry.register("reconciles", "Looks at objects, by kind and outcome", metrics.reconciles.clone());
@@ -106,7 +112,12 @@ impl Metrics {
             "Events that were dropped because too many waited",
             metrics.events_dropped.clone(),
         );
+        metrics.recovery.register(registry);
         metrics
+    }
+
+    pub(crate) fn recovery(&self) -> &RecoveryMetrics {
+        &self.recovery
     }
 
     pub(crate) fn reconciled(&self, kind: Cow<'static, str>, outcome: &'static str) {

@@ -1,10 +1,11 @@
 //! The controller as a program: arguments, connection, health and metrics, signals.
 
-use crate::{Dependencies, Metrics, Options};
+use crate::{Dependencies, Metrics, Options, PoolStore};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use kube::{Api, Client, Resource, api::ListParams, core::DeserializeGuard};
 use kubexen_crds::{Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, Volume};
+use kubexen_ownership::{EtcdConfig, EtcdStore, TlsFiles};
 use kubexen_runtime::{
     clock::SystemClock,
     connect,
@@ -48,9 +49,45 @@ struct Run {
     /// Where to serve /healthz, /readyz and /metrics.
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
+    #[command(flatten)]
+    pool_store: PoolStoreArguments,
     /// How log lines look. RUST_LOG chooses levels.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
+}
+
+/// How the pool's etcd is reached.
+#[derive(Debug, Args)]
+struct PoolStoreArguments {
+    /// Addresses of the pool's etcd, as in https://10.0.0.5:2379. Without one, guests of a dead host are not started
+    /// elsewhere.
+    #[arg(long = "pool-store", env = "KUBEXEN_POOL_STORE", value_name = "URL", value_delimiter = ',')]
+    endpoints: Vec<String>,
+    /// Authority that signed its certificate, PEM; needed where the addresses are https.
+    #[arg(long = "pool-store-ca", value_name = "FILE", requires_all = ["certificate", "key"])]
+    ca: Option<PathBuf>,
+    /// The controller's certificate for it, PEM.
+    #[arg(long = "pool-store-certificate", value_name = "FILE", requires = "ca")]
+    certificate: Option<PathBuf>,
+    /// The key of that certificate, PEM.
+    #[arg(long = "pool-store-key", value_name = "FILE", requires = "ca")]
+    key: Option<PathBuf>,
+}
+
+impl PoolStoreArguments {
+    fn connect(self) -> Option<PoolStore> {
+        let Self { endpoints, ca, certificate, key } = self;
+        let endpoints: Vec<String> = endpoints.into_iter().filter(|endpoint| !endpoint.is_empty()).collect();
+        if endpoints.is_empty() {
+            return None;
+        }
+        let tls = match (ca, certificate, key) {
+            (Some(ca), Some(cert), Some(key)) => Some(TlsFiles { ca, cert, key }),
+            (_, _, _) => None,
+        };
+        let store = Arc::new(EtcdStore::new(EtcdConfig { tls, ..EtcdConfig::new(endpoints) }));
+        Some(PoolStore { ownership: store.clone(), liveness: store })
+    }
 }
 
 impl Arguments {
@@ -66,7 +103,7 @@ impl Arguments {
 
 impl Run {
     async fn run(self) -> Result<()> {
-        let Self { namespace, identity, kubeconfig, listen, log_format } = self;
+        let Self { namespace, identity, kubeconfig, listen, pool_store, log_format } = self;
         telemetry::start_logging(log_format);
         let version = env!("CARGO_PKG_VERSION");
         info!(version, "kubexen-controller");
@@ -80,6 +117,7 @@ impl Run {
             clock: Arc::new(SystemClock),
             readiness: Readiness::default(),
             metrics: Metrics::new(&mut registry),
+            pool_store: pool_store.connect(),
         };
         let serving = telemetry::serve(listen, Arc::new(registry), dependencies.readiness.clone());
         // Two processes never share an identity, not even a process and its restarted self.

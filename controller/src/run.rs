@@ -8,6 +8,7 @@ use crate::{
     lease::{Elector, Leadership},
     metrics::Metrics,
     migration, network, pool,
+    recovery::{self, PoolStore, Recovery},
     scheduler::{self, Scheduler},
     storage_repository,
     view::View,
@@ -46,6 +47,8 @@ pub struct Dependencies {
     pub readiness: Readiness,
     /// Where the controller counts.
     pub metrics: Metrics,
+    /// Where it is known which hosts are alive and who owns what; without it no guest of a dead host is started elsewhere.
+    pub pool_store: Option<PoolStore>,
 }
 
 /// How the controller is to run.
@@ -63,10 +66,11 @@ pub struct Options {
 /// Everything happens inside this future: nothing is spawned, and dropping it ends everything at once. While it does not
 /// lead it writes nothing but its bid for the lease; its mirrors stay warm. When it returns, the lease is released.
 pub async fn run(dependencies: Dependencies, options: Options, shutdown: CancellationToken) {
-    let Dependencies { client, clock, readiness, metrics } = dependencies;
+    let Dependencies { client, clock, readiness, metrics, pool_store } = dependencies;
     let Options { namespace, identity } = options;
     let (recorder, writer) = events::channel("kubexen-controller", identity.clone(), Arc::clone(&clock));
     let leadership = Leadership::default();
+    let recovery = Recovery::new(pool_store, identity.clone());
     let elector =
         Elector::new(client.clone(), &namespace, LEASE, identity, Arc::clone(&clock), leadership.clone());
     let context = Context {
@@ -81,6 +85,7 @@ pub async fn run(dependencies: Dependencies, options: Options, shutdown: Cancell
         heartbeats: Heartbeats::default(),
         access: Looks::default(),
         evacuations: Told::default(),
+        recovery,
         migration_start: migration::Starting::default(),
     };
     let lead = async {
@@ -133,6 +138,7 @@ impl<'a> Term<'a> {
     fn begin(context: &'a Context) -> Self {
         context.scheduler.clear();
         context.access.clear();
+        context.recovery.clear();
         context.queues.restart(true);
         context.metrics.leading(true);
         Self(context)
@@ -175,6 +181,7 @@ async fn term(context: &Context) {
         work::<VirtualMachine>(context, &queues.machines, CONCURRENCY, virtual_machine::reconcile),
         work::<VirtualMachineMigration>(context, &queues.migrations, FEW, migration::reconcile),
         scheduler::run(context),
+        recovery::run(context),
     );
 }
 

@@ -305,6 +305,10 @@ impl Watched for Pool {
             context.scheduler.wake();
             migration::wake_next(context);
         }
+        // Agents hear of the policy from their Hosts.
+        if differs(change, |pool| pool.spec.availability.clone()) {
+            context.queues.add_all(&context.queues.hosts, context.view.hosts.keys());
+        }
     }
 }
 

@@ -27,6 +27,14 @@ system:serviceaccount:{{ .Release.Namespace }}:kubexen-controller
 - --identity=$(POD_NAME)
 - --listen=0.0.0.0:{{ .Values.controller.port }}
 - --log-format={{ .Values.controller.logFormat }}
+{{- with .Values.poolStore.endpoints }}
+- --pool-store={{ join "," . }}
+{{- end }}
+{{- if and .Values.poolStore.endpoints .Values.poolStore.tlsSecret }}
+- --pool-store-ca=/etc/kubexen/pool-store/ca.crt
+- --pool-store-certificate=/etc/kubexen/pool-store/tls.crt
+- --pool-store-key=/etc/kubexen/pool-store/tls.key
+{{- end }}
 {{- end }}
 
 {{/* CEL: the request comes from a host's agent. */}}

@@ -26,6 +26,8 @@ pub(crate) struct Observed {
     pub(crate) host: Arc<Host>,
     /// Its agent's heartbeat.
     pub(crate) heartbeat: Heartbeat,
+    /// Whether its present boot is fenced.
+    pub(crate) fenced: bool,
     /// How long ago its agent's access was looked after; none if this process never did.
     pub(crate) access_age: Option<Duration>,
     /// Its Domains, if it is being deleted.
@@ -109,6 +111,9 @@ fn keep(observed: &Observed, now: Timestamp) -> Plan {
 fn readiness(observed: &Observed) -> (Option<Wanted>, Duration) {
     let conditions =
         observed.host.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    if observed.fenced {
+        return (Some(fenced(&Key::of(&*observed.host).name)), Duration::MAX);
+    }
     match observed.heartbeat {
         Heartbeat::Beaten(age) if age < TIMEOUT => (Some(reporting()), TIMEOUT - age),
         // What was said before this process began is believed until the heartbeat shows or is overdue.
@@ -130,6 +135,14 @@ fn silent() -> Wanted {
          its agent run and reach the API server"
     );
     Wanted::new("Ready", State::Unknown, "AgentSilent", message)
+}
+
+fn fenced(host: &str) -> Wanted {
+    let message = format!(
+        "this boot of the host is fenced: it lost its lease, and its guests may run elsewhere by now; reboot it, or see that \
+         it runs no protected guest and name its boot in `spec.fencing.unfenced` of Host {host}"
+    );
+    Wanted::new("Ready", State::False, "Fenced", message)
 }
 
 fn never_seen(host: &str) -> Wanted {

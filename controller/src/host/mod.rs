@@ -29,6 +29,7 @@ use crate::{
     context::Context,
     error::Error,
     evacuation::{self, Words},
+    recovery,
 };
 use decide::{Action, Observed, decide};
 use kubexen_crds::{Domain, Host, HostStatus, Volume, condition, names::host_namespace};
@@ -94,6 +95,7 @@ fn observe(context: &Context, key: &Key) -> Option<Observed> {
     let left = |keys: Vec<Key>| keys.into_iter().filter(|key| key.namespace == namespace).collect();
     Some(Observed {
         heartbeat: context.heartbeats.of(&key.name),
+        fenced: is_fenced(context, &host),
         access_age: context.access.age(&key.name, crate::view::uid(&*host)),
         // Looked for only where it matters: it is a scan.
         domains: if deleting { left(context.view.domains.keys()) } else { Vec::new() },
@@ -101,6 +103,19 @@ fn observe(context: &Context, key: &Key) -> Option<Observed> {
         evacuation: evacuation::observe(context, &host),
         host,
     })
+}
+
+/// Whether the boot that the host is at is fenced.
+fn is_fenced(context: &Context, host: &Host) -> bool {
+    let status = host.status.as_ref();
+    let boot = status.and_then(|status| status.boot_id.as_deref());
+    let board = context.recovery.board();
+    if board.read.is_none() && context.recovery.store().is_some() {
+        // What an earlier leader found holds until the store was read.
+        let ready = status.and_then(|status| condition::find(&status.conditions, "Ready"));
+        return ready.is_some_and(|ready| ready.reason == "Fenced");
+    }
+    boot.is_some_and(|boot| board.fenced(&Key::of(host).name, boot).is_some())
 }
 
 async fn say(
@@ -125,7 +140,14 @@ async fn say(
     let mut conditions = condition::set(&before.conditions, report, generation, context.clock.now());
     conditions.extend(kept);
     conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
-    let after = HostStatus { observed_generation: generation, conditions, evacuation, ..before.clone() };
+    let after = HostStatus {
+        observed_generation: generation,
+        conditions,
+        evacuation,
+        availability: recovery::availability_of_host(context).or(before.availability.clone()),
+        recovery: recovery::recovery_of_host(context, host),
+        ..before.clone()
+    };
     if !context.write_status(host, Some(&before), &after).await? {
         return Ok(false);
     }

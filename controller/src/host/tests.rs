@@ -41,6 +41,7 @@ fn observed(host: Host, heartbeat: Heartbeat) -> Observed {
     Observed {
         host: Arc::new(host),
         heartbeat,
+        fenced: false,
         access_age: Some(Duration::ZERO),
         domains: Vec::new(),
         volumes: Vec::new(),

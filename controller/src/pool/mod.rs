@@ -10,7 +10,7 @@
 mod failures;
 pub(crate) mod level;
 
-use crate::{context::Context, error::Error, scheduler, view::is_ready};
+use crate::{context::Context, error::Error, recovery, scheduler, view::is_ready};
 use kubexen_crds::{
     PoolStatus,
     condition::{self, State, Wanted},
@@ -45,7 +45,22 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
         pool.spec.cpu.level,
     );
     let standing = scheduler::standing(context);
-    let wanted = [decide(hosts.len(), ready)].into_iter().chain(failures::condition(&standing)).collect();
+    let mut wanted: Vec<Wanted> =
+        [decide(hosts.len(), ready)].into_iter().chain(failures::condition(&standing)).collect();
+    let mut availability = failures::status(before.availability.clone(), &standing);
+    let kept = match recovery::pool_words(context) {
+        Some((silent, recovering)) => {
+            if !silent.is_empty() || availability.is_some() {
+                availability.get_or_insert_default().silent_hosts = silent;
+            }
+            wanted.push(recovering);
+            None
+        }
+        None => condition::find(&before.conditions, "Recovering").cloned(),
+    };
+    let mut conditions = condition::set(&before.conditions, wanted, generation, context.clock.now());
+    conditions.extend(kept);
+    conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
     let after = PoolStatus {
         observed_generation: generation,
         hosts: i32::try_from(hosts.len()).ok(),
@@ -54,8 +69,8 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
             features: level.hvm.as_ref().map(|set| set.names()).unwrap_or_default(),
             level,
         }),
-        availability: failures::status(before.availability, &standing),
-        conditions: condition::set(&before.conditions, wanted, generation, context.clock.now()),
+        availability,
+        conditions,
     };
     context.write_status(&*pool, pool.status.as_ref(), &after).await?;
     Ok(Outcome::Settled)

@@ -4,6 +4,7 @@ use super::{
     cloud_init::{self, Origin},
     decide::{Action, Adjustment, Plan, domain_power_state, is_protected, restart_requested},
     observe::Observed,
+    recovery,
     references::{Resolved, Site},
     status::{self, Report},
     suspension,
@@ -44,6 +45,7 @@ pub(crate) async fn apply(context: &Context, observed: &Observed, plan: Plan) ->
                 true
             }
             Action::Start { host } => start(context, observed, &host).await?,
+            Action::Recover { loss, to } => recovery::carry_out(context, observed, &loss, &to).await?,
             Action::CopyUserData { domain } => {
                 if !copy_user_data(context, &domain).await? {
                     // The copy was there already: whoever misses it will see it.
@@ -88,9 +90,14 @@ pub(crate) async fn apply(context: &Context, observed: &Observed, plan: Plan) ->
 
 /// Writes the status, and tells people what happened when it changed.
 async fn say(context: &Context, machine: &VirtualMachine, report: &Report) -> Result<bool, Error> {
-    let after = status::render(machine, report, context.clock.now());
+    let now = context.clock.now();
+    let mut after = status::render(machine, report, now);
+    let phases = recovery::note(context, machine, &mut after, now);
     let written = context.write_status(machine, machine.status.as_ref(), &after).await?;
     if written {
+        for (phase, from, to) in phases {
+            context.metrics.recovery().phase(phase, from, to);
+        }
         for happening in status::happenings(machine, report) {
             context.events.record(machine, happening.severity, happening.reason, "Reconcile", happening.note);
         }
@@ -133,7 +140,6 @@ pub(super) fn domain_name(machine: &VirtualMachine) -> String {
 /// the answer to an earlier try was lost.
 async fn start(context: &Context, observed: &Observed, host: &str) -> Result<bool, Error> {
     let machine = &*observed.machine;
-    let Ok(resolved) = &observed.references else { return Ok(false) };
     if context.view.is_in_maintenance(host) {
         // It was chosen before. An earlier try whose answer was lost may have made the Domain.
         if confirm_gone(context, machine).await? {
@@ -141,6 +147,13 @@ async fn start(context: &Context, observed: &Observed, host: &str) -> Result<boo
         }
         return Ok(false);
     }
+    start_on(context, observed, host).await
+}
+
+/// As [`start`], whatever has become of the host since it was chosen.
+pub(super) async fn start_on(context: &Context, observed: &Observed, host: &str) -> Result<bool, Error> {
+    let machine = &*observed.machine;
+    let Ok(resolved) = &observed.references else { return Ok(false) };
     let started = async {
         make_volumes(context, observed, host, |_| true).await?;
         context.create(&domain(machine, resolved, host)).await

@@ -5,12 +5,14 @@ use super::{
     live::{self, Surroundings},
     observe::{Observed, host_of},
     problem::Problem,
+    recovery,
     status::{self, Report},
     suspension,
     synchronized::Synchronized,
 };
 use crate::{
     evacuation, migration,
+    recovery::Loss,
     scheduler::Answer,
     view::{has_finalizer, is_deleting, uid},
 };
@@ -56,6 +58,14 @@ pub(crate) enum Action {
     Start {
         /// The host.
         host: String,
+    },
+    /// Give a machine whose host is dead to another host in the pool's store, unless that was done before; then remove its
+    /// Domain on the dead host, and make one on the host that has it.
+    Recover {
+        /// What happened to it.
+        loss: Loss,
+        /// The host, unless another has it already.
+        to: String,
     },
     /// Give the host of a Domain what the guest's seed is made of.
     CopyUserData {
@@ -127,7 +137,7 @@ impl Plan {
         Self { report: Some(report), ..Self::default() }
     }
 
-    fn keeping_place(self) -> Self {
+    pub(super) fn keeping_place(self) -> Self {
         Self { waits_for_host: true, ..self }
     }
 }
@@ -192,6 +202,9 @@ fn confirmation(observed: &Observed) -> Vec<Action> {
 
 /// The machine is to be on.
 fn run(observed: &Observed) -> Plan {
+    if let Some(plan) = recovery::recover(observed) {
+        return plan;
+    }
     let live: Vec<_> = observed.domains.iter().filter(|domain| !is_deleting(&***domain)).collect();
     match live.as_slice() {
         [] => match observed.domains.first().or(observed.empty_domains.first()) {

@@ -20,7 +20,8 @@
 //! All policy is in [`decide`], which is pure. Two rules are worth more than the others:
 //! - A machine has a Domain on at most one host. Before a machine that had a Domain is placed anew, called Halted or
 //!   let go, a linearizable read shows that the Domain is gone.
-//! - A machine on a silent host is never started elsewhere: silence proves nothing about a guest.
+//! - A machine on a silent host is never started elsewhere: silence proves nothing about a guest. One on a host that is
+//!   known to be dead is, after it was stolen in the pool's store: see [`recovery`].
 //!
 //! What of a running machine changes without a restart is decided in [`live`], how one is suspended and resumed in
 //! [`suspension`].
@@ -39,6 +40,7 @@ mod live;
 mod observe;
 pub(crate) mod problem;
 mod protection;
+mod recovery;
 pub(crate) mod references;
 mod status;
 pub(crate) mod suspension;
@@ -53,6 +55,7 @@ use crate::{
     context::{Applied, Context},
     error::Error,
 };
+use kubexen_crds::{VirtualMachine, virtual_machine::PowerState};
 use kubexen_runtime::{Key, Outcome};
 use std::time::Duration;
 
@@ -60,6 +63,14 @@ use std::time::Duration;
 const ROUNDS: usize = 6;
 /// When to look again at what could not be finished for a reason that no watch may show.
 const LATER: Duration = Duration::from_secs(1);
+
+/// Whether the machine's guest is to run, or to be paused: what is started elsewhere if its host dies.
+pub(crate) fn is_wanted_on(machine: &VirtualMachine) -> bool {
+    match machine.spec.power_state {
+        PowerState::Running | PowerState::Paused => !crate::view::is_deleting(machine),
+        PowerState::Halted | PowerState::Suspended => false,
+    }
+}
 
 /// One look at a machine.
 pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, Error> {

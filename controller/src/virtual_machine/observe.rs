@@ -11,6 +11,7 @@ use crate::{
     context::Context,
     error::Error,
     migration,
+    recovery::Loss,
     scheduler::{self, Answer, HostRoom},
     view::{host_of_namespace, uid},
 };
@@ -43,12 +44,23 @@ pub(crate) struct Observed {
     pub(crate) room: Option<HostRoom>,
     /// What the scheduler says of it; none if it was not asked for the machine as it is now.
     pub(crate) answer: Option<Answer>,
+    /// What happened to it, if its host is dead.
+    pub(crate) lost: Option<Lost>,
     /// Whether the host of its first Domain is Ready.
     pub(crate) host_ready: bool,
     /// Whether that host is to be emptied.
     pub(crate) host_in_maintenance: bool,
     /// How long the guest has been on its way to another host; none if it is not.
     pub(crate) leaving_for: Option<Duration>,
+}
+
+/// What is known of a machine whose host is dead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Lost {
+    /// What happened to it.
+    pub(crate) loss: Loss,
+    /// Whether it is the turn of machines of its order.
+    pub(crate) turn: bool,
 }
 
 /// Looks at a machine; none if there is no such machine.
@@ -61,10 +73,13 @@ pub(crate) async fn observe(context: &Context, key: &Key) -> Result<Option<Obser
         .view
         .domains_of_machine(key)
         .into_iter()
+        .filter(|domain| !is_removed(context, domain))
         .partition(|domain| domain.spec.virtual_machine.uid == uid(&*machine));
     let (domains, empty_domains) = migration::whereabouts(domains);
     let host = domains.first().and_then(|domain| host_of(domain));
-    let resolve = || match domains.is_empty() {
+    let lost = lost(context, &machine, host);
+    let resumes = lost.as_ref().map_or(domains.is_empty(), |lost| lost.loss.resuming);
+    let resolve = || match resumes {
         true => references::resolve_to_start(&context.view, &machine),
         false => references::resolve(&context.view, &machine),
     };
@@ -108,6 +123,7 @@ pub(crate) async fn observe(context: &Context, key: &Key) -> Result<Option<Obser
         references_in_part,
         room,
         answer: context.scheduler.answer(key, &machine),
+        lost,
         predecessors: others.iter().map(|domain| Key::of(&**domain)).collect(),
         host_ready: host.is_some_and(|host| context.view.is_host_ready(host)),
         host_in_maintenance: host.is_some_and(|host| context.view.is_in_maintenance(host)),
@@ -116,6 +132,22 @@ pub(crate) async fn observe(context: &Context, key: &Key) -> Result<Option<Obser
         empty_domains,
         machine,
     }))
+}
+
+/// What happened to a machine with the host that its Domain is on, or was last.
+fn lost(context: &Context, machine: &VirtualMachine, host: Option<&str>) -> Option<Lost> {
+    let last = machine.status.as_ref().and_then(|status| status.host.as_deref());
+    let host = host.or(last)?;
+    let board = context.recovery.board();
+    let loss = board.loss(uid(machine).parse().ok()?, host, context.view.is_host_ready(host))?;
+    let turn = board.is_turn(&loss.from, machine.spec.availability.order);
+    Some(Lost { loss, turn })
+}
+
+/// Whether a Domain is gone although the mirror still shows it.
+fn is_removed(context: &Context, domain: &Domain) -> bool {
+    let machine = domain.spec.virtual_machine.uid.parse();
+    machine.is_ok_and(|machine| context.recovery.board().is_removed(machine, uid(domain)))
 }
 
 /// The host that a Domain is on.

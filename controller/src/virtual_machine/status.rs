@@ -170,6 +170,18 @@ fn silent(placed: Placed) -> Report {
     Report { phase: Phase::Unknown, placed: Some(placed), memory: SavedMemory::AsBefore, conditions }
 }
 
+/// Its host is dead, and for this reason it is not started elsewhere yet.
+pub(crate) fn lost(domain: Option<&Domain>, host: &str, reason: &'static str, why: &str) -> Report {
+    let message = format!("host {host} is taken for dead: {why}");
+    let placed = domain.map(placed);
+    let mut conditions = vec![ready(State::Unknown, reason, message.clone())];
+    conditions.push(match &placed {
+        Some(placed) => placed_condition(placed),
+        None => scheduled(State::False, reason, message),
+    });
+    Report { phase: Phase::Unknown, placed, memory: SavedMemory::AsBefore, conditions }
+}
+
 /// It has a Domain.
 pub(crate) fn of_domain(
     domain: &Domain,

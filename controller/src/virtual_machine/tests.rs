@@ -22,6 +22,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 mod cloud_init;
 mod properties;
+mod recovery;
 mod suspension;
 
 const UID: &str = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
@@ -105,6 +106,7 @@ fn observed(machine: VirtualMachine, domains: Vec<Domain>) -> Observed {
         protection: None,
         room: None,
         answer: None,
+        lost: None,
         host_ready: true,
         host_in_maintenance: false,
         leaving_for: None,

@@ -79,6 +79,7 @@ pub struct Pool {
     hosts: Vec<String>,
     folder: PathBuf,
     authority: HostAuthority,
+    pool_etcd: Vec<String>,
     controllers: Vec<Option<Process>>,
     agents: Vec<Option<Process>>,
 }
@@ -136,8 +137,16 @@ impl Pool {
         std::fs::create_dir_all(&folder)?;
         install_chart(control_plane).await?;
         let authority = HostAuthority::generate()?;
-        let mut pool =
-            Self { options, hosts, folder, authority, controllers: Vec::new(), agents: Vec::new() };
+        let pool_etcd = control_plane.pool_etcd_endpoints();
+        let mut pool = Self {
+            options,
+            hosts,
+            folder,
+            authority,
+            pool_etcd,
+            controllers: Vec::new(),
+            agents: Vec::new(),
+        };
         let identity = control_plane.service_account(SYSTEM_NAMESPACE, CONTROLLER_ACCOUNT).await?;
         identity.write_kubeconfig(&pool.folder.join("controller.kubeconfig"))?;
         for number in 0..pool.options.controllers {
@@ -235,7 +244,8 @@ impl Pool {
             .args(["run", "--namespace", SYSTEM_NAMESPACE, "--listen", "127.0.0.1:0", "--identity"])
             .arg(&name)
             .arg("--kubeconfig")
-            .arg(self.folder.join("controller.kubeconfig"));
+            .arg(self.folder.join("controller.kubeconfig"))
+            .arg(format!("--pool-store={}", self.pool_etcd.join(",")));
         self.controllers[number] =
             Some(Process::start(&name, command, &self.folder.join(format!("{name}.log")))?);
         Ok(())

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::memory_api::{MemoryApi, Observer};
 use jiff::Timestamp;
-use kubexen_controller::{Dependencies as ControllerDependencies, Options};
+use kubexen_controller::{Dependencies as ControllerDependencies, Options, PoolStore};
 use kubexen_node_agent::{
     agent::{self, Dependencies},
     config::{Catalogue, CatalogueKernel},
@@ -166,11 +166,13 @@ impl World {
         process.runs += 1;
         let identity = format!("{}-{}", process.name, process.runs);
         self.judge.note(format_args!("{identity} starts"));
+        let store = self.pool_store.client();
         let dependencies = ControllerDependencies {
             client: self.api.client(&process.name, Arc::new(process.wire.clone())),
             clock: Arc::clone(&self.clock),
             readiness: Readiness::default(),
             metrics: kubexen_controller::Metrics::new(&mut Default::default()),
+            pool_store: Some(PoolStore { ownership: Arc::new(store.clone()), liveness: Arc::new(store) }),
         };
         let options = Options { namespace: SYSTEM.to_owned(), identity };
         process.task =

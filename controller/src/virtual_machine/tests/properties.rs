@@ -56,6 +56,7 @@ fn apply(mut observed: Observed, plan: Plan) -> Option<Observed> {
                 observed.domains.retain(|present| Key::of(&**present) != domain)
             }
             Action::SettleDuplicates { .. } => observed.domains.truncate(1),
+            Action::Recover { .. } => panic!("no host is dead"),
         }
     }
     if let Some(report) = plan.report {

@@ -1,0 +1,202 @@
+//! Which boots are fenced and unfenced, pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use kubexen_crds::{Host, Pool, Profile};
+use kubexen_ownership::{
+    BootId, HostBoot, HostName, Owner, Phase, VmUid,
+    liveness::{Proof, Roll, Timing, Verdict},
+};
+use kubexen_runtime::Key;
+
+use super::loss::Hold;
+
+/// What the Pool says of hosts that die.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Policy {
+    /// How long a boot must have been gone.
+    pub(crate) grace: Duration,
+    /// How many of 100 hosts may be silent at once.
+    pub(crate) share: u32,
+    /// Why nothing is to be done, if nothing is.
+    pub(crate) halt: Option<Halt>,
+}
+
+/// Why nothing is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Halt {
+    /// The Pool is disarmed.
+    Disarmed,
+    /// The pool's store is another since this epoch, which nobody has confirmed.
+    Frozen(String),
+}
+
+impl Halt {
+    /// The same, as the reason why a machine is not stolen.
+    pub(crate) fn hold(&self) -> Hold {
+        match self {
+            Self::Disarmed => Hold::Disarmed,
+            Self::Frozen(_) => Hold::Frozen,
+        }
+    }
+}
+
+impl Policy {
+    /// What a Pool says; without one, its defaults.
+    pub(crate) fn of(pool: Option<&Pool>) -> Self {
+        let spec = pool.map(|pool| pool.spec.availability.clone()).unwrap_or_default();
+        let status = pool.and_then(|pool| pool.status.as_ref()?.availability.as_ref());
+        let freeze = status.and_then(|status| status.freeze.clone());
+        let frozen = freeze.filter(|epoch| spec.confirmed_epoch.as_ref() != Some(epoch)).map(Halt::Frozen);
+        let grace = match spec.profile {
+            Profile::Default => Timing::DEFAULT.grace,
+            Profile::Fast => Timing::FAST.grace,
+        };
+        Self {
+            grace,
+            share: u32::try_from(spec.max_silent_percent).unwrap_or(0),
+            halt: frozen.or(spec.disarmed.then_some(Halt::Disarmed)),
+        }
+    }
+}
+
+/// What operators say of boots.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Words {
+    /// Boots that somebody has seen to be off.
+    pub(crate) confirmed: BTreeSet<HostBoot>,
+    /// Fenced boots that may come back.
+    pub(crate) unfenced: BTreeSet<HostBoot>,
+}
+
+impl Words {
+    /// What stands in the specs of these Hosts. A text that is no boot says nothing.
+    pub(crate) fn of<'a>(hosts: impl IntoIterator<Item = &'a Host>) -> Self {
+        let mut words = Self::default();
+        for host in hosts {
+            let Ok(name) = HostName::new(Key::of(host).name) else { continue };
+            let boot = |text: &Option<String>| {
+                let boot_id = BootId::new(text.clone()?).ok()?;
+                Some(HostBoot { host: name.clone(), boot_id })
+            };
+            words.confirmed.extend(boot(&host.spec.fencing.confirmed_dead));
+            words.unfenced.extend(boot(&host.spec.fencing.unfenced));
+        }
+        words
+    }
+}
+
+/// What is known at one look.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Observed<'a> {
+    /// All hosts.
+    pub(crate) roll: &'a Roll,
+    /// All owners.
+    pub(crate) owners: &'a BTreeMap<VmUid, Owner>,
+    /// Which boots are silent, and due.
+    pub(crate) verdict: &'a Verdict,
+    /// Why nothing is to be done, if nothing is.
+    pub(crate) halt: Option<&'a Halt>,
+    /// What operators say.
+    pub(crate) words: &'a Words,
+    /// Boots that were unfenced a moment ago, and have some time to come back.
+    pub(crate) spared: &'a BTreeSet<HostBoot>,
+    /// Words to unfence that were followed already.
+    pub(crate) followed: &'a BTreeSet<HostBoot>,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// Boots to fence, and why.
+    pub(crate) fence: Vec<(HostBoot, Proof)>,
+    /// Boots to unfence.
+    pub(crate) unfence: Vec<HostBoot>,
+    /// Boots that are not unfenced although an operator asks for it.
+    pub(crate) refused: Vec<(HostBoot, Obstacle)>,
+}
+
+/// Why a boot is not unfenced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Obstacle {
+    /// The operator says of the same boot that it is off.
+    ConfirmedDead,
+    /// So many guests of it are about to be started elsewhere.
+    Guests(usize),
+}
+
+/// What is to be done about boots.
+pub(crate) fn decide(observed: &Observed<'_>) -> Plan {
+    match observed.halt {
+        None => Plan { fence: fences(observed), ..unfences(observed) },
+        Some(Halt::Disarmed) => unfences(observed),
+        Some(Halt::Frozen(_)) => Plan::default(),
+    }
+}
+
+/// Boots to fence. The end of a lease is taken for a death only where that lets a guest come back: an agent that has never
+/// had a lease guards nothing, and must find no fence when it is to get one.
+fn fences(observed: &Observed<'_>) -> Vec<(HostBoot, Proof)> {
+    let due = observed.verdict.silent.iter().filter_map(|silence| Some((&silence.boot, silence.due?)));
+    let due = due.filter(|(boot, proof)| match proof {
+        Proof::LeaseEnded => {
+            let guards = observed.owners.values().any(|owner| owner.is(boot) && owner.guarded);
+            guards && !observed.spared.contains(*boot)
+        }
+        Proof::Rebooted | Proof::Confirmed => true,
+    });
+    due.map(|(boot, proof)| (boot.clone(), proof)).collect()
+}
+
+/// Boots to unfence. Guests that nobody guarded, and of which nothing is proven, stay with their boot, and may run there.
+fn unfences(observed: &Observed<'_>) -> Plan {
+    let mut plan = Plan::default();
+    for boot in observed.words.unfenced.difference(observed.followed) {
+        let Some(record) = observed.roll.fenced.get(boot) else { continue };
+        let stealable = |owner: &&Owner| owner.is(boot) && (owner.guarded || record.proof.covers_unguarded());
+        let left = observed.owners.values().filter(stealable).count();
+        if observed.words.confirmed.contains(boot) {
+            plan.refused.push((boot.clone(), Obstacle::ConfirmedDead));
+        } else if left > 0 {
+            plan.refused.push((boot.clone(), Obstacle::Guests(left)));
+        } else {
+            plan.unfence.push(boot.clone());
+        }
+    }
+    plan
+}
+
+/// The boots that are judged: those that own guests, and are known to have, or to have had, a lease, or of which there is a
+/// proof that needs none.
+pub(crate) fn judged(
+    owners: &BTreeMap<VmUid, Owner>,
+    roll: &Roll,
+    words: &Words,
+    joined: &BTreeSet<HostBoot>,
+) -> BTreeSet<HostBoot> {
+    let owning = owners.values().filter(|owner| is_on_a_host(owner));
+    let known = owning.map(|owner| (boot_of(owner), owner.guarded)).filter(|(boot, guarded)| {
+        *guarded
+            || joined.contains(boot)
+            || words.confirmed.contains(boot)
+            || roll.fenced.contains_key(boot)
+            || roll.live_boot(boot.host.as_str()).is_some()
+    });
+    known.map(|(boot, _)| boot).collect()
+}
+
+/// The boot that an owner record names.
+pub(crate) fn boot_of(owner: &Owner) -> HostBoot {
+    HostBoot { host: owner.host.clone(), boot_id: owner.boot_id.clone() }
+}
+
+/// Whether a host may have a domain of the machine.
+pub(crate) fn is_on_a_host(owner: &Owner) -> bool {
+    match owner.phase {
+        Phase::Running | Phase::Resuming(_) => true,
+        Phase::Saved(_) => false,
+    }
+}

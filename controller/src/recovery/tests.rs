@@ -1,0 +1,281 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use kubexen_crds::{
+    Host, HostSpec, Pool, PoolAvailability, PoolSpec, Profile, VirtualMachineStatus, condition,
+};
+use kubexen_ownership::{
+    BootId, DiskUid, HostBoot, HostName, Owner, Phase, Token, VmUid,
+    liveness::{FenceRecord, Proof, Roll, Silence, Verdict},
+};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{
+    board::{Board, Given},
+    decide::{self, Halt, Observed, Obstacle, Policy, Words, decide},
+    loss::{Hold, Loss, LossKind, Seen, loss},
+    say::note,
+};
+
+const VM: VmUid = VmUid(Uuid::from_u128(1));
+
+pub(super) fn boot(host: &str, number: u32) -> HostBoot {
+    let boot_id = BootId::new(format!("boot-{number}")).expect("a boot");
+    HostBoot { host: HostName::new(host).expect("a name"), boot_id }
+}
+
+fn owner(boot: &HostBoot, guarded: bool) -> Owner {
+    let HostBoot { host, boot_id } = boot.clone();
+    Owner { host, boot_id, phase: Phase::Running, guarded, token: Token(7) }
+}
+
+fn roll(live: &[HostBoot], fenced: &[(HostBoot, Proof)]) -> Roll {
+    let record = |proof| FenceRecord { by: "somebody".to_owned(), proof, revision: 1 };
+    Roll {
+        live: live.iter().map(|boot| (boot.clone(), String::new())).collect(),
+        fenced: fenced.iter().map(|(boot, proof)| (boot.clone(), record(*proof))).collect(),
+        ..Roll::default()
+    }
+}
+
+fn seen<'a>(roll: &'a Roll, owner: Option<&'a Owner>) -> Seen<'a> {
+    Seen { roll, owner, host: "a", host_ready: false, halt: None, brake: false }
+}
+
+#[test]
+fn only_what_a_fenced_boot_guarded_is_stolen_unless_all_of_its_guests_are_proven_to_have_stopped() {
+    for (proof, guarded, stolen) in [
+        (Proof::LeaseEnded, true, true),
+        (Proof::LeaseEnded, false, false),
+        (Proof::Rebooted, false, true),
+        (Proof::Confirmed, false, true),
+    ] {
+        let roll = roll(&[boot("b", 1)], &[(boot("a", 1), proof)]);
+        let owner = owner(&boot("a", 1), guarded);
+        let kind = if stolen { LossKind::Owned(Token(7)) } else { LossKind::Held(Hold::NotGuarded) };
+        let expected = Loss { from: boot("a", 1), kind, resuming: false };
+        assert_eq!(loss(&seen(&roll, Some(&owner))), Some(expected), "{proof:?}, guarded: {guarded}");
+    }
+}
+
+#[test]
+fn nothing_is_lost_with_a_boot_that_is_not_fenced_whoever_is_silent() {
+    let other = roll(&[boot("b", 1)], &[(boot("a", 2), Proof::Confirmed)]);
+    for roll in [roll(&[], &[]), roll(&[boot("a", 1)], &[]), other] {
+        assert_eq!(loss(&seen(&roll, Some(&owner(&boot("a", 1), true)))), None, "{roll:?}");
+    }
+}
+
+#[test]
+fn what_is_saved_is_never_stolen_and_what_is_being_resumed_is_as_such() {
+    let roll = roll(&[boot("b", 1)], &[(boot("a", 1), Proof::Confirmed)]);
+    let disk = DiskUid(Uuid::from_u128(9));
+    let saved = Owner { phase: Phase::Saved(disk), ..owner(&boot("a", 1), true) };
+    assert_eq!(loss(&seen(&roll, Some(&saved))), None);
+    let resuming = Owner { phase: Phase::Resuming(disk), ..saved };
+    assert!(loss(&seen(&roll, Some(&resuming))).is_some_and(|loss| loss.resuming));
+}
+
+#[test]
+fn a_storm_holds_what_only_an_ended_lease_proves_and_a_disarmed_pool_holds_everything() {
+    let owner = owner(&boot("a", 1), true);
+    let kind = |proof, halt: Option<&Halt>| {
+        let roll = roll(&[boot("b", 1)], &[(boot("a", 1), proof)]);
+        let seen = Seen { halt, brake: true, ..seen(&roll, Some(&owner)) };
+        loss(&seen).expect("it is lost").kind
+    };
+    assert_eq!(kind(Proof::LeaseEnded, None), LossKind::Held(Hold::StormBrake));
+    assert_eq!(kind(Proof::Confirmed, None), LossKind::Owned(Token(7)));
+    assert_eq!(kind(Proof::Confirmed, Some(&Halt::Disarmed)), LossKind::Held(Hold::Disarmed));
+    let frozen = Halt::Frozen("2".to_owned());
+    assert_eq!(kind(Proof::Confirmed, Some(&frozen)), LossKind::Held(Hold::Frozen));
+}
+
+#[test]
+fn a_machine_that_was_given_to_a_live_host_goes_on_there() {
+    let roll = roll(&[boot("b", 1)], &[(boot("a", 1), Proof::LeaseEnded)]);
+    let given = owner(&boot("b", 1), false);
+    let expected = Loss { from: boot("a", 1), kind: LossKind::Given(boot("b", 1)), resuming: false };
+    assert_eq!(loss(&seen(&roll, Some(&given))), Some(expected));
+    let unowned = Loss { from: boot("a", 1), kind: LossKind::Unowned, resuming: false };
+    assert_eq!(loss(&seen(&roll, None)), Some(unowned));
+    let on_its_host = Seen { host: "b", ..seen(&roll, Some(&given)) };
+    assert_eq!(loss(&on_its_host), None);
+}
+
+#[test]
+fn a_host_that_is_back_at_another_boot_takes_its_guests_over_itself() {
+    let roll = roll(&[boot("a", 2), boot("b", 1)], &[(boot("a", 1), Proof::Rebooted)]);
+    for owner in [Some(owner(&boot("a", 1), true)), Some(owner(&boot("b", 1), true)), None] {
+        let back = Seen { host_ready: true, ..seen(&roll, owner.as_ref()) };
+        assert_eq!(loss(&back), None, "{owner:?}");
+    }
+    // Its agent does not reach the API server.
+    assert!(loss(&seen(&roll, Some(&owner(&boot("a", 1), true)))).is_some());
+}
+
+struct Case {
+    roll: Roll,
+    owners: BTreeMap<VmUid, Owner>,
+    due: Vec<(HostBoot, Proof)>,
+    words: Words,
+    spared: BTreeSet<HostBoot>,
+    followed: BTreeSet<HostBoot>,
+    halt: Option<Halt>,
+}
+
+fn case() -> Case {
+    Case {
+        roll: roll(&[], &[]),
+        owners: BTreeMap::from([(VM, owner(&boot("a", 1), true))]),
+        due: vec![(boot("a", 1), Proof::LeaseEnded)],
+        words: Words::default(),
+        spared: BTreeSet::new(),
+        followed: BTreeSet::new(),
+        halt: None,
+    }
+}
+
+fn plan(case: &Case) -> decide::Plan {
+    let silent = case.due.iter().map(|(boot, proof)| Silence {
+        boot: boot.clone(),
+        last_seen: None,
+        gone: Instant::now(),
+        due: Some(*proof),
+    });
+    let verdict = Verdict { silent: silent.collect(), brake: None };
+    decide(&Observed {
+        roll: &case.roll,
+        owners: &case.owners,
+        verdict: &verdict,
+        halt: case.halt.as_ref(),
+        words: &case.words,
+        spared: &case.spared,
+        followed: &case.followed,
+    })
+}
+
+#[test]
+fn a_due_boot_is_fenced_unless_that_brings_nothing_back_or_nothing_is_to_be_done() {
+    let fences = |case: &Case| !plan(case).fence.is_empty();
+    assert!(fences(&case()));
+    let owners = BTreeMap::from([(VM, owner(&boot("a", 1), false))]);
+    assert!(!fences(&Case { owners: owners.clone(), ..case() }), "it guards nothing");
+    let due = vec![(boot("a", 1), Proof::Confirmed)];
+    assert!(fences(&Case { owners, due, ..case() }));
+    assert!(!fences(&Case { spared: BTreeSet::from([boot("a", 1)]), ..case() }), "it was just unfenced");
+    assert!(!fences(&Case { halt: Some(Halt::Disarmed), ..case() }));
+    assert!(!fences(&Case { halt: Some(Halt::Frozen("2".to_owned())), ..case() }));
+}
+
+#[test]
+fn a_boot_is_unfenced_once_when_none_of_its_guests_is_to_be_stolen() {
+    let asked = |owners, proof| Case {
+        roll: roll(&[], &[(boot("a", 1), proof)]),
+        owners,
+        due: Vec::new(),
+        words: Words { unfenced: BTreeSet::from([boot("a", 1)]), ..Words::default() },
+        ..case()
+    };
+    let one = |guarded| BTreeMap::from([(VM, owner(&boot("a", 1), guarded))]);
+    let free = asked(BTreeMap::new(), Proof::LeaseEnded);
+    assert_eq!(plan(&free).unfence, [boot("a", 1)]);
+    assert_eq!(plan(&asked(one(false), Proof::LeaseEnded)).unfence, [boot("a", 1)], "it may run on there");
+    for busy in [asked(one(true), Proof::LeaseEnded), asked(one(false), Proof::Confirmed)] {
+        assert_eq!(plan(&busy).refused, [(boot("a", 1), Obstacle::Guests(1))]);
+        assert_eq!(plan(&busy).unfence, []);
+    }
+    let followed =
+        Case { followed: BTreeSet::from([boot("a", 1)]), ..asked(BTreeMap::new(), Proof::LeaseEnded) };
+    assert_eq!(plan(&followed), decide::Plan::default());
+    let mut both = asked(BTreeMap::new(), Proof::Confirmed);
+    both.words.confirmed.insert(boot("a", 1));
+    assert_eq!(plan(&both).refused, [(boot("a", 1), Obstacle::ConfirmedDead)]);
+    let disarmed = Case { halt: Some(Halt::Disarmed), ..free };
+    assert_eq!(plan(&disarmed).unfence, [boot("a", 1)], "a disarmed pool can be put in order");
+}
+
+#[test]
+fn a_boot_is_judged_only_if_it_is_known_to_have_had_a_lease_or_a_proof_needs_none() {
+    let judged = |guarded, roll: Roll, words: Words, joined: &[HostBoot]| {
+        let owners = BTreeMap::from([(VM, owner(&boot("a", 1), guarded))]);
+        !decide::judged(&owners, &roll, &words, &joined.iter().cloned().collect()).is_empty()
+    };
+    let nothing = || (roll(&[boot("b", 1)], &[]), Words::default());
+    let (quiet, none) = nothing();
+    assert!(!judged(false, quiet.clone(), none.clone(), &[]), "its agent may never have asked for a lease");
+    assert!(judged(true, quiet.clone(), none.clone(), &[]));
+    assert!(judged(false, quiet.clone(), none.clone(), &[boot("a", 1)]));
+    assert!(judged(false, roll(&[boot("a", 2)], &[]), none.clone(), &[]));
+    let confirmed = Words { confirmed: BTreeSet::from([boot("a", 1)]), ..none };
+    assert!(judged(false, quiet, confirmed, &[]));
+}
+
+#[test]
+fn policy_and_words_are_read_from_the_objects() {
+    let mut pool = Pool::new("default", PoolSpec::default());
+    assert_eq!(Policy::of(Some(&pool)), Policy::of(None));
+    let policy = Policy::of(None);
+    assert_eq!((policy.grace, policy.share, policy.halt), (Duration::from_secs(10), 30, None));
+    pool.spec.availability =
+        PoolAvailability { profile: Profile::Fast, disarmed: true, ..PoolAvailability::default() };
+    let policy = Policy::of(Some(&pool));
+    assert_eq!((policy.grace, policy.halt), (Duration::from_secs(3), Some(Halt::Disarmed)));
+    pool.status =
+        serde_json::from_value(serde_json::json!({"availability": {"freeze": "2"}})).expect("a status");
+    assert_eq!(Policy::of(Some(&pool)).halt, Some(Halt::Frozen("2".to_owned())));
+    pool.spec.availability.confirmed_epoch = Some("2".to_owned());
+    assert_eq!(Policy::of(Some(&pool)).halt, Some(Halt::Disarmed));
+
+    let mut host = Host::new("a", HostSpec::default());
+    host.spec.fencing.confirmed_dead = Some("boot-1".to_owned());
+    host.spec.fencing.unfenced = Some("no/boot".to_owned());
+    let words = Words::of([&host]);
+    assert_eq!(words, Words { confirmed: BTreeSet::from([boot("a", 1)]), unfenced: BTreeSet::new() });
+}
+
+fn given() -> Given {
+    Given {
+        from: boot("a", 1),
+        fenced: second(3),
+        to: "b".to_owned(),
+        at: second(4),
+        removed: BTreeSet::new(),
+    }
+}
+
+fn second(second: i64) -> jiff::Timestamp {
+    jiff::Timestamp::from_second(second).expect("a time")
+}
+
+#[test]
+fn the_timeline_of_a_machine_is_written_once_it_is_given_and_ends_when_it_is_ready_there() {
+    let mut status = VirtualMachineStatus { host: Some("b".to_owned()), ..VirtualMachineStatus::default() };
+    assert_eq!(note(Some(&given()), &mut status, second(5)), [("steal", second(3), second(4))]);
+    let ready = vec![condition::Wanted::new("Ready", condition::State::True, "Running", "it runs")];
+    status.conditions = condition::set(&[], ready, None, second(6));
+    assert_eq!(note(Some(&given()), &mut status, second(6)), [("start", second(4), second(6))]);
+    let recovery = status.recovery.clone().expect("it is there");
+    assert_eq!((recovery.from.as_str(), recovery.to.as_str()), ("a", "b"));
+    assert_eq!(recovery.ready, Some(MicroTime(second(6))));
+    for given in [Some(given()), None] {
+        assert_eq!(note(given.as_ref(), &mut status, second(9)), [], "it is over");
+        assert_eq!(status.recovery.as_ref(), Some(&recovery));
+    }
+}
+
+#[test]
+fn a_read_that_is_older_than_a_steal_does_not_undo_it_on_the_board() {
+    let mut board = Board { given: BTreeMap::from([(VM, given())]), ..Board::default() };
+    let stolen = Owner { token: Token(8), ..owner(&boot("b", 1), false) };
+    board.owned(VM, stolen.clone());
+    board.renew_owners(BTreeMap::from([(VM, owner(&boot("a", 1), true))]));
+    assert_eq!(board.owners.get(&VM), Some(&stolen));
+    let moved = Owner { token: Token(9), ..owner(&boot("c", 1), false) };
+    board.renew_owners(BTreeMap::from([(VM, moved.clone())]));
+    assert_eq!(board.owners.get(&VM), Some(&moved));
+}

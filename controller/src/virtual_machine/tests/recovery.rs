@@ -1,0 +1,167 @@
+//! Machines whose host is dead.
+
+use super::*;
+use crate::{
+    recovery::{Hold, Loss, LossKind},
+    virtual_machine::observe::Lost,
+};
+use kubexen_crds::RestartPriority;
+use kubexen_ownership::{BootId, HostBoot, HostName, Token};
+use proptest::prelude::*;
+
+fn boot(host: &str) -> HostBoot {
+    HostBoot { host: HostName::new(host).expect("a name"), boot_id: BootId::new("boot-1").expect("a boot") }
+}
+
+fn loss(kind: LossKind) -> Loss {
+    Loss { from: boot("a"), kind, resuming: false }
+}
+
+fn protected() -> VirtualMachine {
+    changed(|machine| machine.spec.availability.restart_priority = RestartPriority::Protected)
+}
+
+fn domain(host: &str, phase: DomainPhase) -> Domain {
+    let mut domain = in_phase(domain_on(host), phase);
+    domain.spec.protected = true;
+    domain
+}
+
+/// A machine that ran on host a.
+fn lost(kind: LossKind) -> Observed {
+    let lost = Some(Lost { loss: loss(kind), turn: true });
+    let domains = vec![domain("a", DomainPhase::Running)];
+    Observed { lost, host_ready: false, ..observed(protected(), domains) }
+}
+
+fn owned() -> LossKind {
+    LossKind::Owned(Token(7))
+}
+
+fn recovery(kind: LossKind) -> Action {
+    Action::Recover { loss: loss(kind), to: "b".to_owned() }
+}
+
+#[test]
+fn a_lost_machine_asks_for_a_host_and_is_given_to_it_without_a_word_in_between() {
+    for kind in [owned(), LossKind::Unowned] {
+        let mut seen = lost(kind.clone());
+        for (answer, action) in [
+            (None, vec![Action::AskForHost]),
+            (Some(Answer::Waiting), Vec::new()),
+            (Some(Answer::Assigned("b".to_owned())), vec![recovery(kind.clone())]),
+        ] {
+            seen.answer = answer;
+            let plan = decide(&seen);
+            assert_eq!(plan, Plan { actions: action, waits_for_host: true, ..Plan::default() });
+        }
+    }
+}
+
+#[test]
+fn a_machine_that_was_given_to_a_host_starts_there_whatever_was_planned() {
+    let given = LossKind::Given(boot("b"));
+    let seen = Observed { answer: Some(Answer::Assigned("c".to_owned())), ..lost(given.clone()) };
+    assert_eq!(decide(&seen).actions, [recovery(given.clone())]);
+    let nowhere = Observed { domains: Vec::new(), ..lost(given.clone()) };
+    assert_eq!(decide(&nowhere).actions, [recovery(given.clone())], "its Domain was removed before");
+    let started = Observed {
+        domains: vec![Arc::new(domain("b", DomainPhase::Pending))],
+        host_ready: true,
+        ..lost(given)
+    };
+    is(&started, Phase::Starting, "False", "Starting");
+}
+
+#[test]
+fn a_machine_that_is_not_to_be_started_elsewhere_says_why() {
+    for (hold, words) in [
+        (Hold::NotGuarded, "confirmedDead"),
+        (Hold::StormBrake, "too many hosts"),
+        (Hold::Disarmed, "disarmed"),
+        (Hold::Frozen, "backup"),
+    ] {
+        let seen = lost(LossKind::Held(hold));
+        is(&seen, Phase::Unknown, "Unknown", "HostDead");
+        let status = status_after(&seen);
+        let ready = find(&status.conditions, "Ready").expect("Ready");
+        assert!(ready.message.contains(words), "{}", ready.message);
+    }
+    let waits = Observed { machine: Arc::new(vm()), ..lost(owned()) };
+    is(&waits, Phase::Unknown, "Unknown", "HostDead");
+    assert_eq!(decide(&waits).actions, []);
+    let rejected = Observed { answer: Some(Answer::Rejected("0/3 hosts fit".to_owned())), ..lost(owned()) };
+    is(&rejected, Phase::Unknown, "Unknown", "Unschedulable");
+    assert!(decide(&rejected).waits_for_host, "it tries on");
+}
+
+#[test]
+fn a_machine_waits_for_its_turn() {
+    let lost_one = lost(owned());
+    let later = Observed { lost: lost_one.lost.clone().map(|lost| Lost { turn: false, ..lost }), ..lost_one };
+    assert_eq!(decide(&later).actions, []);
+    is(&later, Phase::Unknown, "Unknown", "HostDead");
+}
+
+#[test]
+fn a_guest_that_had_ended_by_itself_or_is_not_to_run_is_not_started_elsewhere() {
+    for phase in [DomainPhase::Halted, DomainPhase::Preserved] {
+        let ended = Observed { domains: vec![Arc::new(domain("a", phase))], ..lost(owned()) };
+        assert_eq!(decide(&ended).actions, [], "{phase:?}");
+    }
+    for state in [PowerState::Halted, PowerState::Suspended] {
+        let mut machine = protected();
+        machine.spec.power_state = state;
+        let seen = Observed { machine: Arc::new(machine), ..lost(owned()) };
+        assert!(!decide(&seen).actions.iter().any(is_recovery), "{state:?}");
+    }
+}
+
+#[test]
+fn what_a_migration_left_on_the_chosen_host_goes_first() {
+    let half = domain_on("b");
+    let key = Key::of(&half);
+    let mut seen = Observed {
+        empty_domains: vec![Arc::new(half.clone())],
+        answer: Some(Answer::Assigned("b".to_owned())),
+        ..lost(owned())
+    };
+    assert_eq!(decide(&seen).actions, [Action::DeleteUnchanged(key)]);
+    seen.empty_domains = vec![Arc::new(deleting(half))];
+    assert_eq!(decide(&seen).actions, []);
+    seen.answer = Some(Answer::Assigned("c".to_owned()));
+    assert_eq!(decide(&seen).actions, [Action::Recover { loss: loss(owned()), to: "c".to_owned() }]);
+}
+
+fn is_recovery(action: &Action) -> bool {
+    matches!(action, Action::Recover { .. })
+}
+
+proptest! {
+    #[test]
+    fn a_machine_whose_boot_is_not_fenced_is_never_recovered(
+        priority in prop::sample::select(vec![
+            RestartPriority::Protected, RestartPriority::BestEffort, RestartPriority::None,
+        ]),
+        state in prop::sample::select(vec![
+            PowerState::Running, PowerState::Paused, PowerState::Halted, PowerState::Suspended,
+        ]),
+        phase in prop::option::of(prop::sample::select(vec![
+            DomainPhase::Pending, DomainPhase::Running, DomainPhase::Halted, DomainPhase::Failed,
+        ])),
+        assigned in any::<bool>(),
+        ready in any::<bool>(),
+        gone in any::<bool>(),
+    ) {
+        let mut machine = vm();
+        machine.spec.availability.restart_priority = priority;
+        machine.spec.power_state = state;
+        let domain = phase.map_or_else(|| domain_on("a"), |phase| in_phase(domain_on("a"), phase));
+        let seen = Observed {
+            host_ready: ready,
+            answer: assigned.then(|| Answer::Assigned("b".to_owned())),
+            ..observed(machine, if gone { Vec::new() } else { vec![domain] })
+        };
+        prop_assert!(!decide(&seen).actions.iter().any(is_recovery));
+    }
+}
