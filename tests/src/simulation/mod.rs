@@ -16,6 +16,8 @@ mod dice;
 mod faults;
 mod hypervisor;
 mod judge;
+#[cfg(test)]
+mod recovery_tests;
 mod settle;
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,7 @@ mod migrations;
 mod needs;
 mod outages;
 mod placement;
+mod recovery;
 mod reserve;
 mod scene;
 mod shared_storage;
