@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use kubexen_crds::{Host, RestartPriority, VirtualMachine, names::host_namespace, virtual_machine::Phase};
 use kubexen_ownership::{
     BootId, HostBoot, HostName, Owner, StoreError, VmUid,
-    liveness::{Fence, FenceRecord, Judge, Roll, Verdict},
+    liveness::{Brake, Fence, FenceRecord, Judge, Roll, Verdict},
 };
 use kubexen_runtime::{Key, events::Severity};
 use tokio::time::{Instant, sleep};
@@ -125,7 +125,7 @@ impl Watch {
             .collect();
         self.alarmed = !silent.is_empty();
         context.metrics.recovery().silent_hosts(silent.len());
-        self.publish(context, roll, policy, verdict, silent.into_iter().collect(), now);
+        self.publish(context, roll, policy, verdict.brake, silent.into_iter().collect(), now);
         Ok(())
     }
 
@@ -216,7 +216,7 @@ impl Watch {
         context: &Context,
         roll: Roll,
         policy: Policy,
-        verdict: Verdict,
+        brake: Option<Brake>,
         silent: Vec<String>,
         now: Instant,
     ) {
@@ -241,7 +241,7 @@ impl Watch {
             || board.roll.live.keys().ne(roll.live.keys())
             || board.turns != turns
             || board.halt != policy.halt
-            || board.brake.is_some() != verdict.brake.is_some()
+            || board.brake.is_some() != brake.is_some()
             || fresh && !followers.is_empty();
         let pool_changed =
             board.read.is_none() || machines_changed || board.silent != silent || board.hosts != hosts;
@@ -249,7 +249,7 @@ impl Watch {
         board.read = Some(now);
         board.roll = roll;
         board.halt = policy.halt;
-        board.brake = verdict.brake;
+        board.brake = brake;
         board.silent = silent;
         board.turns = turns;
         board.hosts = hosts;

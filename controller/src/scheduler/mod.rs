@@ -320,7 +320,11 @@ fn batch(context: &Context, waiting: &[Key], claims: &[Claim]) -> Vec<Candidate>
     for machine in machines {
         // A problem is reported by the machine's own look, which every change of what it refers to causes.
         let Ok(resolved) = resolve_to_start(&context.view, &machine) else { continue };
-        let candidate = candidate(&machine, &resolved);
+        let mut candidate = candidate(&machine, &resolved);
+        // One that asks for a host although it has a Domain has that on a dead host.
+        let domains = context.view.domains_of_machine(&Key::of(&*machine));
+        candidate.request.recovers =
+            domains.iter().any(|domain| domain.spec.virtual_machine.uid == uid(&*machine));
         if candidate.disks.is_disjoint(&claimed) {
             claimed.extend(candidate.disks.iter().cloned());
             batch.push(candidate);
