@@ -146,7 +146,7 @@ fn fences(observed: &Observed<'_>) -> Vec<(HostBoot, Proof)> {
             let guards = observed.owners.values().any(|owner| owner.is(boot) && owner.guarded);
             guards && !observed.spared.contains(*boot)
         }
-        Proof::Rebooted | Proof::Confirmed => true,
+        Proof::Confirmed => true,
     });
     due.map(|(boot, proof)| (boot.clone(), proof)).collect()
 }

@@ -27,7 +27,6 @@ const MOST_HOSTS: usize = 64;
 pub(crate) fn proof_label(proof: Proof) -> &'static str {
     match proof {
         Proof::LeaseEnded => "lease_ended",
-        Proof::Rebooted => "rebooted",
         Proof::Confirmed => "confirmed",
     }
 }
@@ -36,7 +35,6 @@ pub(crate) fn proof_label(proof: Proof) -> &'static str {
 pub(super) fn fenced(boot: &HostBoot, proof: Proof) -> String {
     let why = match proof {
         Proof::LeaseEnded => "its lease has ended, and the grace is over: what it guarded has stopped",
-        Proof::Rebooted => "its host is alive at a later boot: whatever it ran has stopped",
         Proof::Confirmed => "an operator has confirmed that it is off",
     };
     format!("boot {} is dead for good: {why}", boot.boot_id)

@@ -48,12 +48,9 @@ fn seen<'a>(roll: &'a Roll, owner: Option<&'a Owner>) -> Seen<'a> {
 
 #[test]
 fn only_what_a_fenced_boot_guarded_is_stolen_unless_all_of_its_guests_are_proven_to_have_stopped() {
-    for (proof, guarded, stolen) in [
-        (Proof::LeaseEnded, true, true),
-        (Proof::LeaseEnded, false, false),
-        (Proof::Rebooted, false, true),
-        (Proof::Confirmed, false, true),
-    ] {
+    for (proof, guarded, stolen) in
+        [(Proof::LeaseEnded, true, true), (Proof::LeaseEnded, false, false), (Proof::Confirmed, false, true)]
+    {
         let roll = roll(&[boot("b", 1)], &[(boot("a", 1), proof)]);
         let owner = owner(&boot("a", 1), guarded);
         let kind = if stolen { LossKind::Owned(Token(7)) } else { LossKind::Held(Hold::NotGuarded) };
@@ -109,7 +106,7 @@ fn a_machine_that_was_given_to_a_live_host_goes_on_there() {
 
 #[test]
 fn a_host_that_is_back_at_another_boot_takes_its_guests_over_itself() {
-    let roll = roll(&[boot("a", 2), boot("b", 1)], &[(boot("a", 1), Proof::Rebooted)]);
+    let roll = roll(&[boot("a", 2), boot("b", 1)], &[(boot("a", 1), Proof::Confirmed)]);
     for owner in [Some(owner(&boot("a", 1), true)), Some(owner(&boot("b", 1), true)), None] {
         let back = Seen { host_ready: true, ..seen(&roll, owner.as_ref()) };
         assert_eq!(loss(&back), None, "{owner:?}");
