@@ -2,7 +2,7 @@
 
 use super::{Domains, ReconcileError, observe::Observed};
 use crate::hypervisor::DomainState;
-use kubexen_crds::Domain;
+use kubexen_crds::{Domain, ProtectionState};
 use kubexen_ownership::{Phase, VmUid};
 use uuid::Uuid;
 
@@ -18,7 +18,8 @@ impl Domains {
         uuid: Uuid,
         seen: &Observed,
     ) -> Result<bool, ReconcileError> {
-        let wanted = domain.spec.protected && !seen.deleting;
+        let can = self.fence.protection().state == ProtectionState::Ready;
+        let wanted = domain.spec.protected && !seen.deleting && can;
         if (!wanted && !self.fence.guards(uuid)) || seen.part.is_some() {
             return Ok(false);
         }

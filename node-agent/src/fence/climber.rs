@@ -24,7 +24,7 @@ impl Fence {
             let now = Instant::now();
             let (rung, next, guards) = {
                 let state = self.lock();
-                let rung = if state.disarmed { Rung::Healthy } else { state.vitals.rung(now) };
+                let rung = state.vitals.rung(now);
                 let guards = state.guarded.as_ref().is_some_and(|guarded| !guarded.is_empty());
                 (rung, state.vitals.next_rung(now), guards)
             };

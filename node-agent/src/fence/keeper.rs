@@ -4,7 +4,7 @@ use super::{Fence, Guarded, timing};
 use kubexen_crds::Profile;
 use kubexen_ownership::{
     Phase, StoreError,
-    liveness::{FenceRecord, Join},
+    liveness::{FenceRecord, Join, Timing},
 };
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -29,14 +29,16 @@ enum Beat {
 impl Fence {
     /// Keeps the host live, for ever.
     pub(super) async fn keep(&self, policy: impl Fn() -> (Profile, bool)) {
-        let (mut checked, mut found) = (None, None);
+        let (mut checked, mut found, mut joined) = (None, None, None);
         loop {
             let (profile, disarmed) = policy();
             let timing = timing(profile);
             {
-                let mut state = self.lock();
-                state.vitals.set_timing(timing);
-                state.disarmed = disarmed;
+                let vitals = &mut self.lock().vitals;
+                if timing.deadline < vitals.timing().deadline {
+                    // From before the shorter lease is asked for.
+                    vitals.set_timing(timing);
+                }
             }
             let sent = Instant::now();
             if checked != Some(timing) {
@@ -52,10 +54,12 @@ impl Fence {
                     }
                 }
             }
-            match self.beat(timing.lease).await {
+            match self.beat(timing, joined == Some(timing)).await {
                 Ok(Beat::Answered) => {
+                    joined = Some(timing);
                     self.answered().await;
-                    self.set_obstacle(found.clone());
+                    let disarmed = disarmed.then(|| "the pool is disarmed".to_owned());
+                    self.set_obstacle(disarmed.or_else(|| found.clone()));
                     sleep_until(sent + timing.renewal).await;
                 }
                 Ok(Beat::Ended) => {}
@@ -77,7 +81,7 @@ impl Fence {
     }
 
     /// Why no guest can be protected with these times; nothing if it can.
-    async fn check(&self, timing: kubexen_ownership::liveness::Timing) -> Result<Option<String>, StoreError> {
+    async fn check(&self, timing: Timing) -> Result<Option<String>, StoreError> {
         // The shortest lease is one and a half election timeouts, rounded up.
         let election_timeout = self.liveness.shortest_lease().await? * 2 / 3;
         if let Err(broken) = timing.check(election_timeout) {
@@ -86,9 +90,10 @@ impl Fence {
         Ok(self.watchdog.check().err().map(|error| error.to_string()))
     }
 
-    /// One request. It counts from before it is sent.
-    async fn beat(&self, lease: Duration) -> Result<Beat, StoreError> {
-        let held = self.lock().vitals.lease();
+    /// One request. It counts from before it is sent. A lease that was not made for these times is not renewed: another is
+    /// asked for, and its longer times hold from the answer on.
+    async fn beat(&self, timing: Timing, made_for_it: bool) -> Result<Beat, StoreError> {
+        let held = self.lock().vitals.lease().filter(|_| made_for_it);
         let sent = Instant::now();
         match held {
             Some(held) => {
@@ -100,10 +105,12 @@ impl Fence {
                 self.lock().vitals.ended(held);
                 Ok(Beat::Ended)
             }
-            None => match self.liveness.join(&self.me, env!("CARGO_PKG_VERSION"), lease).await? {
+            None => match self.liveness.join(&self.me, env!("CARGO_PKG_VERSION"), timing.lease).await? {
                 Join::Joined(lease) => {
-                    info!("live in the pool");
-                    self.lock().vitals.answered(lease, sent);
+                    info!(seconds = timing.lease.as_secs(), "live in the pool");
+                    let vitals = &mut self.lock().vitals;
+                    vitals.set_timing(timing);
+                    vitals.answered(lease, sent);
                     Ok(Beat::Answered)
                 }
                 Join::Fenced(record) => Ok(Beat::Fenced(record)),

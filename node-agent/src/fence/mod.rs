@@ -60,8 +60,6 @@ struct State {
     obstacle: Option<String>,
     /// The guests that are guarded, or may be; none before that was read from the store.
     guarded: Option<BTreeMap<Uuid, Guarded>>,
-    /// Whether the pool's policy is that nothing is done about silence.
-    disarmed: bool,
 }
 
 /// A guest that is guarded.
@@ -85,13 +83,13 @@ impl Fence {
             vitals: Vitals::new(timing(Profile::Default)),
             obstacle: Some("the pool's store has not answered yet".to_owned()),
             guarded: None,
-            disarmed: false,
         };
         let (state, changed) = (Mutex::new(state), Notify::new());
         Self { me, liveness, ownership, hypervisor, watchdog, state, changed, news: Notify::new() }
     }
 
-    /// Keeps the promise, for ever. `policy` tells the pool's profile, and whether it is disarmed.
+    /// Keeps the promise, for ever. `policy` tells the pool's profile, and whether it is disarmed: then no guest is guarded, and
+    /// what was promised holds until it is taken back from the store.
     pub async fn run(&self, policy: impl Fn() -> (Profile, bool)) {
         tokio::join!(self.keep(policy), self.climb());
     }
@@ -104,7 +102,6 @@ impl Fence {
         let state = self.lock();
         match state.vitals.rung(Instant::now()) {
             Rung::Healthy => Ok(()),
-            _ if state.disarmed => Ok(()),
             Rung::Refuse | Rung::Pause | Rung::Stop | Rung::Reset => {
                 let why = state.obstacle.clone();
                 Err(ReconcileError::Unheard(
@@ -119,7 +116,7 @@ impl Fence {
     pub fn holds(&self, guest: Uuid) -> bool {
         let state = self.lock();
         let guarded = state.guarded.as_ref().and_then(|guarded| guarded.get(&guest));
-        let due = !state.disarmed && state.vitals.rung(Instant::now()) >= Rung::Pause;
+        let due = state.vitals.rung(Instant::now()) >= Rung::Pause;
         guarded.is_some_and(|guarded| due || guarded.paused)
     }
 

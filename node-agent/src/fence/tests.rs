@@ -21,6 +21,8 @@ struct Bed {
     outside: MemoryStore,
     host: SimulatedHost,
     me: HostBoot,
+    /// What the pool asks for.
+    policy: Arc<Mutex<(Profile, bool)>>,
 }
 
 impl Bed {
@@ -30,7 +32,8 @@ impl Bed {
         let host = SimulatedHost::in_memory("xen-1", HostModel::default(), clock);
         let boot = SimulatedHypervisor::new(host.clone()).facts().await.unwrap().boot_id;
         let me = HostBoot { host: HostName::new("xen-1").unwrap(), boot_id: BootId::new(boot).unwrap() };
-        Self { store: outside.client(), outside, host, me }
+        let policy = Arc::new(Mutex::new((Profile::Default, false)));
+        Self { store: outside.client(), outside, host, me, policy }
     }
 
     /// An agent that keeps the promise until it is dropped.
@@ -42,8 +45,8 @@ impl Bed {
             Arc::new(SimulatedHypervisor::new(self.host.clone())),
             Arc::new(self.host.clone()),
         ));
-        let runs = Arc::clone(&fence);
-        let task = tokio::spawn(async move { runs.run(|| (Profile::Default, false)).await });
+        let (runs, policy) = (Arc::clone(&fence), Arc::clone(&self.policy));
+        let task = tokio::spawn(async move { runs.run(|| *policy.lock().unwrap()).await });
         (fence, tokio_util::task::AbortOnDropHandle::new(task))
     }
 
@@ -182,4 +185,34 @@ async fn a_boot_that_was_fenced_takes_no_guests_and_says_what_to_do() {
     bed.outside.unfence(&bed.me).await.unwrap();
     until(|| fence.protection().state == ProtectionState::Ready).await;
     fence.may_work().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn longer_times_hold_only_once_there_is_a_lease_for_them() {
+    let bed = Bed::new().await;
+    *bed.policy.lock().unwrap() = (Profile::Fast, false);
+    let (fence, _agent) = bed.agent();
+    bed.guarded(&fence).await;
+    assert_eq!(fence.lock().vitals.timing(), Timing::FAST);
+    bed.store.set_cut(Cut::Requests);
+    *bed.policy.lock().unwrap() = (Profile::Default, false);
+    sleep(seconds(8.0)).await;
+    assert_eq!(bed.guest(), None, "the lease was made for the shorter times");
+    bed.store.set_cut(Cut::None);
+    until(|| fence.lock().vitals.timing() == Timing::DEFAULT).await;
+    sleep(seconds(20.0)).await;
+    assert!(bed.outside.roll().await.unwrap().live.contains_key(&bed.me));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disarmed_pool_lets_nobody_be_guarded_and_keeps_what_was_promised() {
+    let bed = Bed::new().await;
+    let (fence, _agent) = bed.agent();
+    let token = bed.guarded(&fence).await;
+    *bed.policy.lock().unwrap() = (Profile::Default, true);
+    until(|| fence.protection().state == ProtectionState::Unavailable).await;
+    assert!(bed.host.watchdog().unwrap().is_some());
+    let token = fence.unguard(GUEST, token).await.unwrap();
+    assert_eq!(bed.host.watchdog().unwrap(), None);
+    assert_eq!(fence.guard(GUEST, token).await.unwrap(), None);
 }
