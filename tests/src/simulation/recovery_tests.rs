@@ -272,9 +272,11 @@ async fn when_too_many_hosts_are_silent_nothing_is_stolen_until_an_operator_conf
 #[tokio::test(start_paused = true)]
 async fn a_disarmed_pool_does_nothing_and_goes_on_when_it_is_armed() {
     let test = async {
-        let mut stage = Stage::set(json!({"disarmed": true})).await;
+        let mut stage = Stage::set(json!({})).await;
         stage.machines_on("host-a", &[("one", protected())]).await;
         stage.cut_power("host-a").await;
+        let disarm = json!({"spec": {"availability": {"disarmed": true}}});
+        stage.pools.patch("default", &PatchParams::default(), &Patch::Merge(disarm)).await.unwrap();
         sleep(Duration::from_mins(3)).await;
         assert_eq!(stage.recovering(), Some(("False".to_owned(), "Disarmed".to_owned())));
         assert!(stage.world.pool_store.roll().await.unwrap().fenced.is_empty());

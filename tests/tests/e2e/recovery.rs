@@ -164,9 +164,10 @@ async fn a_disarmed_pool_leaves_guests_where_they_were_until_it_is_armed() -> Re
     let dead = protected(&world, &scene, "web", None).await?;
     let pools = Api::<Pool>::all(scene.client.clone());
     let disarmed = |disarmed: bool| Patch::Merge(json!({"spec": {"availability": {"disarmed": disarmed}}}));
+    // Before the host hears of it: it would take its promise back.
+    cut_power(&mut world, &dead)?;
     pools.patch("default", &PatchParams::default(), &disarmed(true)).await?;
     until_pool_says(&scene, "False", "Disarmed").await?;
-    cut_power(&mut world, &dead)?;
     wait_until("the host is silent", BACK, async || {
         let silent = pools.get("default").await?.status.and_then(|status| status.availability);
         ensure!(silent.unwrap_or_default().silent_hosts == [dead.clone()], "it is not");
