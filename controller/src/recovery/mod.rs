@@ -22,7 +22,7 @@
 //!
 //! # Guarantees
 //! - Nothing is stolen from a boot that is not fenced; a boot is fenced only if it was not live for the whole grace on this
-//!   process' clock, or a person says so, or its host is live at another boot, and never while it is live.
+//!   process' clock, or a person says so, and never while it is live.
 //! - Of a boot whose lease merely ended, only what it guarded is stolen.
 //! - What this process knows of a boot's silence is thrown away when it could not read the store for a while, and when a term
 //!   begins.

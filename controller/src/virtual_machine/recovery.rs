@@ -108,8 +108,8 @@ fn unresolved(domain: Option<&Domain>, from: &str, problem: &Problem) -> Option<
 fn held(hold: Hold) -> &'static str {
     match hold {
         Hold::NotGuarded => {
-            "it had not promised to stop this guest, which may still run there; the guest is started elsewhere once the host \
-             is back at another boot, or its boot is named in `spec.fencing.confirmedDead` of the Host"
+            "it had not promised to stop this guest, which may still run there; the guest is started when the host is back \
+             at another boot, or elsewhere once its boot is named in `spec.fencing.confirmedDead` of the Host"
         }
         Hold::StormBrake => {
             "too many hosts are silent at once, so nothing is started elsewhere until there are fewer"
