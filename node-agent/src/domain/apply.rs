@@ -54,6 +54,10 @@ pub async fn apply(
             if domains.fence.holds(uuid) {
                 return Err(ReconcileError::Unheard("guests that are guarded stand still".to_owned()));
             }
+            if domain.spec.protected {
+                // The climber may have found none of the guarded guests while this one was being built.
+                domains.fence.may_work()?;
+            }
             domains.hypervisor.unpause(uuid).await?;
             Ok(Applied::Unchanged)
         }

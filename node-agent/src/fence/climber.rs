@@ -29,7 +29,7 @@ impl Fence {
                 (rung, state.vitals.next_rung(now), guards)
             };
             if rung != last {
-                warn!(?rung, "renewals of the lease are told by the rung");
+                warn!(?rung, "the ladder stands at another rung");
                 last = rung;
             }
             let busy = guards && self.act(rung).await;
