@@ -186,6 +186,8 @@ async fn run_one_boot(
                 loop {
                     fence.protection_changed().await;
                     facts_changed.notify_one();
+                    // Guests are guarded from now on, or no more.
+                    queue_all_domains(&mirrors, &queue);
                 }
             },
             watch(&world.client, &me.host, &mirrors, &queue, &facts_changed),
@@ -328,13 +330,18 @@ fn queue_domains(mirrors: &Mirrors, queue: &WorkQueue<Task>, different: &[Uuid],
     }
 }
 
+/// Queues every Domain.
+fn queue_all_domains(mirrors: &Mirrors, queue: &WorkQueue<Task>) {
+    mirrors.domains.keys().into_iter().for_each(|key| queue.add(Task::Domain(key)));
+}
+
 /// Queues everything from time to time: what was told may have been lost.
 async fn look_at_everything(mirrors: &Mirrors, queue: &WorkQueue<Task>) {
     let mut ticks = interval(FULL_LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        mirrors.domains.keys().into_iter().for_each(|key| queue.add(Task::Domain(key)));
+        queue_all_domains(mirrors, queue);
         mirrors.volumes.keys().into_iter().for_each(|key| queue.add(Task::Volume(key)));
     }
 }

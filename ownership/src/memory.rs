@@ -84,6 +84,23 @@ impl MemoryStore {
         self.lock().promote();
     }
 
+    /// From now on there is no room, or there is again: leases are renewed and reads answered, and nothing is written, as with
+    /// etcd's alarm `NOSPACE`.
+    pub fn set_full(&self, full: bool) {
+        self.lock().faults.full = full;
+    }
+
+    /// Lets the time of leases run this much faster than everybody else's, for leases that are granted or renewed from now on.
+    pub fn set_clock(&self, percent_fast: u32) {
+        self.lock().percent_fast = percent_fast;
+    }
+
+    /// Boots that were fenced while they were live, which nobody can do; for those who judge from outside.
+    #[must_use]
+    pub fn fenced_alive(&self) -> Vec<HostBoot> {
+        self.lock().fenced_alive.clone()
+    }
+
     /// What the store holds, as a backup of it.
     #[must_use]
     pub fn backup(&self) -> Backup {
@@ -150,6 +167,16 @@ impl MemoryStore {
         self.lock().entries.keys().filter_map(disk).collect()
     }
 
+    /// The boots that there are fence records of, whatever fails; for those who judge from outside.
+    #[must_use]
+    pub fn fenced_on_record(&self) -> Vec<HostBoot> {
+        let boot = |key: &Key| match key {
+            Key::Fenced(boot) => Some(boot.clone()),
+            Key::Owner(_) | Key::Disk(_) | Key::Live(_) => None,
+        };
+        self.lock().entries.keys().filter_map(boot).collect()
+    }
+
     /// Writes `value` as the record of `vm` behind the protocol's back, as a faulty or hostile client could.
     pub fn overwrite(&self, vm: VmUid, value: &[u8]) {
         self.lock().execute(&Transaction {
@@ -200,6 +227,10 @@ impl Backend for MemoryStore {
                 state.under_way.push(transaction.clone());
                 return Err(fault(Fault::RequestDelayed));
             }
+            if state.faults.full {
+                let source = "etcdserver: mvcc: database space exceeded".into();
+                return Err(RequestError::Final(StoreError::Rejected { source }));
+            }
             if state.names_no_lease(transaction) {
                 let source = "requested lease not found".into();
                 return Err(RequestError::Final(StoreError::Rejected { source }));
@@ -223,19 +254,19 @@ impl Leases for MemoryStore {
             let ttl = Duration::from_secs(seconds.unsigned_abs());
             state.last_lease += 1;
             let lease = LeaseId(state.last_lease);
-            state.leases.insert(lease, Lease { ttl, ends: Instant::now() + ttl });
+            let ends = Instant::now() + state.lasts(ttl);
+            state.leases.insert(lease, Lease { ttl, ends });
             (lease, seconds)
         })
         .await
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<bool, RequestError> {
-        self.request(|state| match state.leases.get_mut(&lease) {
-            Some(lease) => {
-                lease.ends = Instant::now() + lease.ttl;
-                true
-            }
-            None => false,
+        self.request(|state| {
+            let Some(ttl) = state.leases.get(&lease).map(|lease| lease.ttl) else { return false };
+            let ends = Instant::now() + state.lasts(ttl);
+            state.leases.insert(lease, Lease { ttl, ends });
+            true
         })
         .await
     }

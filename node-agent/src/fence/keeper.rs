@@ -20,6 +20,8 @@ const FENCED_RETRY: Duration = Duration::from_secs(5);
 enum Beat {
     /// The store answered with the lease.
     Answered,
+    /// The lease that was made for other times was renewed, since no other is to be had.
+    Kept,
     /// There is no such lease any more: another has to be asked for.
     Ended,
     /// This boot is fenced.
@@ -38,6 +40,7 @@ impl Fence {
                 if timing.deadline < vitals.timing().deadline {
                     // From before the shorter lease is asked for.
                     vitals.set_timing(timing);
+                    joined = None;
                 }
             }
             let sent = Instant::now();
@@ -55,8 +58,8 @@ impl Fence {
                 }
             }
             match self.beat(timing, joined == Some(timing)).await {
-                Ok(Beat::Answered) => {
-                    joined = Some(timing);
+                Ok(beat @ (Beat::Answered | Beat::Kept)) => {
+                    joined = matches!(beat, Beat::Answered).then_some(timing);
                     self.answered().await;
                     let disarmed = disarmed.then(|| "the pool is disarmed".to_owned());
                     self.set_obstacle(disarmed.or_else(|| found.clone()));
@@ -90,31 +93,54 @@ impl Fence {
         Ok(self.watchdog.check().err().map(|error| error.to_string()))
     }
 
-    /// One request. It counts from before it is sent. A lease that was not made for these times is not renewed: another is
-    /// asked for, and its longer times hold from the answer on.
+    /// Renews the lease, and asks for another if it was not made for these times. Until there is one, the host keeps the
+    /// lease and the times that it has: a store that takes no writes renews leases all the same. Everything counts from before
+    /// it is sent.
     async fn beat(&self, timing: Timing, made_for_it: bool) -> Result<Beat, StoreError> {
-        let held = self.lock().vitals.lease().filter(|_| made_for_it);
-        let sent = Instant::now();
-        match held {
-            Some(held) => {
-                if self.liveness.renew(held).await? {
-                    self.lock().vitals.answered(held, sent);
-                    return Ok(Beat::Answered);
-                }
+        let held = self.lock().vitals.lease();
+        if let Some(held) = held {
+            let sent = Instant::now();
+            if !self.liveness.renew(held).await? {
                 warn!("the lease has ended");
                 self.lock().vitals.ended(held);
-                Ok(Beat::Ended)
+                return Ok(Beat::Ended);
             }
-            None => match self.liveness.join(&self.me, env!("CARGO_PKG_VERSION"), timing.lease).await? {
-                Join::Joined(lease) => {
-                    info!(seconds = timing.lease.as_secs(), "live in the pool");
-                    let vitals = &mut self.lock().vitals;
-                    vitals.set_timing(timing);
-                    vitals.answered(lease, sent);
-                    Ok(Beat::Answered)
+            self.lock().vitals.answered(held, sent);
+            if made_for_it {
+                return Ok(Beat::Answered);
+            }
+        }
+        let sent = Instant::now();
+        match self.liveness.join(&self.me, env!("CARGO_PKG_VERSION"), timing.lease).await {
+            Ok(Join::Joined(lease)) => {
+                info!(seconds = timing.lease.as_secs(), "live in the pool");
+                let vitals = &mut self.lock().vitals;
+                vitals.set_timing(timing);
+                vitals.answered(lease, sent);
+                Ok(Beat::Answered)
+            }
+            Ok(Join::Fenced(record)) => Ok(Beat::Fenced(record)),
+            Err(error) => {
+                match (held, &error) {
+                    (None, _) => {}
+                    (Some(held), StoreError::Unknown { .. }) => {
+                        // The host may be live on the lease that was asked for, so to renew the other one proves nothing.
+                        self.lock().vitals.ended(held);
+                    }
+                    (
+                        Some(_),
+                        StoreError::Unavailable { .. }
+                        | StoreError::Corrupt { .. }
+                        | StoreError::Contended { .. }
+                        | StoreError::Rejected { .. }
+                        | StoreError::Configuration { .. },
+                    ) => {
+                        warn!(%error, "no lease for the pool's profile is to be had; the host keeps the one it has");
+                        return Ok(Beat::Kept);
+                    }
                 }
-                Join::Fenced(record) => Ok(Beat::Fenced(record)),
-            },
+                Err(error)
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use kubexen_node_agent::hypervisor::{
     Incoming, OnProgress, Outgoing, Sent, Settings, SuspendMode, simulated::SimulatedHypervisor,
 };
 use kubexen_ownership::{MemoryStore, Owner, Phase, VmUid};
+use kubexen_runtime::Clock;
 use std::sync::Arc;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -18,6 +19,14 @@ pub(super) struct Judged {
     pub(super) inner: SimulatedHypervisor,
     pub(super) judge: Arc<Judge>,
     pub(super) owners: MemoryStore,
+    pub(super) clock: Arc<dyn Clock>,
+}
+
+impl Judged {
+    fn using(&self, config: &DomainConfig) {
+        let devices = config.disks.iter().map(|disk| disk.device.clone()).collect();
+        self.judge.using(self.clock.now(), &self.host, config.uuid, devices);
+    }
 }
 
 #[async_trait]
@@ -53,8 +62,7 @@ impl Hypervisor for Judged {
             let how = format_args!("{} boots {} afresh, which is {saved:?}", self.host, config.uuid);
             self.judge.violated("I7", how);
         }
-        let devices = config.disks.iter().map(|disk| disk.device.clone()).collect();
-        self.judge.using(&self.host, config.uuid, devices);
+        self.using(config);
         self.inner.create(config).await
     }
 
@@ -95,6 +103,7 @@ impl Hypervisor for Judged {
 
     async fn restore(&self, config: &DomainConfig, stream: Incoming) -> Result<DomId, HypervisorError> {
         self.judge.touching(&self.host, "restore", config.uuid);
+        self.using(config);
         self.inner.restore(config, stream).await
     }
 

@@ -1,9 +1,6 @@
 //! Guests of dead hosts run elsewhere, and never twice.
 
-use super::{
-    users::Users,
-    world::{HOSTS, Process, USERS, World},
-};
+use super::world::{HOSTS, Process, USERS, World};
 use crate::memory_api::Perfect;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
@@ -40,13 +37,11 @@ impl Stage {
     async fn set(policy: Value) -> Self {
         let mut world = World::new(1);
         world.weather.calm_down();
-        let users = Users::of(&world);
-        users.set_up(&world).await;
+        world.begin().await;
         let client = world.api.client("user", Arc::new(Perfect));
         let pools: Api<Pool> = Api::all(client.clone());
         let pool = object(json!({"metadata": {"name": "default"}, "spec": {"availability": policy}}));
         pools.create(&PostParams::default(), &pool).await.unwrap();
-        world.start_everything();
         let (hosts, machines) = (Api::all(client.clone()), Api::namespaced(client, USERS));
         let mut stage = Self { world, hosts, machines, pools };
         for host in HOSTS {
@@ -141,9 +136,8 @@ impl Stage {
 
     /// Ends a host for good: its power goes, and with it its agent and its guests.
     async fn cut_power(&mut self, host: &str) {
-        let side = self.world.hosts.iter_mut().find(|side| side.name == host).unwrap();
-        side.agent.crash(&self.world.judge).await;
-        side.host.reboot().unwrap();
+        let number = self.world.hosts.iter().position(|side| side.name == host).unwrap();
+        self.world.lose_host(number).await;
     }
 
     async fn owner_of(&self, name: &str) -> Option<Owner> {
@@ -308,7 +302,7 @@ async fn a_recovery_gets_through_whichever_write_its_controller_dies_after() {
                 let judge = Arc::clone(&stage.world.judge);
                 tokio::select! {
                     biased;
-                    () = judge.crash.notified() => {
+                    () = judge.wake.notified() => {
                         judge.disarm();
                         stage.world.controllers[leader].crash(&judge).await;
                         stage.world.start_controller(leader);
