@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use kubexen_crds::{Host, RestartPriority, VirtualMachine, names::host_namespace, virtual_machine::Phase};
 use kubexen_ownership::{
     BootId, HostBoot, HostName, Owner, StoreError, VmUid,
-    liveness::{Brake, Fence, FenceRecord, Judge, Roll, Verdict},
+    liveness::{Brake, Fence, FenceRecord, Judge, Roll, Verdict, Voter},
 };
 use kubexen_runtime::{Key, events::Severity};
 use tokio::time::{Instant, sleep};
@@ -19,8 +19,9 @@ use super::{
     PoolStore,
     board::{Board, Times},
     decide::{self, Observed, Obstacle, Plan, Policy, Words, boot_of},
-    say,
+    epoch, say,
     turns::{Member, State, Turns},
+    votes,
 };
 use crate::{context::Context, scheduler::Answer, view::uid};
 
@@ -39,7 +40,7 @@ const RECOUNT: Duration = Duration::from_secs(5);
 /// Watches the pool's store, for ever; returns at once where there is none.
 pub(crate) async fn run(context: &Context) {
     let Some(store) = context.recovery.store() else { return };
-    let mut watch = Watch::new(&Policy::of(None));
+    let mut watch = Watch::new(&Policy::of(None, None));
     loop {
         if let Err(error) = watch.look(context, store).await {
             warn!(%error, category = error.category(), "the pool's store cannot be read");
@@ -57,6 +58,8 @@ struct Watch {
     /// When the store was read last.
     read: Option<Instant>,
     owners: Option<(Instant, BTreeMap<VmUid, Owner>)>,
+    /// The members of the store that have a vote, and when they were read.
+    voters: Option<(Instant, Vec<Voter>)>,
     /// The boots that were live or fenced at the last look.
     boots: BTreeSet<HostBoot>,
     /// Boots that were seen live.
@@ -75,6 +78,7 @@ impl Watch {
             judge: Judge::new(policy.grace),
             read: None,
             owners: None,
+            voters: None,
             boots: BTreeSet::new(),
             joined: BTreeSet::new(),
             alarmed: false,
@@ -87,9 +91,15 @@ impl Watch {
     /// One look at the store, and what follows from it.
     async fn look(&mut self, context: &Context, store: &PoolStore) -> Result<(), StoreError> {
         let pool = context.view.pools.list().into_iter().next();
-        let policy = Policy::of(pool.as_deref());
         let mut roll = store.liveness.roll().await?;
+        let stands = epoch::look(context, store, &roll).await?;
+        let policy = Policy::of(pool.as_deref(), stands.as_ref().err().cloned());
         let now = Instant::now();
+        if stands.is_err() {
+            // What was seen of the store that was says nothing of this one.
+            self.judge = Judge::new(policy.grace);
+            self.owners = None;
+        }
         if self.read.is_some_and(|read| now.duration_since(read) > BLIND) {
             self.judge = Judge::new(policy.grace);
         }
@@ -97,6 +107,7 @@ impl Watch {
         self.judge.set_grace(policy.grace);
         self.joined.extend(roll.live.keys().cloned());
         let owners = self.owners(context, store, &roll, now).await?;
+        self.count_votes(context, store, now).await?;
 
         let hosts = context.view.hosts.list();
         let words = Words::of(hosts.iter().map(|host| &**host));
@@ -125,7 +136,31 @@ impl Watch {
             .collect();
         self.alarmed = !silent.is_empty();
         context.metrics.recovery().silent_hosts(silent.len());
-        self.publish(context, roll, policy, verdict.brake, silent.into_iter().collect(), now);
+        self.publish(context, roll, policy, stands.ok(), verdict.brake, silent.into_iter().collect(), now);
+        Ok(())
+    }
+
+    /// Whether the store outlives the death of any one host.
+    async fn count_votes(
+        &mut self,
+        context: &Context,
+        store: &PoolStore,
+        now: Instant,
+    ) -> Result<(), StoreError> {
+        if self.voters.as_ref().is_none_or(|(read, _)| now.duration_since(*read) >= OWNERS_EVERY) {
+            self.voters = Some((now, store.liveness.voters().await?));
+        }
+        let Some((_, voters)) = &self.voters else { return Ok(()) };
+        let hosts = context.view.hosts.list();
+        let redundant = Some(votes::refusal(voters, hosts.iter().map(|host| &**host)));
+        let mut board = context.recovery.board();
+        if board.redundant != redundant {
+            board.redundant = redundant;
+            drop(board);
+            context.queues.add_all(&context.queues.pools, context.view.pools.keys());
+            context.queues.add_all(&context.queues.hosts, context.view.hosts.keys());
+            context.queues.add_all(&context.queues.machines, context.view.machines.keys());
+        }
         Ok(())
     }
 
@@ -216,6 +251,7 @@ impl Watch {
         context: &Context,
         roll: Roll,
         policy: Policy,
+        epoch: Option<String>,
         brake: Option<Brake>,
         silent: Vec<String>,
         now: Instant,
@@ -243,11 +279,15 @@ impl Watch {
             || board.halt != policy.halt
             || board.brake.is_some() != brake.is_some()
             || fresh && !followers.is_empty();
-        let pool_changed =
-            board.read.is_none() || machines_changed || board.silent != silent || board.hosts != hosts;
+        let pool_changed = board.read.is_none()
+            || machines_changed
+            || board.epoch != epoch && epoch.is_some()
+            || board.silent != silent
+            || board.hosts != hosts;
         let hosts_changed = host_changes(&board, &roll, &hosts);
         board.read = Some(now);
         board.roll = roll;
+        board.epoch = epoch.or(board.epoch.take());
         board.halt = policy.halt;
         board.brake = brake;
         board.silent = silent;

@@ -38,6 +38,10 @@ enum Problem {
     File { path: String, error: std::io::Error },
     #[error("an answer without a revision")]
     NoRevision,
+    #[error(
+        "another etcd cluster answers than before, at {agree} of {all} endpoints: the one that was may be alive"
+    )]
+    Divided { agree: usize, all: usize },
     #[error("no endpoint is configured")]
     NoEndpoint,
 }
@@ -120,6 +124,24 @@ impl Link {
             self.give_up(serial).await;
         }
         Err(problem)
+    }
+
+    /// Fails unless most of the endpoints belong to this cluster.
+    pub(crate) async fn expect_majority_of(&self, cluster: u64) -> Result<(), RequestError> {
+        let endpoints = &self.config.endpoints;
+        let asked = endpoints.iter().map(|endpoint| async {
+            let mut client = self.make_client(endpoint.clone()).await.ok()?;
+            let answer =
+                tokio::time::timeout(self.config.connect_timeout, client.status()).await.ok()?.ok()?;
+            answer.header().map(ResponseHeader::cluster_id)
+        });
+        let found = futures::future::join_all(asked).await;
+        let agree = found.into_iter().filter(|found| *found == Some(cluster)).count();
+        if agree * 2 > endpoints.len() {
+            return Ok(());
+        }
+        let problem = Problem::Divided { agree, all: endpoints.len() };
+        Err(RequestError::NoAnswer(problem.into()))
     }
 
     fn endpoint(&self, failures: usize) -> String {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::liveness::Voter;
 use crate::names::LeaseId;
 use crate::protocol::{Compare, Outcome, Transaction, Write};
 use crate::record::{Entry, Key};
@@ -31,6 +32,7 @@ pub(super) struct State {
     pub(super) cluster: u64,
     pub(super) faults: Faults,
     pub(super) under_way: Vec<Transaction>,
+    pub(super) voters: Vec<Voter>,
 }
 
 impl Default for State {
@@ -45,6 +47,7 @@ impl Default for State {
             cluster: 1,
             faults: Faults::default(),
             under_way: Vec::new(),
+            voters: Vec::new(),
         }
     }
 }

@@ -14,6 +14,8 @@
 pub mod command;
 mod dice;
 mod faults;
+#[cfg(test)]
+mod freeze_tests;
 mod hypervisor;
 mod judge;
 #[cfg(test)]
