@@ -100,16 +100,23 @@ pub(super) async fn look(
 ) -> Result<Result<String, Freeze>, StoreError> {
     let seen = store.liveness.standing().await?;
     let hosts = context.view.hosts.list();
-    let waiting = waiting(hosts.iter().map(|host| &**host), roll, seen.seen_as());
     let pool = context.view.pools.list().into_iter().next();
     let (remembered, confirmed) = words(pool.as_deref());
+    let number = seen.seen_as().number.max(remembered.map_or(0, |epoch| epoch.number));
+    let seen_as =
+        if seen.epoch.is_none() || seen.broken { Epoch { number, ..seen.seen_as() } } else { seen.seen_as() };
+    let waiting = waiting(hosts.iter().map(|host| &**host), roll, seen_as);
     let plan = decide(&seen, remembered, confirmed.as_deref(), waiting.clone());
     let next = match plan {
         Plan::Keep(epoch) => return Ok(Ok(epoch.to_string())),
         Plan::Freeze(freeze) => return Ok(Err(freeze)),
         Plan::Begin(epoch) | Plan::Annul(epoch) | Plan::Confirm(epoch) => epoch,
     };
-    let freeze = || Freeze { epoch: Epoch { cluster: Some(seen.cluster), ..next }.to_string(), waiting };
+    let freeze = || {
+        let unsure = Epoch { cluster: Some(seen.cluster), ..next };
+        let epoch = if next.cluster.is_some() { unsure } else { unsure.next() };
+        Freeze { epoch: epoch.to_string(), waiting }
+    };
     // What was read of the Pool may be old, and this cannot be taken back.
     let latest = match &pool {
         Some(pool) => context.get::<Pool>(&Key::of(&**pool)).await.ok().flatten(),

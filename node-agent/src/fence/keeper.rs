@@ -102,9 +102,11 @@ impl Fence {
     /// What is said while the store is frozen.
     fn freeze(&self, standing: &Standing) -> String {
         match self.lock().on_record {
-            Some(epoch) if epoch == standing.seen_as() => "the pool's store was restored from a backup: no guest is started,                  stopped or moved before `spec.availability.confirmedEpoch` of the Pool is what its                  `status.availability.freeze` says"
+            Some(epoch) if epoch == standing.seen_as() => "the pool's store was restored from a backup: no guest is started, stopped or \
+                 moved before `spec.availability.confirmedEpoch` of the Pool is what its `status.availability.freeze` says"
                 .to_owned(),
-            Some(_) | None => "the pool's store was restored from a backup, and not all guests of this host are on record in it                  yet"
+            Some(_) | None => "the pool's store was restored from a backup, and not all guests of this host are \
+                 on record in it yet"
                 .to_owned(),
         }
     }

@@ -28,7 +28,7 @@ fn freeze(stage: &Stage) -> Option<(String, String)> {
 async fn until_frozen_and_on_record(stage: &mut Stage) -> String {
     stage
         .until("all guests are on record", |stage| {
-            freeze(stage).is_some_and(|(_, message)| message.contains("all hosts have put on record"))
+            freeze(stage).is_some_and(|(_, message)| message.contains("; all hosts have put on record"))
         })
         .await;
     freeze(stage).unwrap().0
@@ -53,6 +53,12 @@ async fn change(stage: &Stage, name: &str, change: Value) {
 }
 
 async fn move_to(stage: &mut Stage, name: &str, host: &str) {
+    stage
+        .until("its spec is known", |stage| {
+            let machine = stage.machine(name);
+            machine["status"]["observedGeneration"] == machine["metadata"]["generation"]
+        })
+        .await;
     let migrations: Api<VirtualMachineMigration> =
         Api::namespaced(stage.machines.clone().into_client(), USERS);
     let wanted = json!({"metadata": {"name": name}, "spec": {"virtualMachine": name, "host": host}});
