@@ -160,7 +160,7 @@ pub trait OwnershipStore: Send + Sync + fmt::Debug {
     /// [`StoreError::Corrupt`] when there is a record that cannot be read. Else as every method: [`StoreError`].
     async fn owner(&self, vm: VmUid) -> Result<Option<Owner>, StoreError>;
 
-    /// All owners, as of one moment.
+    /// All owners, as of one moment, in a store that was restored and is not confirmed too: then they may be old.
     ///
     /// A record that cannot be read is left out and logged, so that it harms no other virtual machine. To learn that
     /// a virtual machine has no owner, ask [`OwnershipStore::owner`].

@@ -92,30 +92,28 @@ fn words(pool: Option<&Pool>) -> (Option<Epoch>, Option<String>) {
     (remembered, pool.and_then(|pool| pool.spec.availability.confirmed_epoch.clone()))
 }
 
-/// Looks at how the store stands, and does what follows; the epoch in which its records count, or why they do not.
+/// Does what follows from how the store was `seen`; the epoch in which its records count, or why they do not.
 pub(super) async fn look(
     context: &Context,
     store: &PoolStore,
+    seen: &Standing,
     roll: &Roll,
 ) -> Result<Result<String, Freeze>, StoreError> {
-    let seen = store.liveness.standing().await?;
     let hosts = context.view.hosts.list();
     let pool = context.view.pools.list().into_iter().next();
     let (remembered, confirmed) = words(pool.as_deref());
-    let number = seen.seen_as().number.max(remembered.map_or(0, |epoch| epoch.number));
-    let seen_as =
-        if seen.epoch.is_none() || seen.broken { Epoch { number, ..seen.seen_as() } } else { seen.seen_as() };
+    let seen_as = match decide(seen, remembered, None, Vec::new()) {
+        // What hosts will report of it once it says what it is.
+        Plan::Annul(nowhere) => Epoch { cluster: Some(seen.cluster), ..nowhere },
+        Plan::Keep(_) | Plan::Begin(_) | Plan::Freeze(_) | Plan::Confirm(_) => seen.seen_as(),
+    };
     let waiting = waiting(hosts.iter().map(|host| &**host), roll, seen_as);
-    let plan = decide(&seen, remembered, confirmed.as_deref(), waiting.clone());
+    let freeze = Freeze { epoch: seen_as.next().to_string(), waiting };
+    let plan = decide(seen, remembered, confirmed.as_deref(), freeze.waiting.clone());
     let next = match plan {
         Plan::Keep(epoch) => return Ok(Ok(epoch.to_string())),
         Plan::Freeze(freeze) => return Ok(Err(freeze)),
         Plan::Begin(epoch) | Plan::Annul(epoch) | Plan::Confirm(epoch) => epoch,
-    };
-    let freeze = || {
-        let unsure = Epoch { cluster: Some(seen.cluster), ..next };
-        let epoch = if next.cluster.is_some() { unsure } else { unsure.next() };
-        Freeze { epoch: epoch.to_string(), waiting }
     };
     // What was read of the Pool may be old, and this cannot be taken back.
     let latest = match &pool {
@@ -123,11 +121,11 @@ pub(super) async fn look(
         None => None,
     };
     let (remembered, confirmed) = words(latest.as_ref());
-    let unchanged = decide(&seen, remembered, confirmed.as_deref(), Vec::new()) == plan;
+    let unchanged = decide(seen, remembered, confirmed.as_deref(), Vec::new()) == plan;
     if latest.is_some() != pool.is_some() || !unchanged || !context.leadership.holds() {
-        return Ok(Err(freeze()));
+        return Ok(Err(freeze));
     }
-    let begun = store.liveness.begin_epoch(next, &seen).await?;
+    let begun = store.liveness.begin_epoch(next, seen).await?;
     match (&plan, begun) {
         (Plan::Begin(_), true) => info!(epoch = %next, "the first epoch of the pool's store begins"),
         (Plan::Confirm(_), true) => {
@@ -142,7 +140,7 @@ pub(super) async fn look(
     }
     match plan {
         Plan::Begin(epoch) | Plan::Confirm(epoch) => Ok(Ok(epoch.to_string())),
-        Plan::Keep(_) | Plan::Annul(_) | Plan::Freeze(_) => Ok(Err(freeze())),
+        Plan::Keep(_) | Plan::Annul(_) | Plan::Freeze(_) => Ok(Err(freeze)),
     }
 }
 

@@ -91,8 +91,9 @@ impl Watch {
     /// One look at the store, and what follows from it.
     async fn look(&mut self, context: &Context, store: &PoolStore) -> Result<(), StoreError> {
         let pool = context.view.pools.list().into_iter().next();
+        let seen = store.liveness.standing().await?;
         let mut roll = store.liveness.roll().await?;
-        let stands = epoch::look(context, store, &roll).await?;
+        let stands = epoch::look(context, store, &seen, &roll).await?;
         let policy = Policy::of(pool.as_deref(), stands.as_ref().err().cloned());
         let now = Instant::now();
         if stands.is_err() {
@@ -107,7 +108,7 @@ impl Watch {
         self.judge.set_grace(policy.grace);
         self.joined.extend(roll.live.keys().cloned());
         let owners = self.owners(context, store, &roll, now).await?;
-        self.count_votes(context, store, now).await?;
+        self.count_votes(context, store, now).await;
 
         let hosts = context.view.hosts.list();
         let words = Words::of(hosts.iter().map(|host| &**host));
@@ -140,17 +141,15 @@ impl Watch {
         Ok(())
     }
 
-    /// Whether the store outlives the death of any one host.
-    async fn count_votes(
-        &mut self,
-        context: &Context,
-        store: &PoolStore,
-        now: Instant,
-    ) -> Result<(), StoreError> {
+    /// Whether the store outlives the death of any one host, as far as it says who its members are.
+    async fn count_votes(&mut self, context: &Context, store: &PoolStore, now: Instant) {
         if self.voters.as_ref().is_none_or(|(read, _)| now.duration_since(*read) >= OWNERS_EVERY) {
-            self.voters = Some((now, store.liveness.voters().await?));
+            match store.liveness.voters().await {
+                Ok(voters) => self.voters = Some((now, voters)),
+                Err(error) => warn!(%error, "the members of the pool's store cannot be read"),
+            }
         }
-        let Some((_, voters)) = &self.voters else { return Ok(()) };
+        let Some((_, voters)) = &self.voters else { return };
         let hosts = context.view.hosts.list();
         let redundant = Some(votes::refusal(voters, hosts.iter().map(|host| &**host)));
         let mut board = context.recovery.board();
@@ -161,7 +160,6 @@ impl Watch {
             context.queues.add_all(&context.queues.hosts, context.view.hosts.keys());
             context.queues.add_all(&context.queues.machines, context.view.machines.keys());
         }
-        Ok(())
     }
 
     /// The owners, read anew where that may matter.
