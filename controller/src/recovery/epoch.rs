@@ -136,7 +136,7 @@ pub(super) async fn look(
             }
         }
         (Plan::Annul(_), true) => warn!(?seen, "the pool's store is not what it was: it is frozen"),
-        (Plan::Keep(_) | Plan::Freeze(_), _) | (_, false) => return Ok(Err(freeze())),
+        (Plan::Keep(_) | Plan::Freeze(_), _) | (_, false) => return Ok(Err(freeze)),
     }
     match plan {
         Plan::Begin(epoch) | Plan::Confirm(epoch) => Ok(Ok(epoch.to_string())),

@@ -7,8 +7,11 @@ use kubexen_node_agent::hypervisor::{
     Incoming, OnProgress, Outgoing, Sent, Settings, SuspendMode, simulated::SimulatedHypervisor,
 };
 use kubexen_ownership::{MemoryStore, Owner, Phase, VmUid};
-use std::sync::Arc;
-use tokio::sync::watch;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{sync::watch, time::sleep};
 use uuid::Uuid;
 
 /// Tells the judge of every call that changes something, before it happens.
@@ -18,6 +21,8 @@ pub(super) struct Judged {
     pub(super) inner: SimulatedHypervisor,
     pub(super) judge: Arc<Judge>,
     pub(super) owners: MemoryStore,
+    /// How long it takes until a build begins.
+    pub(super) delay: Arc<Mutex<Duration>>,
 }
 
 #[async_trait]
@@ -47,6 +52,10 @@ impl Hypervisor for Judged {
     }
 
     async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {
+        let delay = *self.delay.lock().unwrap_or_else(PoisonError::into_inner);
+        if !delay.is_zero() {
+            sleep(delay).await;
+        }
         self.judge.creating(&self.host, config.uuid, config.token);
         let owner = self.owners.owner_on_record(VmUid(config.uuid));
         if let Some(Owner { phase: saved @ (Phase::Saved(_) | Phase::Resuming(_)), .. }) = owner {

@@ -19,6 +19,8 @@ mod freeze_tests;
 mod hypervisor;
 mod judge;
 #[cfg(test)]
+mod ladder_tests;
+#[cfg(test)]
 mod recovery_tests;
 mod settle;
 #[cfg(test)]

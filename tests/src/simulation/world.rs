@@ -20,7 +20,11 @@ use kubexen_node_agent::{
 };
 use kubexen_ownership::{HostName, MemoryStore};
 use kubexen_runtime::{Clock, clock::VirtualClock, telemetry::Readiness};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -51,6 +55,8 @@ pub(super) struct HostSide {
     pub(super) storage: MemoryStorage,
     pub(super) seeds: MemorySeeds,
     pub(super) foreign: Uuid,
+    /// How long it takes until the build of a domain begins.
+    pub(super) build_delay: Arc<Mutex<Duration>>,
     pub(super) rebooted: bool,
     pub(super) agent: Process,
 }
@@ -135,6 +141,7 @@ impl World {
                     storage,
                     seeds: MemorySeeds::default(),
                     foreign,
+                    build_delay: Arc::default(),
                     rebooted: false,
                     agent,
                 }
@@ -197,6 +204,7 @@ impl World {
             inner: SimulatedHypervisor::new(side.host.clone()),
             judge: Arc::clone(&judge),
             owners: self.pool_store.clone(),
+            delay: Arc::clone(&side.build_delay),
         };
         let dependencies = Dependencies {
             client: self.api.client(&side.agent.name, Arc::new(side.agent.wire.clone())),
