@@ -96,10 +96,13 @@ impl Watch {
         let stands = epoch::look(context, store, &seen, &roll).await?;
         let policy = Policy::of(pool.as_deref(), stands.as_ref().err().cloned());
         let now = Instant::now();
-        if stands.is_err() {
+        match stands {
+            Ok(epoch) => note_epoch(context, epoch),
             // What was seen of the store that was says nothing of this one.
-            self.judge = Judge::new(policy.grace);
-            self.owners = None;
+            Err(_) => {
+                self.judge = Judge::new(policy.grace);
+                self.owners = None;
+            }
         }
         if self.read.is_some_and(|read| now.duration_since(read) > BLIND) {
             self.judge = Judge::new(policy.grace);
@@ -137,7 +140,7 @@ impl Watch {
             .collect();
         self.alarmed = !silent.is_empty();
         context.metrics.recovery().silent_hosts(silent.len());
-        self.publish(context, roll, policy, stands.ok(), verdict.brake, silent.into_iter().collect(), now);
+        self.publish(context, roll, policy, verdict.brake, silent.into_iter().collect(), now);
         Ok(())
     }
 
@@ -249,7 +252,6 @@ impl Watch {
         context: &Context,
         roll: Roll,
         policy: Policy,
-        epoch: Option<String>,
         brake: Option<Brake>,
         silent: Vec<String>,
         now: Instant,
@@ -277,15 +279,11 @@ impl Watch {
             || board.halt != policy.halt
             || board.brake.is_some() != brake.is_some()
             || fresh && !followers.is_empty();
-        let pool_changed = board.read.is_none()
-            || machines_changed
-            || board.epoch != epoch && epoch.is_some()
-            || board.silent != silent
-            || board.hosts != hosts;
+        let pool_changed =
+            board.read.is_none() || machines_changed || board.silent != silent || board.hosts != hosts;
         let hosts_changed = host_changes(&board, &roll, &hosts);
         board.read = Some(now);
         board.roll = roll;
-        board.epoch = epoch.or(board.epoch.take());
         board.halt = policy.halt;
         board.brake = brake;
         board.silent = silent;
@@ -315,6 +313,16 @@ impl Watch {
         if pool_changed {
             context.queues.add_all(&context.queues.pools, context.view.pools.keys());
         }
+    }
+}
+
+/// The store's records count in this epoch.
+fn note_epoch(context: &Context, epoch: String) {
+    let mut board = context.recovery.board();
+    if board.epoch.as_ref() != Some(&epoch) {
+        board.epoch = Some(epoch);
+        drop(board);
+        context.queues.add_all(&context.queues.pools, context.view.pools.keys());
     }
 }
 

@@ -47,10 +47,10 @@ async fn a_store_that_is_not_confirmed_decides_nothing(subject: &dyn Subject) ->
     let seen = live.standing().await?;
     assert!(!seen.is_current());
     for client in [&store, &subject.client()] {
-        assert_eq!(client.owner(vm).await.unwrap_err().category(), "frozen");
-        assert_eq!(client.start(vm, &me).await.unwrap_err().category(), "frozen");
+        assert!(is_frozen(&client.owner(vm).await));
+        assert!(is_frozen(&client.start(vm, &me).await));
     }
-    assert_eq!(live.fence(&me, &record(Proof::Confirmed)).await.unwrap_err().category(), "frozen");
+    assert!(is_frozen(&live.fence(&me, &record(Proof::Confirmed)).await));
     let lease = joined(live.join(&me, "1.2.3", LONG).await?);
     assert!(live.renew(lease).await?, "hosts are live all the same");
     live.leave(lease).await?;
@@ -63,6 +63,10 @@ async fn a_store_that_is_not_confirmed_decides_nothing(subject: &dyn Subject) ->
     assert!(owner.is_some_and(|owner| owner.is(&other) && owner.guarded), "what runs is what counts");
     assert_eq!(store.reclaim(vm, &me, true, false, &seen).await?, Reclaim::Over);
     Ok(())
+}
+
+fn is_frozen<T>(answer: &Result<T, StoreError>) -> bool {
+    matches!(answer, Err(StoreError::Frozen))
 }
 
 fn joined(join: Join) -> LeaseId {
