@@ -5,7 +5,7 @@ pub(crate) mod link;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -45,14 +45,21 @@ const PAGE: i64 = 1_000;
 pub struct EtcdStore {
     link: Link,
     /// What this process knows of the cluster that it works with.
-    trust: Mutex<Trust>,
+    trust: Arc<Mutex<Trust>>,
 }
 
 impl EtcdStore {
     /// A store that is reached as `config` says. Does no I/O.
     #[must_use]
     pub fn new(config: EtcdConfig) -> Self {
-        Self { link: Link::new(config), trust: Mutex::default() }
+        Self { link: Link::new(config), trust: Arc::default() }
+    }
+
+    /// The same store over a connection of its own, which is reached as `config` says. Both know the same of it: what one finds
+    /// out of a restore, the other heeds.
+    #[must_use]
+    pub fn beside(&self, config: EtcdConfig) -> Self {
+        Self { link: Link::new(config), trust: Arc::clone(&self.trust) }
     }
 
     /// At most [`PAGE`] records from the key `from` on, as of `revision`, or of now if that is 0.

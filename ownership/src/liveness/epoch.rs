@@ -191,6 +191,10 @@ impl Trust {
         let mut standing =
             Standing { cluster, epoch, broken: false, written: entry.map_or(0, |entry| entry.mod_revision) };
         if !standing.is_current() {
+            if let Some(known) = self.0.as_mut().filter(|known| known.cluster == cluster) {
+                // It has been made to say so: what it answers counts no more before the next epoch.
+                known.broken = true;
+            }
             return standing;
         }
         let number = epoch.map_or(0, |epoch| epoch.number);
@@ -278,5 +282,7 @@ mod tests {
         assert!(trust.look(1, 20, Some(&record(1, Some(1))), now).broken);
         assert!(trust.look(1, 21, Some(&record(2, Some(1))), now).is_current());
         assert!(trust.admits(1, 22, 21, now));
+        assert!(!trust.look(1, 23, Some(&record(2, None)), now).is_current());
+        assert!(!trust.admits(1, 24, 23, now), "it was made to say so");
     }
 }

@@ -171,7 +171,8 @@ pub trait Liveness: Send + Sync + fmt::Debug {
     /// [`StoreError`].
     async fn shortest_lease(&self) -> Result<Duration, StoreError>;
 
-    /// How the store stands to the records in it: whether it was restored from a backup. By a linearizable read.
+    /// How the store stands to the records in it: whether it was restored from a backup. By a linearizable read. From then on
+    /// this client answers accordingly.
     ///
     /// A cluster that this client has not worked with before counts only when most of the endpoints belong to it: the one that
     /// was can then do nothing any more.
