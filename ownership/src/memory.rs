@@ -177,7 +177,9 @@ impl MemoryStore {
     /// How the store stands for this client.
     fn look(&self, state: &State) -> Standing {
         let entry = state.entries.get(&Key::Epoch);
-        self.connection().trust.look(state.cluster, state.revision, entry, Instant::now())
+        let mut connection = self.connection();
+        let floor = connection.trust.revision();
+        connection.trust.look((state.cluster, state.revision), entry, floor, Instant::now())
     }
 
     /// Refuses to tell or do anything decisive in a store that was restored and not confirmed.

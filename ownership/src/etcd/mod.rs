@@ -104,18 +104,18 @@ impl EtcdStore {
 
     /// How the store stands, asked once.
     async fn look(&self) -> Result<Standing, RequestError> {
+        let floor = self.trust().revision();
         let answer = self.read_raw(&Key::Epoch).await?;
         let (cluster, revision) = (cluster(answer.header()), revision(answer.header())?);
         let entry = answer.kvs().first().map(entry);
         let (known, names_it) = {
-            let mut fresh = Trust::default();
-            let now = Instant::now();
-            (self.trust().cluster(), fresh.look(cluster, revision, entry.as_ref(), now).is_current())
+            let fresh = Trust::default().look((cluster, revision), entry.as_ref(), 0, Instant::now());
+            (self.trust().cluster(), fresh.is_current())
         };
         if known != Some(cluster) && !(known.is_none() && names_it) {
             self.link.expect_majority_of(cluster).await?;
         }
-        Ok(self.trust().look(cluster, revision, entry.as_ref(), Instant::now()))
+        Ok(self.trust().look((cluster, revision), entry.as_ref(), floor, Instant::now()))
     }
 }
 

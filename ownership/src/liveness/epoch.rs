@@ -179,17 +179,24 @@ impl Trust {
         true
     }
 
-    /// How the store stands whose record of the epoch was read, at this revision of it.
+    /// How the store stands whose record of the epoch was read, at this revision of it. `floor` as in [`Trust::admits`].
     pub(crate) fn look(
         &mut self,
-        cluster: u64,
-        revision: u64,
+        (cluster, revision): (u64, u64),
         entry: Option<&Entry>,
+        floor: u64,
         now: Instant,
     ) -> Standing {
         let epoch = entry.map(decode);
         let mut standing =
             Standing { cluster, epoch, broken: false, written: entry.map_or(0, |entry| entry.mod_revision) };
+        let overtaken = |known: Known| {
+            known.cluster == cluster && (floor..known.revision).contains(&revision) && !known.broken
+        };
+        if self.0.is_some_and(overtaken) {
+            // What is known by now is newer.
+            return standing;
+        }
         if !standing.is_current() {
             if let Some(known) = self.0.as_mut().filter(|known| known.cluster == cluster) {
                 // It has been made to say so: what it answers counts no more before the next epoch.
@@ -201,8 +208,9 @@ impl Trust {
         match &mut self.0 {
             Some(known) if number <= known.number => {
                 let same = number == known.number && cluster == known.cluster && !known.broken;
-                if same && known.goes_on(revision.max(known.revision), now) && revision >= known.revision {
-                    (known.revision, known.at) = (revision, now);
+                let newest = revision.max(known.revision);
+                if same && known.goes_on(newest, now) && revision >= floor {
+                    (known.revision, known.at) = (newest, now);
                 } else {
                     known.broken = true;
                     standing.broken = true;
@@ -245,7 +253,7 @@ mod tests {
         let mut trust = Trust::default();
         let now = Instant::now();
         for (cluster, current) in [(Some(1), true), (Some(2), false), (None, false)] {
-            let standing = trust.look(1, 10, Some(&record(1, cluster)), now);
+            let standing = trust.look((1, 10), Some(&record(1, cluster)), 0, now);
             assert_eq!(standing.is_current(), current, "{cluster:?}");
         }
     }
@@ -255,11 +263,11 @@ mod tests {
         let now = Instant::now();
         let known = || {
             let mut trust = Trust::default();
-            assert!(trust.look(1, 10, Some(&record(2, Some(1))), now).is_current());
+            assert!(trust.look((1, 10), Some(&record(2, Some(1))), 0, now).is_current());
             trust
         };
         let current = |mut trust: Trust, cluster, revision, entry: Option<&Entry>| {
-            trust.look(cluster, revision, entry, now).is_current()
+            trust.look((cluster, revision), entry, 10, now).is_current()
         };
         assert!(current(known(), 1, 500_000, Some(&record(2, Some(1)))), "it is the same");
         assert!(!current(known(), 1, 9, Some(&record(2, Some(1)))), "its revision went back");
@@ -270,19 +278,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_answer_that_was_overtaken_by_the_next_epoch_is_no_break() {
+        let now = Instant::now();
+        let mut trust = Trust::default();
+        trust.look((1, 10), Some(&record(2, Some(1))), 0, now);
+        for old in [None, Some(record(1, Some(1))), Some(record(1, None))] {
+            assert!(!trust.look((1, 9), old.as_ref(), 8, now).broken);
+            assert!(trust.admits(1, 10, 10, now));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_client_that_has_seen_a_break_believes_nothing_before_the_next_epoch() {
         let now = Instant::now();
         let mut trust = Trust::default();
-        trust.look(1, 10, Some(&record(1, Some(1))), now);
+        trust.look((1, 10), Some(&record(1, Some(1))), 11, now);
         assert!(trust.admits(1, 11, 10, now));
         assert!(trust.admits(1, 10, 10, now), "answers overtake each other");
         assert!(!trust.admits(1, 10, 11, now), "it was sent after the newer one had come");
-        assert!(trust.look(1, 5, Some(&record(1, Some(1))), now).broken);
+        assert!(trust.look((1, 5), Some(&record(1, Some(1))), 11, now).broken);
         assert!(!trust.admits(1, 20, 11, now));
-        assert!(trust.look(1, 20, Some(&record(1, Some(1))), now).broken);
-        assert!(trust.look(1, 21, Some(&record(2, Some(1))), now).is_current());
+        assert!(trust.look((1, 20), Some(&record(1, Some(1))), 11, now).broken);
+        assert!(trust.look((1, 21), Some(&record(2, Some(1))), 11, now).is_current());
         assert!(trust.admits(1, 22, 21, now));
-        assert!(!trust.look(1, 23, Some(&record(2, None)), now).is_current());
+        assert!(!trust.look((1, 23), Some(&record(2, None)), 11, now).is_current());
         assert!(!trust.admits(1, 24, 23, now), "it was made to say so");
     }
 }
