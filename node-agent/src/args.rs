@@ -201,7 +201,7 @@ async fn dependencies(config: &AgentConfig, host: &HostName) -> Result<Dependenc
         request_timeout: RENEWAL_LIMIT,
         ..config.pool_store.etcd()
     };
-    let liveness = Arc::new(EtcdStore::new(renewals));
+    let liveness = Arc::new(ownership.beside(renewals));
     let migrations: Arc<dyn MigrationNetwork> = match &config.migration {
         Some(migration) => Arc::new(TlsNetwork::listen(migration.clone()).await?),
         None => Arc::new(NoMigrations),

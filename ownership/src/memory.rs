@@ -13,16 +13,16 @@ pub use self::model::Backup;
 use self::model::{Fault, Faults, Lease, SHORTEST_LEASE, State, take};
 use crate::disk::{self, DiskUid};
 use crate::drive::{self, Backend, HostRecords, Leases, RequestError};
-use crate::liveness::{self, Fence, FenceRecord, Join, Liveness, Roll};
+use crate::liveness::{self, Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Trust, Voter};
 use crate::names::{HostBoot, LeaseId, Owner, Token, VmUid};
 use crate::protocol::{
-    AbortVerb, CommitVerb, DiscardVerb, GuardVerb, Outcome, ReleaseVerb, ResumeVerb, RunVerb, SaveVerb,
-    StartVerb, StealVerb, Transaction, Write,
+    AbortVerb, CommitVerb, DiscardVerb, GuardVerb, Outcome, ReclaimVerb, ReleaseVerb, ResumeVerb, RunVerb,
+    SaveVerb, StartVerb, StealVerb, Transaction, Write,
 };
 use crate::record::{Entry, Key};
 use crate::store::{
-    Abort, ClaimDisk, Commit, Discard, Guard, OwnershipStore, Release, Resume, RetireDisk, Run, Save, Start,
-    Steal, StoreError,
+    Abort, ClaimDisk, Commit, Discard, Guard, OwnershipStore, Reclaim, Release, Resume, RetireDisk, Run,
+    Save, Start, Steal, StoreError,
 };
 
 /// An ownership store in memory. It executes the transactions that [`EtcdStore`](crate::EtcdStore) sends to etcd, and
@@ -37,7 +37,14 @@ use crate::store::{
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
     state: Arc<Mutex<State>>,
-    connection: Arc<Mutex<Cut>>,
+    connection: Arc<Mutex<Connection>>,
+}
+
+/// What a client has of its own.
+#[derive(Debug, Default)]
+struct Connection {
+    cut: Cut,
+    trust: Trust,
 }
 
 /// What does not get through between a client and the store.
@@ -67,7 +74,7 @@ impl MemoryStore {
 
     /// Cuts the connection of this client and its clones, or mends it.
     pub fn set_cut(&self, cut: Cut) {
-        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = cut;
+        self.connection().cut = cut;
     }
 
     /// Begins or ends an outage: during it no request is executed, none is answered, and no lease ends. A new leader ends it.
@@ -162,7 +169,7 @@ impl MemoryStore {
     pub fn disks_on_record(&self) -> Vec<DiskUid> {
         let disk = |key: &Key| match key {
             Key::Disk(disk) => Some(*disk),
-            Key::Owner(_) | Key::Live(_) | Key::Fenced(_) => None,
+            Key::Owner(_) | Key::Live(_) | Key::Fenced(_) | Key::Epoch => None,
         };
         self.lock().entries.keys().filter_map(disk).collect()
     }
@@ -172,7 +179,7 @@ impl MemoryStore {
     pub fn fenced_on_record(&self) -> Vec<HostBoot> {
         let boot = |key: &Key| match key {
             Key::Fenced(boot) => Some(boot.clone()),
-            Key::Owner(_) | Key::Disk(_) | Key::Live(_) => None,
+            Key::Owner(_) | Key::Disk(_) | Key::Live(_) | Key::Epoch => None,
         };
         self.lock().entries.keys().filter_map(boot).collect()
     }
@@ -185,41 +192,40 @@ impl MemoryStore {
         });
     }
 
-    /// The state, without what hung on leases that have ended by now.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // No section under this lock can panic half-way through a change, so a poisoned state is a whole one.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.end_leases(Instant::now());
-        state
+    /// Makes these the members of the store that have a vote.
+    pub fn set_voters(&self, voters: Vec<Voter>) {
+        self.lock().voters = voters;
     }
 
-    /// Executes a request, unless a fault keeps it from that, or its answer from coming back.
-    async fn request<T>(&self, execute: impl FnOnce(&mut State) -> T) -> Result<T, RequestError> {
-        tokio::task::yield_now().await;
-        let cut = *self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut state = self.lock();
-        let fault = |fault: Fault| RequestError::NoAnswer(fault.into());
-        state.reachable().map_err(fault)?;
-        if cut == Cut::Requests {
-            return Err(fault(Fault::Cut));
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the store stands for this client.
+    fn look(&self, state: &State) -> Standing {
+        let entry = state.entries.get(&Key::Epoch);
+        let mut connection = self.connection();
+        let floor = connection.trust.revision();
+        connection.trust.look((state.cluster, state.revision), entry, floor, Instant::now())
+    }
+
+    /// Refuses to tell or do anything decisive in a store that was restored and not confirmed.
+    fn admit(&self, state: &State, mut keys: impl Iterator<Item = Key>) -> Result<(), RequestError> {
+        let decisive = keys.any(|key| key.is_decisive());
+        if decisive && !self.look(state).is_current() {
+            return Err(RequestError::Final(StoreError::Frozen));
         }
-        let answer = execute(&mut state);
-        if cut == Cut::Answers { Err(fault(Fault::Cut)) } else { Ok(answer) }
-    }
-}
-
-impl Backend for MemoryStore {
-    fn read_attempts(&self) -> u32 {
-        1
+        Ok(())
     }
 
-    async fn read(&self, key: Key) -> Result<Option<Entry>, RequestError> {
-        self.request(|state| state.entries.get(&key).cloned()).await
-    }
-
-    async fn execute(&self, transaction: &Transaction) -> Result<Outcome, RequestError> {
+    async fn transact(
+        &self,
+        transaction: &Transaction,
+        admit: impl FnOnce(&State) -> Result<(), RequestError>,
+    ) -> Result<Outcome, RequestError> {
         let fault = |fault: Fault| RequestError::NoAnswer(fault.into());
         self.request(|state| {
+            admit(state)?;
             if take(&mut state.faults.lost_requests) {
                 return Err(fault(Fault::RequestLost));
             }
@@ -244,6 +250,63 @@ impl Backend for MemoryStore {
             if answer_lost { Err(fault(Fault::AnswerLost)) } else { Ok(outcome) }
         })
         .await?
+    }
+
+    /// The state, without what hung on leases that have ended by now.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No section under this lock can panic half-way through a change, so a poisoned state is a whole one.
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.end_leases(Instant::now());
+        state
+    }
+
+    /// Executes a request, unless a fault keeps it from that, or its answer from coming back.
+    async fn request<T>(&self, execute: impl FnOnce(&mut State) -> T) -> Result<T, RequestError> {
+        tokio::task::yield_now().await;
+        let cut = self.connection().cut;
+        let mut state = self.lock();
+        let fault = |fault: Fault| RequestError::NoAnswer(fault.into());
+        state.reachable().map_err(fault)?;
+        if cut == Cut::Requests {
+            return Err(fault(Fault::Cut));
+        }
+        let answer = execute(&mut state);
+        if cut == Cut::Answers { Err(fault(Fault::Cut)) } else { Ok(answer) }
+    }
+}
+
+impl Backend for MemoryStore {
+    fn read_attempts(&self) -> u32 {
+        1
+    }
+
+    async fn read(&self, key: Key) -> Result<Option<Entry>, RequestError> {
+        self.request(|state| {
+            self.admit(state, std::iter::once(key.clone()))?;
+            Ok(state.entries.get(&key).cloned())
+        })
+        .await?
+    }
+
+    async fn execute(&self, transaction: &Transaction) -> Result<Outcome, RequestError> {
+        self.transact(transaction, |state| self.admit(state, transaction.writes.iter().map(Write::key))).await
+    }
+}
+
+/// The store whether it is confirmed or not, for what is there to put it in order.
+struct Unconfirmed<'a>(&'a MemoryStore);
+
+impl Backend for Unconfirmed<'_> {
+    fn read_attempts(&self) -> u32 {
+        self.0.read_attempts()
+    }
+
+    async fn read(&self, key: Key) -> Result<Option<Entry>, RequestError> {
+        self.0.request(|state| state.entries.get(&key).cloned()).await
+    }
+
+    async fn execute(&self, transaction: &Transaction) -> Result<Outcome, RequestError> {
+        self.0.transact(transaction, |_| Ok(())).await
     }
 }
 
@@ -279,7 +342,7 @@ impl Leases for MemoryStore {
         self.request(|state| {
             let entries = state.entries.iter().filter(|(key, _)| match key {
                 Key::Live(_) | Key::Fenced(_) => true,
-                Key::Owner(_) | Key::Disk(_) => false,
+                Key::Owner(_) | Key::Disk(_) | Key::Epoch => false,
             });
             let entries = entries.map(|(key, entry)| (key.clone(), entry.clone())).collect();
             HostRecords { cluster: state.cluster, revision: state.revision, entries }
@@ -317,6 +380,18 @@ impl Liveness for MemoryStore {
     async fn shortest_lease(&self) -> Result<Duration, StoreError> {
         liveness::shortest_lease(self).await
     }
+
+    async fn standing(&self) -> Result<Standing, StoreError> {
+        drive::retry(1, || self.request(|state| self.look(state))).await
+    }
+
+    async fn begin_epoch(&self, epoch: Epoch, seen: &Standing) -> Result<bool, StoreError> {
+        liveness::begin_epoch(self, epoch, seen).await
+    }
+
+    async fn voters(&self) -> Result<Vec<Voter>, StoreError> {
+        drive::retry(1, || self.request(|state| state.voters.clone())).await
+    }
 }
 
 #[async_trait]
@@ -330,7 +405,7 @@ impl OwnershipStore for MemoryStore {
         let list = |state: &mut State| {
             drive::readable_owners(state.entries.iter().filter_map(|(key, entry)| match key {
                 Key::Owner(vm) => Some((*vm, entry)),
-                Key::Disk(_) | Key::Live(_) | Key::Fenced(_) => None,
+                Key::Disk(_) | Key::Live(_) | Key::Fenced(_) | Key::Epoch => None,
             }))
         };
         drive::retry(1, || self.request(list)).await
@@ -392,6 +467,17 @@ impl OwnershipStore for MemoryStore {
         to: &HostBoot,
     ) -> Result<Steal, StoreError> {
         drive::run(self, &StealVerb { vm, from, token, to }).await
+    }
+
+    async fn reclaim(
+        &self,
+        vm: VmUid,
+        me: &HostBoot,
+        runs: bool,
+        guarded: bool,
+        seen: &Standing,
+    ) -> Result<Reclaim, StoreError> {
+        drive::run(&Unconfirmed(self), &ReclaimVerb { vm, me, runs, guarded, seen }).await
     }
 
     async fn claim_disk(&self, disk: DiskUid, vm: VmUid, token: Token) -> Result<ClaimDisk, StoreError> {

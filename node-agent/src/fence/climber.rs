@@ -47,6 +47,10 @@ impl Fence {
 
     /// Does what is due on this rung; whether it has to be looked at again soon.
     async fn act(&self, rung: Rung) -> bool {
+        if rung < Rung::Pause && self.frozen().is_some() {
+            // What stands still goes on when it is certain whose it is.
+            return false;
+        }
         let domains = match timeout(LIMIT, self.hypervisor.domains()).await {
             Ok(Ok(domains)) => domains,
             Ok(Err(error)) => {

@@ -4,7 +4,7 @@ use super::{Fence, Guarded, timing};
 use kubexen_crds::Profile;
 use kubexen_ownership::{
     Phase, StoreError,
-    liveness::{FenceRecord, Join, Timing},
+    liveness::{Epoch, FenceRecord, Join, Standing, Timing},
 };
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -30,10 +30,10 @@ enum Beat {
 
 impl Fence {
     /// Keeps the host live, for ever.
-    pub(super) async fn keep(&self, policy: impl Fn() -> (Profile, bool)) {
+    pub(super) async fn keep(&self, policy: impl Fn() -> (Profile, Option<String>)) {
         let (mut checked, mut found, mut joined) = (None, None, None);
         loop {
-            let (profile, disarmed) = policy();
+            let (profile, refusal) = policy();
             let timing = timing(profile);
             {
                 let vitals = &mut self.lock().vitals;
@@ -57,12 +57,20 @@ impl Fence {
                     }
                 }
             }
+            // Before the renewal: what a store answers counts only when it is known which one it is.
+            if let Err(error) = self.look().await {
+                warn!(%error, "how the pool's store stands could not be read");
+                sleep(RETRY).await;
+                continue;
+            }
             match self.beat(timing, joined == Some(timing)).await {
                 Ok(beat @ (Beat::Answered | Beat::Kept)) => {
                     joined = matches!(beat, Beat::Answered).then_some(timing);
                     self.answered().await;
-                    let disarmed = disarmed.then(|| "the pool is disarmed".to_owned());
-                    self.set_obstacle(disarmed.or_else(|| found.clone()));
+                    match self.frozen() {
+                        Some(standing) => self.set_obstacle(Some(self.freeze(&standing))),
+                        None => self.set_obstacle(refusal.or_else(|| found.clone())),
+                    }
                     sleep_until(sent + timing.renewal).await;
                 }
                 Ok(Beat::Ended) => {}
@@ -80,6 +88,29 @@ impl Fence {
                     sleep(RETRY).await;
                 }
             }
+        }
+    }
+
+    /// Reads how the store stands. One that is not what it was, and does not say so itself, is made to say so, for all others.
+    async fn look(&self) -> Result<(), StoreError> {
+        let standing = self.liveness.standing().await?;
+        if standing.broken {
+            let nowhere = Epoch { number: standing.seen_as().number, cluster: None };
+            self.liveness.begin_epoch(nowhere, &standing).await?;
+        }
+        self.stands(standing);
+        Ok(())
+    }
+
+    /// What is said while the store is frozen.
+    fn freeze(&self, standing: &Standing) -> String {
+        match self.lock().on_record {
+            Some(epoch) if epoch == standing.seen_as() => "the pool's store was restored from a backup: no guest is started, stopped or \
+                 moved before `spec.availability.confirmedEpoch` of the Pool is what its `status.availability.freeze` says"
+                .to_owned(),
+            Some(_) | None => "the pool's store was restored from a backup, and not all guests of this host are \
+                 on record in it yet"
+                .to_owned(),
         }
     }
 
@@ -132,6 +163,7 @@ impl Fence {
                         StoreError::Unavailable { .. }
                         | StoreError::Corrupt { .. }
                         | StoreError::Contended { .. }
+                        | StoreError::Frozen
                         | StoreError::Rejected { .. }
                         | StoreError::Configuration { .. },
                     ) => {

@@ -22,7 +22,7 @@ struct Bed {
     host: SimulatedHost,
     me: HostBoot,
     /// What the pool asks for.
-    policy: Arc<Mutex<(Profile, bool)>>,
+    policy: Arc<Mutex<(Profile, Option<String>)>>,
 }
 
 impl Bed {
@@ -32,7 +32,7 @@ impl Bed {
         let host = SimulatedHost::in_memory("xen-1", HostModel::default(), clock);
         let boot = SimulatedHypervisor::new(host.clone()).facts().await.unwrap().boot_id;
         let me = HostBoot { host: HostName::new("xen-1").unwrap(), boot_id: BootId::new(boot).unwrap() };
-        let policy = Arc::new(Mutex::new((Profile::Default, false)));
+        let policy = Arc::new(Mutex::new((Profile::Default, None)));
         Self { store: outside.client(), outside, host, me, policy }
     }
 
@@ -46,7 +46,7 @@ impl Bed {
             Arc::new(self.host.clone()),
         ));
         let (runs, policy) = (Arc::clone(&fence), Arc::clone(&self.policy));
-        let task = tokio::spawn(async move { runs.run(|| *policy.lock().unwrap()).await });
+        let task = tokio::spawn(async move { runs.run(|| policy.lock().unwrap().clone()).await });
         (fence, tokio_util::task::AbortOnDropHandle::new(task))
     }
 
@@ -190,12 +190,12 @@ async fn a_boot_that_was_fenced_takes_no_guests_and_says_what_to_do() {
 #[tokio::test(start_paused = true)]
 async fn longer_times_hold_only_once_there_is_a_lease_for_them() {
     let bed = Bed::new().await;
-    *bed.policy.lock().unwrap() = (Profile::Fast, false);
+    *bed.policy.lock().unwrap() = (Profile::Fast, None);
     let (fence, _agent) = bed.agent();
     bed.guarded(&fence).await;
     assert_eq!(fence.lock().vitals.timing(), Timing::FAST);
     bed.store.set_cut(Cut::Requests);
-    *bed.policy.lock().unwrap() = (Profile::Default, false);
+    *bed.policy.lock().unwrap() = (Profile::Default, None);
     sleep(seconds(8.0)).await;
     assert_eq!(bed.guest(), None, "the lease was made for the shorter times");
     bed.store.set_cut(Cut::None);
@@ -209,7 +209,7 @@ async fn a_disarmed_pool_lets_nobody_be_guarded_and_keeps_what_was_promised() {
     let bed = Bed::new().await;
     let (fence, _agent) = bed.agent();
     let token = bed.guarded(&fence).await;
-    *bed.policy.lock().unwrap() = (Profile::Default, true);
+    *bed.policy.lock().unwrap() = (Profile::Default, Some("the pool is disarmed".to_owned()));
     until(|| fence.protection().state == ProtectionState::Unavailable).await;
     assert!(bed.host.watchdog().unwrap().is_some());
     let token = fence.unguard(GUEST, token).await.unwrap();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::liveness::Voter;
 use crate::names::{HostBoot, LeaseId};
 use crate::protocol::{Compare, Outcome, Transaction, Write};
 use crate::record::{Entry, Key};
@@ -35,6 +36,7 @@ pub(super) struct State {
     /// Boots that were fenced while they were live.
     pub(super) fenced_alive: Vec<HostBoot>,
     pub(super) under_way: Vec<Transaction>,
+    pub(super) voters: Vec<Voter>,
 }
 
 impl Default for State {
@@ -51,6 +53,7 @@ impl Default for State {
             percent_fast: 0,
             fenced_alive: Vec::new(),
             under_way: Vec::new(),
+            voters: Vec::new(),
         }
     }
 }

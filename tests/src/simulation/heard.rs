@@ -4,7 +4,7 @@ use super::judge::Judge;
 use async_trait::async_trait;
 use kubexen_ownership::{
     HostBoot, LeaseId, MemoryStore, StoreError,
-    liveness::{Fence, FenceRecord, Join, Liveness, Roll},
+    liveness::{Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Voter},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -51,6 +51,18 @@ impl Liveness for Heard {
 
     async fn unfence(&self, boot: &HostBoot) -> Result<(), StoreError> {
         self.inner.unfence(boot).await
+    }
+
+    async fn standing(&self) -> Result<Standing, StoreError> {
+        self.inner.standing().await
+    }
+
+    async fn begin_epoch(&self, epoch: Epoch, seen: &Standing) -> Result<bool, StoreError> {
+        self.inner.begin_epoch(epoch, seen).await
+    }
+
+    async fn voters(&self) -> Result<Vec<Voter>, StoreError> {
+        self.inner.voters().await
     }
 
     async fn shortest_lease(&self) -> Result<Duration, StoreError> {

@@ -8,8 +8,11 @@ use kubexen_node_agent::hypervisor::{
 };
 use kubexen_ownership::{MemoryStore, Owner, Phase, VmUid};
 use kubexen_runtime::Clock;
-use std::sync::Arc;
-use tokio::sync::watch;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{sync::watch, time::sleep};
 use uuid::Uuid;
 
 /// Tells the judge of every call that changes something, before it happens.
@@ -20,6 +23,8 @@ pub(super) struct Judged {
     pub(super) judge: Arc<Judge>,
     pub(super) owners: MemoryStore,
     pub(super) clock: Arc<dyn Clock>,
+    /// How long it takes until a build begins.
+    pub(super) delay: Arc<Mutex<Duration>>,
 }
 
 impl Judged {
@@ -56,6 +61,10 @@ impl Hypervisor for Judged {
     }
 
     async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {
+        let delay = *self.delay.lock().unwrap_or_else(PoisonError::into_inner);
+        if !delay.is_zero() {
+            sleep(delay).await;
+        }
         self.judge.creating(&self.host, config.uuid, config.token);
         let owner = self.owners.owner_on_record(VmUid(config.uuid));
         if let Some(Owner { phase: saved @ (Phase::Saved(_) | Phase::Resuming(_)), .. }) = owner {

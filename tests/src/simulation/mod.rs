@@ -15,10 +15,14 @@ pub mod command;
 mod dice;
 mod disks;
 mod faults;
+#[cfg(test)]
+mod freeze_tests;
 mod gate;
 mod heard;
 mod hypervisor;
 mod judge;
+#[cfg(test)]
+mod ladder_tests;
 mod perform;
 #[cfg(test)]
 mod recovery_tests;

@@ -24,7 +24,11 @@ use kubexen_node_agent::{
 };
 use kubexen_ownership::{HostBoot, HostName, MemoryStore};
 use kubexen_runtime::{Clock, clock::VirtualClock, telemetry::Readiness};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use tokio::{
     task::{JoinHandle, spawn_local},
     time::Instant,
@@ -63,6 +67,8 @@ pub(super) struct HostSide {
     pub(super) foreign: Uuid,
     /// The boot that is known; another one means that the watchdog has reset the host.
     boot_id: String,
+    /// How long it takes until the build of a domain begins.
+    pub(super) build_delay: Arc<Mutex<Duration>>,
     /// Whether it was lost at least once, and all domains with it.
     pub(super) rebooted: bool,
     pub(super) agent: Process,
@@ -158,6 +164,7 @@ impl World {
                     storage,
                     seeds: MemorySeeds::default(),
                     foreign,
+                    build_delay: Arc::default(),
                     rebooted: false,
                     agent,
                 }
@@ -226,6 +233,7 @@ impl World {
             judge: Arc::clone(&judge),
             owners: self.pool_store.clone(),
             clock: Arc::clone(&self.clock),
+            delay: Arc::clone(&side.build_delay),
         };
         let dependencies = Dependencies {
             client: self.api.client(&side.agent.name, Arc::new(side.agent.wire.clone())),

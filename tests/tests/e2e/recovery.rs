@@ -19,7 +19,7 @@ use std::time::Duration;
 const BACK: Duration = Duration::from_secs(120);
 
 /// A pool of its own, with a Pool object, a scene with shared storage, and hosts that can protect guests.
-async fn pool_of(hosts: usize, availability: Value) -> Result<(World, Scene)> {
+pub async fn pool_of(hosts: usize, availability: Value) -> Result<(World, Scene)> {
     let options = PoolOptions { hosts, hosts_per_process: 1, ..PoolOptions::default() };
     let world = World::start(options).await?;
     let scene = Scene::with_shared_repository(&world, "recovery").await?;
@@ -43,7 +43,7 @@ async fn pool_of(hosts: usize, availability: Value) -> Result<(World, Scene)> {
 
 /// Makes a protected machine with a shared disk, and waits until it runs, on this host if one is named, and is guarded; says
 /// where.
-async fn protected(world: &World, scene: &Scene, name: &str, on: Option<&str>) -> Result<String> {
+pub async fn protected(world: &World, scene: &Scene, name: &str, on: Option<&str>) -> Result<String> {
     scene.create_disk_in("recovery-san", name, "16Mi").await?;
     let mut spec = json!({
         "disks": [{"name": "root", "disk": name}],
@@ -70,12 +70,12 @@ async fn protected(world: &World, scene: &Scene, name: &str, on: Option<&str>) -
     Ok(host(&machine)?.to_owned())
 }
 
-fn cut_power(world: &mut World, host: &str) -> Result<()> {
+pub fn cut_power(world: &mut World, host: &str) -> Result<()> {
     let number = world.pool.host_names().iter().position(|name| name == host).context("no such host")?;
     world.pool.cut_power(number)
 }
 
-async fn until_back(scene: &Scene, name: &str, dead: &str) -> Result<VirtualMachine> {
+pub async fn until_back(scene: &Scene, name: &str, dead: &str) -> Result<VirtualMachine> {
     let machines = scene.api::<VirtualMachine>();
     wait_until(&format!("{name} runs elsewhere"), BACK, async || {
         let machine = machines.get(name).await?;
