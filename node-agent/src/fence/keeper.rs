@@ -15,6 +15,8 @@ use uuid::Uuid;
 const RETRY: Duration = Duration::from_millis(500);
 /// How often a boot that is fenced asks whether it still is.
 const FENCED_RETRY: Duration = Duration::from_secs(5);
+/// How often it is looked again whether the watchdog could be used.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// What came of one request.
 enum Beat {
@@ -29,7 +31,7 @@ enum Beat {
 impl Fence {
     /// Keeps the host live, for ever.
     pub(super) async fn keep(&self, policy: impl Fn() -> (Profile, bool)) {
-        let (mut checked, mut found, mut joined) = (None, None, None);
+        let (mut checked, mut broken, mut joined, mut watchdog) = (None, None, None, None);
         loop {
             let (profile, disarmed) = policy();
             let timing = timing(profile);
@@ -44,7 +46,7 @@ impl Fence {
             if checked != Some(timing) {
                 match self.check(timing).await {
                     Ok(obstacle) => {
-                        found = obstacle;
+                        broken = obstacle;
                         checked = Some(timing);
                     }
                     Err(error) => {
@@ -59,7 +61,8 @@ impl Fence {
                     joined = Some(timing);
                     self.answered().await;
                     let disarmed = disarmed.then(|| "the pool is disarmed".to_owned());
-                    self.set_obstacle(disarmed.or_else(|| found.clone()));
+                    let watchdog = self.look_at_watchdog(&mut watchdog);
+                    self.set_obstacle(disarmed.or_else(|| broken.clone()).or(watchdog));
                     sleep_until(sent + timing.renewal).await;
                 }
                 Ok(Beat::Ended) => {}
@@ -80,14 +83,22 @@ impl Fence {
         }
     }
 
-    /// Why no guest can be protected with these times; nothing if it can.
+    /// Why these times cannot be kept with this store; nothing if they can.
     async fn check(&self, timing: Timing) -> Result<Option<String>, StoreError> {
         // The shortest lease is one and a half election timeouts, rounded up.
         let election_timeout = self.liveness.shortest_lease().await? * 2 / 3;
-        if let Err(broken) = timing.check(election_timeout) {
-            return Ok(Some(broken.to_string()));
-        }
-        Ok(self.watchdog.check().err().map(|error| error.to_string()))
+        Ok(timing.check(election_timeout).err().map(|broken| broken.to_string()))
+    }
+
+    /// Why the watchdog cannot be used, as it was seen last: programs that use it come and go.
+    fn look_at_watchdog(&self, last: &mut Option<(Instant, Option<String>)>) -> Option<String> {
+        let now = Instant::now();
+        let (when, seen) = match last.take() {
+            Some(last) if now - last.0 < LOOK_AGAIN => last,
+            Some(_) | None => (now, self.watchdog.check().err().map(|error| error.to_string())),
+        };
+        *last = Some((when, seen.clone()));
+        seen
     }
 
     /// One request. It counts from before it is sent. A lease that was not made for these times is not renewed: another is
