@@ -91,8 +91,8 @@ impl MemoryStore {
         self.lock().promote();
     }
 
-    /// From now on there is no room, or there is again: leases are renewed and reads answered, and nothing is written, as with
-    /// etcd's alarm `NOSPACE`.
+    /// From now on there is no room, or there is again: leases are renewed and reads answered, and nothing is written and no lease
+    /// granted, as with etcd's alarm `NOSPACE`.
     pub fn set_full(&self, full: bool) {
         self.lock().faults.full = full;
     }
@@ -233,10 +233,7 @@ impl MemoryStore {
                 state.under_way.push(transaction.clone());
                 return Err(fault(Fault::RequestDelayed));
             }
-            if state.faults.full {
-                let source = "etcdserver: mvcc: database space exceeded".into();
-                return Err(RequestError::Final(StoreError::Rejected { source }));
-            }
+            state.has_room()?;
             if state.names_no_lease(transaction) {
                 let source = "requested lease not found".into();
                 return Err(RequestError::Final(StoreError::Rejected { source }));
@@ -313,15 +310,16 @@ impl Backend for Unconfirmed<'_> {
 impl Leases for MemoryStore {
     async fn grant(&self, seconds: i64) -> Result<(LeaseId, i64), RequestError> {
         self.request(|state| {
+            state.has_room()?;
             let seconds = seconds.max(SHORTEST_LEASE);
             let ttl = Duration::from_secs(seconds.unsigned_abs());
             state.last_lease += 1;
             let lease = LeaseId(state.last_lease);
             let ends = Instant::now() + state.lasts(ttl);
             state.leases.insert(lease, Lease { ttl, ends });
-            (lease, seconds)
+            Ok((lease, seconds))
         })
-        .await
+        .await?
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<bool, RequestError> {

@@ -15,6 +15,8 @@ use uuid::Uuid;
 const RETRY: Duration = Duration::from_millis(500);
 /// How often a boot that is fenced asks whether it still is.
 const FENCED_RETRY: Duration = Duration::from_secs(5);
+/// How often it is looked again whether the watchdog could be used.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// What came of one request.
 enum Beat {
@@ -31,7 +33,7 @@ enum Beat {
 impl Fence {
     /// Keeps the host live, for ever.
     pub(super) async fn keep(&self, policy: impl Fn() -> (Profile, Option<String>)) {
-        let (mut checked, mut found, mut joined) = (None, None, None);
+        let (mut checked, mut broken, mut joined, mut watchdog) = (None, None, None, None);
         loop {
             let (profile, refusal) = policy();
             let timing = timing(profile);
@@ -47,13 +49,15 @@ impl Fence {
             if checked != Some(timing) {
                 match self.check(timing).await {
                     Ok(obstacle) => {
-                        found = obstacle;
+                        broken = obstacle;
                         checked = Some(timing);
                     }
                     Err(error) => {
                         warn!(%error, "the pool's store could not be asked about its times");
-                        sleep(RETRY).await;
-                        continue;
+                        if self.lock().vitals.lease().is_none() {
+                            sleep(RETRY).await;
+                            continue;
+                        }
                     }
                 }
             }
@@ -63,13 +67,14 @@ impl Fence {
                 sleep(RETRY).await;
                 continue;
             }
-            match self.beat(timing, joined == Some(timing)).await {
+            match self.beat(timing, joined == Some(timing), checked == Some(timing)).await {
                 Ok(beat @ (Beat::Answered | Beat::Kept)) => {
                     joined = matches!(beat, Beat::Answered).then_some(timing);
                     self.answered().await;
+                    let watchdog = self.look_at_watchdog(&mut watchdog);
                     match self.frozen() {
                         Some(standing) => self.set_obstacle(Some(self.freeze(&standing))),
-                        None => self.set_obstacle(refusal.or_else(|| found.clone())),
+                        None => self.set_obstacle(refusal.or_else(|| broken.clone()).or(watchdog)),
                     }
                     sleep_until(sent + timing.renewal).await;
                 }
@@ -114,20 +119,28 @@ impl Fence {
         }
     }
 
-    /// Why no guest can be protected with these times; nothing if it can.
+    /// Why these times cannot be kept with this store; nothing if they can.
     async fn check(&self, timing: Timing) -> Result<Option<String>, StoreError> {
         // The shortest lease is one and a half election timeouts, rounded up.
         let election_timeout = self.liveness.shortest_lease().await? * 2 / 3;
-        if let Err(broken) = timing.check(election_timeout) {
-            return Ok(Some(broken.to_string()));
-        }
-        Ok(self.watchdog.check().err().map(|error| error.to_string()))
+        Ok(timing.check(election_timeout).err().map(|broken| broken.to_string()))
+    }
+
+    /// Why the watchdog cannot be used, as it was seen last: programs that use it come and go.
+    fn look_at_watchdog(&self, last: &mut Option<(Instant, Option<String>)>) -> Option<String> {
+        let now = Instant::now();
+        let (when, seen) = match last.take() {
+            Some(last) if now - last.0 < LOOK_AGAIN => last,
+            Some(_) | None => (now, self.watchdog.check().err().map(|error| error.to_string())),
+        };
+        *last = Some((when, seen.clone()));
+        seen
     }
 
     /// Renews the lease, and asks for another if it was not made for these times. Until there is one, the host keeps the
     /// lease and the times that it has: a store that takes no writes renews leases all the same. Everything counts from before
     /// it is sent.
-    async fn beat(&self, timing: Timing, made_for_it: bool) -> Result<Beat, StoreError> {
+    async fn beat(&self, timing: Timing, made_for_it: bool, may_join: bool) -> Result<Beat, StoreError> {
         let held = self.lock().vitals.lease();
         if let Some(held) = held {
             let sent = Instant::now();
@@ -139,6 +152,9 @@ impl Fence {
             self.lock().vitals.answered(held, sent);
             if made_for_it {
                 return Ok(Beat::Answered);
+            }
+            if !may_join {
+                return Ok(Beat::Kept);
             }
         }
         let sent = Instant::now();

@@ -22,7 +22,7 @@ mod ladder;
 mod tests;
 mod watchdog;
 
-pub use watchdog::{NoWatchdog, Watchdog, WatchdogError};
+pub use watchdog::{Watchdog, WatchdogError};
 
 use crate::{domain::ReconcileError, hypervisor::Hypervisor};
 use kubexen_crds::{HostProtection, Profile, ProtectionState};

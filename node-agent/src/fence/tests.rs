@@ -38,12 +38,19 @@ impl Bed {
 
     /// An agent that keeps the promise until it is dropped.
     fn agent(&self) -> (Arc<Fence>, tokio_util::task::AbortOnDropHandle<()>) {
+        self.agent_with(Arc::new(self.host.clone()))
+    }
+
+    fn agent_with(
+        &self,
+        watchdog: Arc<dyn Watchdog>,
+    ) -> (Arc<Fence>, tokio_util::task::AbortOnDropHandle<()>) {
         let fence = Arc::new(Fence::new(
             self.me.clone(),
             Arc::new(self.store.clone()),
             Arc::new(self.store.clone()),
             Arc::new(SimulatedHypervisor::new(self.host.clone())),
-            Arc::new(self.host.clone()),
+            watchdog,
         ));
         let (runs, policy) = (Arc::clone(&fence), Arc::clone(&self.policy));
         let task = tokio::spawn(async move { runs.run(|| policy.lock().unwrap().clone()).await });
@@ -67,6 +74,30 @@ impl Bed {
 
     async fn boot_id(&self) -> String {
         SimulatedHypervisor::new(self.host.clone()).facts().await.unwrap().boot_id
+    }
+}
+
+/// A host's watchdog while another program may use it.
+#[derive(Debug)]
+struct Contested {
+    host: SimulatedHost,
+    taken: std::sync::atomic::AtomicBool,
+}
+
+impl Watchdog for Contested {
+    fn check(&self) -> Result<(), WatchdogError> {
+        match self.taken.load(std::sync::atomic::Ordering::Relaxed) {
+            true => Err(WatchdogError("another program uses it".to_owned())),
+            false => self.host.check(),
+        }
+    }
+
+    fn set(&self, remaining: Duration) -> Result<(), WatchdogError> {
+        self.host.set(remaining)
+    }
+
+    fn disarm(&self) -> Result<(), WatchdogError> {
+        self.host.disarm()
     }
 }
 
@@ -215,4 +246,22 @@ async fn a_disarmed_pool_lets_nobody_be_guarded_and_keeps_what_was_promised() {
     let token = fence.unguard(GUEST, token).await.unwrap();
     assert_eq!(bed.host.watchdog().unwrap(), None);
     assert_eq!(fence.guard(GUEST, token).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_says_within_half_a_minute_that_another_program_took_its_watchdog_or_gave_it_back() {
+    let bed = Bed::new().await;
+    let watchdog = Arc::new(Contested { host: bed.host.clone(), taken: true.into() });
+    let (fence, _agent) = bed.agent_with(watchdog.clone());
+    for (taken, state) in [
+        (true, ProtectionState::Unavailable),
+        (false, ProtectionState::Ready),
+        (true, ProtectionState::Unavailable),
+    ] {
+        watchdog.taken.store(taken, std::sync::atomic::Ordering::Relaxed);
+        sleep(seconds(36.0)).await;
+        let protection = fence.protection();
+        assert_eq!(protection.state, state);
+        assert_eq!(protection.message.contains("another program uses it"), taken, "{}", protection.message);
+    }
 }

@@ -7,8 +7,10 @@ use tokio::time::Instant;
 
 use crate::liveness::Voter;
 use crate::names::{HostBoot, LeaseId};
+use crate::drive::RequestError;
 use crate::protocol::{Compare, Outcome, Transaction, Write};
 use crate::record::{Entry, Key};
+use crate::store::StoreError;
 
 /// The election timeout of the modelled etcd, which is etcd's default.
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -191,6 +193,15 @@ impl State {
         self.cluster += 1;
         self.under_way.clear();
         self.promote();
+    }
+
+    /// What etcd answers to what it would have to write down.
+    pub(super) fn has_room(&self) -> Result<(), RequestError> {
+        if !self.faults.full {
+            return Ok(());
+        }
+        let source = "etcdserver: mvcc: database space exceeded".into();
+        Err(RequestError::Final(StoreError::Rejected { source }))
     }
 
     pub(super) fn reachable(&self) -> Result<(), Fault> {
