@@ -1,6 +1,7 @@
 //! Who talks to the control plane: clients, tokens, kubeconfigs, and the programs `kubectl`, `helm` and `etcdctl`.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use k8s_openapi::ByteString;
@@ -9,7 +10,7 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use super::{ControlPlane, write_private};
@@ -144,6 +145,20 @@ impl ControlPlane {
     /// When etcd does not answer.
     pub async fn pool_value(&self, key: &str) -> Result<String> {
         self.etcdctl(&["get", "--print-value-only", key]).await
+    }
+
+    /// How long the lease that a key of the pool's etcd is attached to was granted for; none if there is no such key, or no
+    /// lease on it.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub async fn pool_lease(&self, key: &str) -> Result<Option<Duration>> {
+        let found = self.etcdctl(&["get", "--write-out=json", key]).await?;
+        let found: Value = serde_json::from_str(&found)?;
+        let Some(lease) = found["kvs"][0]["lease"].as_u64() else { return Ok(None) };
+        let lease = self.etcdctl(&["lease", "timetolive", "--write-out=json", &format!("{lease:x}")]).await?;
+        let lease: Value = serde_json::from_str(&lease)?;
+        Ok(lease["granted-ttl"].as_u64().map(Duration::from_secs))
     }
 
     async fn etcdctl(&self, arguments: &[&str]) -> Result<String> {
