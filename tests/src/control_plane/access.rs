@@ -56,6 +56,15 @@ impl Identity {
         write_private(path, &self.kubeconfig()?)
     }
 
+    /// The same identity, towards another port of the same address, behind which the API server is too.
+    #[must_use]
+    pub fn through(mut self, port: u16) -> Self {
+        if let Some((address, _)) = self.server.rsplit_once(':') {
+            self.server = format!("{address}:{port}");
+        }
+        self
+    }
+
     /// The same identity, towards the API server's address as seen from `address` in place of 127.0.0.1.
     #[must_use]
     pub fn seen_from(mut self, address: &str) -> Self {
@@ -161,7 +170,11 @@ impl ControlPlane {
         Ok(lease["granted-ttl"].as_u64().map(Duration::from_secs))
     }
 
-    async fn etcdctl(&self, arguments: &[&str]) -> Result<String> {
+    /// What `etcdctl` prints when it is run against the pool's etcd, all members of it.
+    ///
+    /// # Errors
+    /// With its own words.
+    pub async fn etcdctl(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new(tool("etcdctl")?)
             .args(["--endpoints", &self.pool_etcd_endpoints().join(",")])
             .args(arguments)
