@@ -349,10 +349,10 @@ mod tests {
         let steal = Event::Invoke(1, op);
         assert!(holds(&[
             &start(2, dead(), acquired(5)),
-            &[steal.clone()],
+            std::slice::from_ref(&steal),
             &of_a,
             &between,
-            &[refused.clone()]
+            std::slice::from_ref(&refused),
         ]));
         assert!(
             !holds(&[&start(2, dead(), acquired(5)), &of_a, &[steal], &between, &[refused]]),

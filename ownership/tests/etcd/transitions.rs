@@ -147,11 +147,11 @@ async fn what_clients_are_told_of_owners_is_linearizable_whatever_befalls_member
 /// A history as it was, after which somebody is told of the first of several owners that were read.
 fn with_old_state_at_the_end(history: &History) -> Option<Vec<Event>> {
     let mut events = history.events().clone();
-    let owners = events.iter().filter_map(|event| match event {
+    let mut owners = events.iter().filter_map(|event| match event {
         Event::Return(_, Ret::Read(owner)) => owner.clone(),
         Event::Return(..) | Event::Invoke(..) | Event::Nothing(_) => None,
     });
-    let (first, last) = (owners.clone().next()?, owners.last()?);
+    let (first, last) = (owners.next()?, owners.next_back()?);
     let reader = usize::MAX;
     events.push(Event::Invoke(reader, Op::Read));
     events.push(Event::Return(reader, Ret::Read(Some(first.clone()))));

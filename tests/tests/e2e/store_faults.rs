@@ -66,7 +66,7 @@ async fn nobody_noticed(world: &World, scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// Takes the quorum away for so long: guests stop where the deadline wants it, and run again on the same hosts.
+/// Takes the quorum away for so long: guests stop where the deadline wants it, and run again afterwards.
 async fn lose_quorum(world: &mut World, scene: &Scene, seconds: u64) -> Result<()> {
     for member in [0, 1] {
         world.control_plane.pause(Part::PoolEtcdMember(member))?;
@@ -78,6 +78,11 @@ async fn lose_quorum(world: &mut World, scene: &Scene, seconds: u64) -> Result<(
     for host in world.pool.host_names() {
         until_guarded(world, scene, host).await?;
     }
+    nothing_ran_twice(&world.pool).map(drop)
+}
+
+/// Makes sure that nobody was fenced, and no guest was anywhere but on its host.
+async fn nobody_moved(world: &World, scene: &Scene) -> Result<()> {
     nobody_is_fenced(world).await?;
     for host in world.pool.host_names() {
         let hosts: BTreeSet<String> =
@@ -145,13 +150,15 @@ async fn nobody_is_fenced_for_a_lost_member_or_quorum_or_a_full_disk_and_all_goe
     world.control_plane.etcdctl(&["defrag"]).await?;
     nobody_noticed(&world, &scene).await.context("a defragmentation")?;
     lose_quorum(&mut world, &scene, 10).await.context("10 s without a quorum")?;
+    nobody_moved(&world, &scene).await.context("10 s without a quorum")?;
     run_full(&mut world, &scene).await.context("a full disk")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes two minutes: the quorum is away for longer than any lease"]
-async fn guests_come_back_where_they_were_after_a_minute_without_a_quorum() -> Result<()> {
+async fn guests_come_back_after_a_minute_without_a_quorum_and_nothing_runs_twice() -> Result<()> {
     let (mut world, scene) = bed().await?;
+    // A member that led and stood still ends all leases when it goes on, so that a host may be fenced that is late to join anew.
     lose_quorum(&mut world, &scene, 20).await?;
     lose_quorum(&mut world, &scene, 60).await
 }
