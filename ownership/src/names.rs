@@ -166,7 +166,7 @@ impl fmt::Display for Token {
 pub struct LeaseId(pub i64);
 
 /// What the owner is doing with the virtual machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Phase {
     /// It starts, runs or stops the domain on its own.
     Running,
@@ -177,7 +177,7 @@ pub enum Phase {
 }
 
 /// Who may run a virtual machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Owner {
     /// The owning host.
     pub host: HostName,

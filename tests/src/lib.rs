@@ -9,5 +9,6 @@ pub mod pool;
 pub mod process;
 pub mod programs;
 pub mod progress;
+pub mod proxy;
 pub mod scratch;
 pub mod simulation;

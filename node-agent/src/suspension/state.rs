@@ -195,7 +195,7 @@ mod tests {
         clear(content).await.unwrap();
         let (mut into, from) = tokio::io::duplex(1000);
         let send = async move { into.write_all(&stream()).await };
-        let (written, sent) = tokio::join!(write(content, GUEST, from), send);
+        let (written, sent) = tokio::join!(write(content, GUEST, 1024, from), send);
         sent.unwrap();
         written.unwrap()
     }

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::drive::RequestError;
 use crate::liveness::Voter;
 use crate::names::{HostBoot, LeaseId};
-use crate::drive::RequestError;
 use crate::protocol::{Compare, Outcome, Transaction, Write};
 use crate::record::{Entry, Key};
 use crate::store::StoreError;

@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod history;
 mod proxy;
 mod server;
+mod spec;
 mod tls;
+mod transitions;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,19 +70,27 @@ async fn release(store: &EtcdStore, vm: VmUid, me: &HostBoot, token: Token) {
     assert_eq!(until_answered(|| store.owner(vm)).await, None);
 }
 
+/// Three members. A client whose answer is lost goes on at another one.
 struct RealEtcd {
     proxy: Proxy,
-    etcd: Etcd,
+    members: [Etcd; 3],
+}
+
+impl RealEtcd {
+    async fn start() -> Self {
+        let members = Etcd::start_three().await;
+        Self { proxy: Proxy::start(members.each_ref().map(Etcd::address)).await, members }
+    }
 }
 
 #[async_trait]
 impl Subject for RealEtcd {
     fn client(&self) -> Arc<dyn OwnershipStore> {
-        Arc::new(store(&[self.proxy.endpoint()]))
+        Arc::new(store(self.proxy.endpoints()))
     }
 
     fn liveness(&self) -> Arc<dyn Liveness> {
-        Arc::new(store(&[self.proxy.endpoint()]))
+        Arc::new(store(self.proxy.endpoints()))
     }
 
     async fn lose_answers(&self, writes: u32) {
@@ -88,15 +99,14 @@ impl Subject for RealEtcd {
     }
 
     async fn overwrite(&self, vm: VmUid, value: &[u8]) {
-        let mut client = Client::connect([self.etcd.endpoint()], None).await.unwrap();
+        let mut client = Client::connect([self.members[0].endpoint()], None).await.unwrap();
         client.put(format!("/kubexen/owners/{vm}"), value, None).await.unwrap();
     }
 }
 
 #[tokio::test]
-async fn etcd_passes_the_conformance_script() {
-    let etcd = Etcd::start().await;
-    let subject = RealEtcd { proxy: Proxy::start(etcd.address()).await, etcd };
+async fn three_members_pass_the_conformance_script() {
+    let subject = RealEtcd::start().await;
     conformance::run(&subject).await.unwrap();
     assert_eq!(subject.proxy.answers_left_to_lose(), 0, "an answer that was to be lost was not");
 }
@@ -104,7 +114,7 @@ async fn etcd_passes_the_conformance_script() {
 #[async_trait]
 impl lock::conformance::Subject for RealEtcd {
     fn locks(&self, holder: HostName) -> Arc<dyn Locks> {
-        Arc::new(EtcdLocks::new(config(&[self.proxy.endpoint()]), holder))
+        Arc::new(EtcdLocks::new(config(self.proxy.endpoints()), holder))
     }
 
     async fn lose_answers(&self, writes: u32) {
@@ -114,8 +124,7 @@ impl lock::conformance::Subject for RealEtcd {
 
 #[tokio::test]
 async fn locks_in_etcd_pass_the_conformance_script() {
-    let etcd = Etcd::start().await;
-    let subject = RealEtcd { proxy: Proxy::start(etcd.address()).await, etcd };
+    let subject = RealEtcd::start().await;
     lock::conformance::run(&subject).await.unwrap();
     assert_eq!(subject.proxy.answers_left_to_lose(), 0, "an answer that was to be lost was not");
 }
@@ -201,8 +210,8 @@ async fn a_stopped_etcd_costs_no_more_than_the_time_limit() {
 #[tokio::test]
 async fn answers_lost_for_ever_end_as_unknown_and_asking_again_settles_it() {
     let etcd = Etcd::start().await;
-    let proxy = Proxy::start(etcd.address()).await;
-    let (store, vm, me) = (store(&[proxy.endpoint()]), vm("a"), host("xen-1", "boot-1"));
+    let proxy = Proxy::start([etcd.address()]).await;
+    let (store, vm, me) = (store(proxy.endpoints()), vm("a"), host("xen-1", "boot-1"));
     let other = host("xen-1", "boot-2");
     let first = token_of(until_answered(|| store.start(vm, &me)).await);
 
@@ -230,8 +239,8 @@ async fn stop_at_next_write(etcd: &Etcd, proxy: &Proxy) {
 #[tokio::test]
 async fn after_a_commit_of_unknown_result_an_abort_tells_whose_the_virtual_machine_is() {
     let etcd = Etcd::start().await;
-    let proxy = Proxy::start(etcd.address()).await;
-    let (store, vm) = (store(&[proxy.endpoint()]), vm("a"));
+    let proxy = Proxy::start([etcd.address()]).await;
+    let (store, vm) = (store(proxy.endpoints()), vm("a"));
     let (from, to) = (host("xen-1", "boot-1"), host("xen-2", "boot-1"));
     let token = token_of(until_answered(|| store.start(vm, &from)).await);
 

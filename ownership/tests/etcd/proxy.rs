@@ -8,24 +8,28 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-/// Forwards connections to one address; everything ends when this is dropped.
+/// Forwards connections, each of its endpoints to one address; everything ends when this is dropped.
 pub struct Proxy {
-    endpoint: String,
+    endpoints: Vec<String>,
     answers_to_lose: Arc<AtomicU32>,
-    task: AbortHandle,
+    tasks: Vec<AbortHandle>,
 }
 
 impl Proxy {
-    pub async fn start(target: String) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    pub async fn start(targets: impl IntoIterator<Item = String>) -> Self {
         let answers_to_lose = Arc::new(AtomicU32::new(0));
-        let task = tokio::spawn(serve(listener, target, Arc::clone(&answers_to_lose))).abort_handle();
-        Self { endpoint, answers_to_lose, task }
+        let (mut endpoints, mut tasks) = (Vec::new(), Vec::new());
+        for target in targets {
+            let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+            endpoints.push(format!("http://{}", listener.local_addr().unwrap()));
+            tasks.push(tokio::spawn(serve(listener, target, Arc::clone(&answers_to_lose))).abort_handle());
+        }
+        Self { endpoints, answers_to_lose, tasks }
     }
 
-    pub fn endpoint(&self) -> String {
-        self.endpoint.clone()
+    /// One for each address.
+    pub fn endpoints(&self) -> &[String] {
+        &self.endpoints
     }
 
     /// Forwards each of the next `transactions`, and nothing more that comes back on its connection.
@@ -40,7 +44,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(AbortHandle::abort);
     }
 }
 

@@ -1,4 +1,4 @@
-//! A real etcd of one member, for one test.
+//! A real etcd for one test, alone or as one of three members.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -23,9 +23,12 @@ pub struct ServerTls {
 
 /// etcd, killed and its data removed when this is dropped.
 pub struct Etcd {
+    name: &'static str,
     child: Option<Child>,
     client_port: ReservedPort,
     peer_port: ReservedPort,
+    /// The peer URLs of all members, with their names.
+    members: String,
     tls: Option<ServerTls>,
     directory: TempDir,
 }
@@ -36,11 +39,39 @@ impl Etcd {
     }
 
     pub async fn start_with(tls: Option<ServerTls>) -> Self {
+        let mut etcd = Self::named("pool");
+        etcd.tls = tls;
+        etcd.members = etcd.as_member();
+        etcd.restart().await;
+        etcd
+    }
+
+    /// Three members, each with a process of its own.
+    pub async fn start_three() -> [Self; 3] {
+        let mut members = ["one", "two", "three"].map(Self::named);
+        let all = members.each_ref().map(Self::as_member).join(",");
+        for member in &mut members {
+            all.clone_into(&mut member.members);
+            member.run();
+        }
+        for member in &mut members {
+            member.ready().await;
+        }
+        members
+    }
+
+    fn named(name: &'static str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (client_port, peer_port) = (ReservedPort::new(), ReservedPort::new());
-        let mut etcd = Self { child: None, client_port, peer_port, tls, directory };
-        etcd.run().await;
-        etcd
+        Self { name, child: None, client_port, peer_port, members: String::new(), tls: None, directory }
+    }
+
+    fn as_member(&self) -> String {
+        format!("{}={}", self.name, self.peer_url())
+    }
+
+    fn peer_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer_port.number)
     }
 
     pub fn address(&self) -> String {
@@ -63,7 +94,8 @@ impl Etcd {
 
     /// Starts it again after [`Etcd::kill`], with the same data at the same address.
     pub async fn restart(&mut self) {
-        self.run().await;
+        self.run();
+        self.ready().await;
     }
 
     /// Stops it where it stands: the connections stay, and nothing answers.
@@ -99,9 +131,13 @@ impl Etcd {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
-    /// Starts the process and waits until it answers.
-    async fn run(&mut self) {
-        let child = self.child.insert(self.command().spawn().unwrap());
+    fn run(&mut self) {
+        self.child = Some(self.command().spawn().unwrap());
+    }
+
+    /// Waits until it answers.
+    async fn ready(&mut self) {
+        let child = self.child.as_mut().unwrap();
         let deadline = Instant::now() + READY_WITHIN;
         // It listens for clients only once it has a leader.
         while tokio::net::TcpStream::connect(("127.0.0.1", self.client_port.number)).await.is_err() {
@@ -117,14 +153,14 @@ impl Etcd {
     fn command(&self) -> Command {
         let log = File::options().create(true).append(true).open(self.directory.path().join("log")).unwrap();
         let client = self.endpoint();
-        let peer = format!("http://127.0.0.1:{}", self.peer_port.number);
+        let peer = self.peer_url();
         let mut command = Command::new(binary());
         command
             .arg("--data-dir")
             .arg(self.directory.path().join("data"))
-            .args(["--name", "pool", "--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--name", self.name, "--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("pool={peer}"), "--log-level", "warn"])
+            .args(["--initial-cluster", &self.members, "--log-level", "warn"])
             // A kill of the process loses nothing that was written; only a power cut would.
             .args(["--unsafe-no-fsync", "--socket-reuse-port"])
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"])

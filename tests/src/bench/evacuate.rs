@@ -113,6 +113,7 @@ fn options(hosts: usize) -> PoolOptions {
         controllers: 1,
         simulated,
         profile: this_profile(),
+        ..PoolOptions::default()
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::{
     measure::{kinds_are_served, this_profile},
-    report::{FailoverReport, Rounds, rounded},
+    report::{FailoverReport, Round, Rounds, rounded},
     workload::{create_namespace, name},
 };
 use crate::{
@@ -24,6 +24,7 @@ use kube::{
 };
 use kubexen_controller::LEASE;
 use kubexen_crds::{Host, Profile, ProtectionState, VirtualMachine, condition};
+use kubexen_ownership::liveness::Timing;
 use serde_json::json;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -75,6 +76,7 @@ struct Bed {
     pool: Pool,
     control_plane: ControlPlane,
     client: Client,
+    profile: Profile,
 }
 
 impl Bed {
@@ -98,9 +100,9 @@ impl Bed {
         });
         let pools = Api::<kubexen_crds::Pool>::all(client.clone());
         pools.create(&PostParams::default(), &serde_json::from_value(policy)?).await?;
-        let bed = Self { pool, control_plane, client };
+        let bed = Self { pool, control_plane, client, profile };
         for number in 0..HOSTS {
-            bed.until_protects(number, profile).await?;
+            bed.until_protects(number).await?;
         }
         for number in 0..MACHINES {
             bed.create_machine(&name(number)).await?;
@@ -128,18 +130,24 @@ impl Bed {
         Ok(())
     }
 
-    /// Waits until a host can protect guests, by the profile that is asked for.
-    async fn until_protects(&self, number: usize, profile: Profile) -> Result<()> {
+    /// Waits until a host can protect guests, on a lease of the profile that is asked for: an agent that starts has the longer
+    /// one until it has read which.
+    async fn until_protects(&self, number: usize) -> Result<()> {
         let hosts = Api::<Host>::all(self.client.clone());
         let name = &self.pool.host_names()[number];
+        let timing = match self.profile {
+            Profile::Default => Timing::DEFAULT,
+            Profile::Fast => Timing::FAST,
+        };
         wait_until("the host protects guests", LIMIT, async || {
             let status = hosts.get(name).await?.status.unwrap_or_default();
             ensure!(condition::is_true(&status.conditions, "Ready"), "{name} is not Ready");
             let protects =
                 status.protection.as_ref().is_some_and(|said| said.state == ProtectionState::Ready);
             ensure!(protects, "{name} says {:?}", status.protection);
-            let told = status.availability.map(|told| told.profile);
-            ensure!(told == Some(profile), "{name} was told {told:?}");
+            let boot = status.boot_id.context("it has no boot")?;
+            let lease = self.control_plane.pool_lease(&format!("/kubexen/hosts/{name}/live/{boot}")).await?;
+            ensure!(lease == Some(timing.lease), "{name} has a lease of {lease:?}");
             Ok(())
         })
         .await
@@ -162,16 +170,17 @@ impl Bed {
     }
 
     async fn rounds(&mut self, count: usize) -> Result<Rounds> {
-        let mut seconds = Vec::with_capacity(count);
-        for _ in 0..count {
-            seconds.push(self.round().await?.as_secs_f64());
+        let mut rounds = Vec::with_capacity(count);
+        for number in 1..=count {
+            let round = self.round().await?;
+            eprintln!("{:?}, round {number}: {round}", self.profile);
+            rounds.push(round);
         }
-        let overlaps = runs::overlaps(&self.pool)?;
-        Ok(Rounds::of(&mut seconds, overlaps))
+        Ok(Rounds::of(&rounds, runs::overlaps(&self.pool)?))
     }
 
     /// Cuts the power of the first machine's host; how long it took until that machine ran elsewhere.
-    async fn round(&mut self) -> Result<Duration> {
+    async fn round(&mut self) -> Result<Round> {
         let name = name(0);
         let host = self.until_guarded(&name).await?;
         let number = self.pool.host_names().iter().position(|other| *other == host);
@@ -186,20 +195,21 @@ impl Bed {
             last.map(|run| run.from).with_context(|| format!("it ran {runs:?}"))
         })
         .await?;
-        self.pool.start_agent(number)?;
         for machine in 0..MACHINES {
             self.until_guarded(&super::workload::name(machine)).await?;
         }
         let hosts = Api::<Host>::all(self.client.clone());
-        wait_until("the host is back", LIMIT, async || {
-            let status = hosts.get(&host).await?.status.unwrap_or_default();
-            let protects =
-                status.protection.as_ref().is_some_and(|said| said.state == ProtectionState::Ready);
-            ensure!(protects && condition::is_true(&status.conditions, "Ready"), "{host} is not back");
-            Ok(())
+        let recovery = hosts.get(&host).await?.status.and_then(|status| status.recovery);
+        let recovery = recovery.context("the host has no timeline")?;
+        let fenced = recovery.fenced.context("the host was not fenced")?;
+        self.pool.start_agent(number)?;
+        self.until_protects(number).await?;
+        let since_cut = |then: Timestamp| then.duration_since(cut).as_secs_f64();
+        Ok(Round {
+            lease_gone: since_cut(recovery.lease_gone.0),
+            fenced: since_cut(fenced.0),
+            back: since_cut(back),
         })
-        .await?;
-        Ok(back.duration_since(cut).try_into()?)
     }
 
     /// The longest time from the death of the leading controller until a machine that is made then runs.

@@ -66,34 +66,66 @@ pub struct FailoverReport {
     pub false_fences: usize,
 }
 
-/// Rounds with one profile: from the cut until the guest ran on another host.
+/// One round: when what happened, in seconds after the cut.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Round {
+    /// The controller saw the host's lease gone.
+    pub(super) lease_gone: f64,
+    /// The host was fenced.
+    pub(super) fenced: f64,
+    /// The guest ran on another host.
+    pub(super) back: f64,
+}
+
+impl fmt::Display for Round {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { lease_gone, fenced, back } = self;
+        write!(f, "lease gone after {lease_gone:.1} s, fenced after {fenced:.1} s, back after {back:.1} s")
+    }
+}
+
+/// Rounds with one profile, in seconds after the cut.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Rounds {
-    /// The median.
+    /// The median of when the guest ran on another host.
     pub p50_seconds: f64,
     /// The longest of a hundred; with fewer rounds the longest.
     pub p99_seconds: f64,
+    /// The median of when the lease was gone.
+    pub lease_gone_p50_seconds: f64,
+    /// The median of when the host was fenced.
+    pub fenced_p50_seconds: f64,
     /// How many times a guest began on a host before it had ended on another.
     pub overlaps: usize,
 }
 
 impl Rounds {
     /// Of at least one round.
-    pub(super) fn of(seconds: &mut [f64], overlaps: usize) -> Self {
-        seconds.sort_by(f64::total_cmp);
-        let at = |percent: usize| {
+    pub(super) fn of(rounds: &[Round], overlaps: usize) -> Self {
+        let at = |percent: usize, what: fn(&Round) -> f64| {
+            let mut seconds: Vec<f64> = rounds.iter().map(what).collect();
+            seconds.sort_by(f64::total_cmp);
             let place = (seconds.len() * percent).div_ceil(100).saturating_sub(1);
             seconds.get(place).copied().map_or(f64::NAN, rounded)
         };
-        Self { p50_seconds: at(50), p99_seconds: at(99), overlaps }
+        Self {
+            p50_seconds: at(50, |round| round.back),
+            p99_seconds: at(99, |round| round.back),
+            lease_gone_p50_seconds: at(50, |round| round.lease_gone),
+            fenced_p50_seconds: at(50, |round| round.fenced),
+            overlaps,
+        }
     }
 }
 
 impl fmt::Display for FailoverReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, rounds) in [("Default", &self.default), ("Fast", &self.fast)] {
-            let Rounds { p50_seconds, p99_seconds, overlaps } = rounds;
+            let Rounds { p50_seconds, p99_seconds, lease_gone_p50_seconds, fenced_p50_seconds, overlaps } =
+                rounds;
             writeln!(f, "{name:8} back after            {p50_seconds:.1} s (p50), {p99_seconds:.1} s (p99)")?;
+            writeln!(f, "  lease gone                 {lease_gone_p50_seconds:.1} s (p50)")?;
+            writeln!(f, "  fenced                     {fenced_p50_seconds:.1} s (p50)")?;
             writeln!(f, "  two places at once         {overlaps}")?;
         }
         writeln!(f, "another controller works     {:.1} s", self.controller_takeover_seconds)?;

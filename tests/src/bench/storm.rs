@@ -117,5 +117,12 @@ fn pool(storm: Storm) -> PoolOptions {
         memory: format!("{}Gi", per_host.max(64)),
         ..SimulatedHostOptions::default()
     };
-    PoolOptions { hosts, hosts_per_process: 1, controllers: 1, simulated, profile: this_profile() }
+    PoolOptions {
+        hosts,
+        hosts_per_process: 1,
+        controllers: 1,
+        simulated,
+        profile: this_profile(),
+        ..PoolOptions::default()
+    }
 }

@@ -1,6 +1,7 @@
 //! Who talks to the control plane: clients, tokens, kubeconfigs, and the programs `kubectl`, `helm` and `etcdctl`.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use k8s_openapi::ByteString;
@@ -9,7 +10,7 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::process::Command;
 
 use super::{ControlPlane, write_private};
@@ -53,6 +54,15 @@ impl Identity {
     /// When the file cannot be written.
     pub fn write_kubeconfig(&self, path: &Path) -> Result<()> {
         write_private(path, &self.kubeconfig()?)
+    }
+
+    /// The same identity, towards another port of the same address, behind which the API server is too.
+    #[must_use]
+    pub fn through(mut self, port: u16) -> Self {
+        if let Some((address, _)) = self.server.rsplit_once(':') {
+            self.server = format!("{address}:{port}");
+        }
+        self
     }
 
     /// The same identity, towards the API server's address as seen from `address` in place of 127.0.0.1.
@@ -165,7 +175,25 @@ impl ControlPlane {
         Ok(file)
     }
 
-    async fn etcdctl(&self, arguments: &[&str]) -> Result<String> {
+    /// How long the lease that a key of the pool's etcd is attached to was granted for; none if there is no such key, or no
+    /// lease on it.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub async fn pool_lease(&self, key: &str) -> Result<Option<Duration>> {
+        let found = self.etcdctl(&["get", "--write-out=json", key]).await?;
+        let found: Value = serde_json::from_str(&found)?;
+        let Some(lease) = found["kvs"][0]["lease"].as_u64() else { return Ok(None) };
+        let lease = self.etcdctl(&["lease", "timetolive", "--write-out=json", &format!("{lease:x}")]).await?;
+        let lease: Value = serde_json::from_str(&lease)?;
+        Ok(lease["granted-ttl"].as_u64().map(Duration::from_secs))
+    }
+
+    /// What `etcdctl` prints when it is run against the pool's etcd, all members of it.
+    ///
+    /// # Errors
+    /// With its own words.
+    pub async fn etcdctl(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new(tool("etcdctl")?)
             .args(["--endpoints", &self.pool_etcd_endpoints().join(",")])
             .args(arguments)

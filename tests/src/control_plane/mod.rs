@@ -55,13 +55,21 @@ pub struct Options {
     pub controller_manager: bool,
     /// Number of members of the pool's etcd, 1 to 3.
     pub pool_etcd_members: usize,
+    /// How many bytes each member of the pool's etcd keeps before it refuses to write more.
+    pub pool_etcd_quota: u64,
     /// Lets the API server queue requests by priority and fairness, as clusters do.
     pub priority_and_fairness: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { durable: false, controller_manager: true, pool_etcd_members: 1, priority_and_fairness: true }
+        Self {
+            durable: false,
+            controller_manager: true,
+            pool_etcd_members: 1,
+            pool_etcd_quota: servers::QUOTA,
+            priority_and_fairness: true,
+        }
     }
 }
 
@@ -89,6 +97,7 @@ pub struct ControlPlane {
     etcd: Etcd,
     pool_etcd: Vec<Etcd>,
     admin: Identity,
+    api_server_port: u16,
     audit_log: PathBuf,
     scratch: Scratch,
 }
@@ -106,7 +115,7 @@ impl ControlPlane {
             .get(..options.pool_etcd_members)
             .filter(|names| !names.is_empty())
             .context("the pool's etcd has 1 to 3 members")?;
-        let mut pool_etcd = Etcd::start_cluster(members, folder, options.durable)?;
+        let mut pool_etcd = Etcd::start_cluster(members, folder, options.durable, options.pool_etcd_quota)?;
 
         let certificates = Certificates::generate(folder)?;
         let port = free_port()?;
@@ -151,7 +160,16 @@ impl ControlPlane {
         for member in &mut pool_etcd {
             member.ready().await?;
         }
-        Ok(Self { controller_manager, api_server, etcd, pool_etcd, admin, audit_log, scratch })
+        Ok(Self {
+            controller_manager,
+            api_server,
+            etcd,
+            pool_etcd,
+            admin,
+            api_server_port: port,
+            audit_log,
+            scratch,
+        })
     }
 
     /// The folder of all files, logs included.
@@ -162,6 +180,16 @@ impl ControlPlane {
     /// Where clients of the pool's etcd connect, from this machine: each member's URL.
     pub fn pool_etcd_endpoints(&self) -> Vec<String> {
         self.pool_etcd.iter().map(Etcd::endpoint).collect()
+    }
+
+    /// The ports of the pool's etcd, in the order of its members.
+    pub fn pool_etcd_ports(&self) -> Vec<u16> {
+        self.pool_etcd.iter().map(|member| member.port).collect()
+    }
+
+    /// The port of the API server.
+    pub fn api_server_port(&self) -> u16 {
+        self.api_server_port
     }
 
     /// Kills a server as a crash would, and leaves it down until [`ControlPlane::restart`].

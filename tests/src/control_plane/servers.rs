@@ -21,6 +21,9 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 const CONTROLLERS: &str = "namespace-controller,garbage-collector-controller,serviceaccount-controller,\
     serviceaccount-token-controller,clusterrole-aggregation-controller,validatingadmissionpolicy-status-controller";
 
+/// How many bytes an etcd keeps. Its own 2 GiB are reached by a storm of thousands of objects with all their revisions.
+pub(super) const QUOTA: u64 = 8 << 30;
+
 /// A server that can be started again with the same data on the same port.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -66,22 +69,28 @@ fn launch(name: &str, program: &Path, arguments: &[String], log: &Path) -> Resul
 pub(super) struct Etcd {
     /// The server.
     pub server: Server,
-    port: u16,
+    /// Where it listens for clients.
+    pub port: u16,
 }
 
 impl Etcd {
     /// Starts an etcd that is alone in its cluster, with its data below `folder`; with `durable` it writes through to the disk.
     pub(super) fn start(name: &'static str, folder: &Path, durable: bool) -> Result<Self> {
         let peer_port = free_port()?;
-        Self::start_member(name, &[(name, peer_port)], peer_port, folder, durable)
+        Self::start_member(name, &[(name, peer_port)], peer_port, folder, durable, QUOTA)
     }
 
     /// Starts a cluster of as many members as there are names.
-    pub(super) fn start_cluster(names: &[&'static str], folder: &Path, durable: bool) -> Result<Vec<Self>> {
+    pub(super) fn start_cluster(
+        names: &[&'static str],
+        folder: &Path,
+        durable: bool,
+        quota: u64,
+    ) -> Result<Vec<Self>> {
         let members: Vec<(&str, u16)> =
             names.iter().map(|name| Ok((*name, free_port()?))).collect::<Result<_>>()?;
         let start = |(name, (_, peer_port)): (&&'static str, &(&str, u16))| {
-            Self::start_member(name, &members, *peer_port, folder, durable)
+            Self::start_member(name, &members, *peer_port, folder, durable, quota)
         };
         names.iter().zip(&members).map(start).collect()
     }
@@ -92,6 +101,7 @@ impl Etcd {
         peer_port: u16,
         folder: &Path,
         durable: bool,
+        quota: u64,
     ) -> Result<Self> {
         let port = free_port()?;
         let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
@@ -106,8 +116,7 @@ impl Etcd {
             format!("--initial-advertise-peer-urls={peer}"),
             format!("--initial-cluster={}", cluster.join(",")),
             "--log-level=warn".to_owned(),
-            // The default of 2 GiB is reached by a storm of thousands of objects with all their revisions.
-            "--quota-backend-bytes=8589934592".to_owned(),
+            format!("--quota-backend-bytes={quota}"),
         ];
         if !durable {
             arguments.push("--unsafe-no-fsync".to_owned());

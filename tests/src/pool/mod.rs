@@ -16,6 +16,7 @@ use crate::{
     lab::{Lab, LabHost},
     process::{Process, wait_until},
     programs::repository,
+    proxy::{Cut, Proxy},
 };
 use anyhow::{Context, Result, bail};
 use host_certificates::HostAuthority;
@@ -27,6 +28,7 @@ use kubexen_crds::{Host, HostSpec, condition, names};
 use kubexen_node_agent::hypervisor::simulated::{Profile as HostProfile, SimulatedHost};
 use kubexen_runtime::clock::SystemClock;
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -58,6 +60,8 @@ pub struct PoolOptions {
     pub simulated: SimulatedHostOptions,
     /// Which build of the programs runs.
     pub profile: Profile,
+    /// Whether each simulated host has wires that can be cut, for [`Pool::cut`].
+    pub wires: bool,
 }
 
 impl Default for PoolOptions {
@@ -68,8 +72,25 @@ impl Default for PoolOptions {
             controllers: 1,
             simulated: SimulatedHostOptions::default(),
             profile: Profile::Debug,
+            wires: false,
         }
     }
+}
+
+/// What the agent of a host talks to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Far {
+    /// The API server.
+    ApiServer,
+    /// The pool's etcd, all of its members.
+    PoolEtcd,
+}
+
+/// The wires of one host.
+#[derive(Debug)]
+struct Wires {
+    api_server: Proxy,
+    pool_etcd: Proxy,
 }
 
 /// A running pool. Dropping it stops its programs; its objects stay in the control plane.
@@ -82,6 +103,7 @@ pub struct Pool {
     pool_etcd: Vec<String>,
     controllers: Vec<Option<Process>>,
     agents: Vec<Option<Process>>,
+    wires: BTreeMap<String, Wires>,
 }
 
 impl Pool {
@@ -146,6 +168,7 @@ impl Pool {
             pool_etcd,
             controllers: Vec::new(),
             agents: Vec::new(),
+            wires: BTreeMap::new(),
         };
         let identity = control_plane.service_account(SYSTEM_NAMESPACE, CONTROLLER_ACCOUNT).await?;
         identity.write_kubeconfig(&pool.folder.join("controller.kubeconfig"))?;
@@ -272,14 +295,37 @@ impl Pool {
         Ok(())
     }
 
-    async fn write_agent_files(&self, control_plane: &ControlPlane) -> Result<()> {
-        for host in self.host_names() {
-            let identity = self.agent_identity(control_plane, host).await?;
-            let folder = self.host_folder(host);
+    /// Cuts a wire of a host like this from now on, or mends it.
+    ///
+    /// # Errors
+    /// When the pool was started without wires, or there is no such host.
+    pub fn cut(&self, host: &str, from: Far, cut: Cut) -> Result<()> {
+        let wires = self.wires.get(host).with_context(|| format!("{host} has no wires that can be cut"))?;
+        match from {
+            Far::ApiServer => wires.api_server.set(cut),
+            Far::PoolEtcd => wires.pool_etcd.set(cut),
+        }
+        Ok(())
+    }
+
+    async fn write_agent_files(&mut self, control_plane: &ControlPlane) -> Result<()> {
+        for host in self.hosts.clone() {
+            let mut identity = self.agent_identity(control_plane, &host).await?;
+            let mut endpoints = control_plane.pool_etcd_endpoints();
+            if self.options.wires {
+                let wires = Wires {
+                    api_server: Proxy::start([control_plane.api_server_port()]).await?,
+                    pool_etcd: Proxy::start(control_plane.pool_etcd_ports()).await?,
+                };
+                identity = identity.through(wires.api_server.ports()[0]);
+                let ports = wires.pool_etcd.ports().iter();
+                endpoints = ports.map(|port| format!("http://127.0.0.1:{port}")).collect();
+                self.wires.insert(host.clone(), wires);
+            }
+            let folder = self.host_folder(&host);
             std::fs::create_dir_all(&folder)?;
             identity.write_kubeconfig(&folder.join("kubeconfig"))?;
-            let endpoints = control_plane.pool_etcd_endpoints();
-            self.options.simulated.write(host, &folder, &endpoints, &self.authority.issue(host)?)?;
+            self.options.simulated.write(&host, &folder, &endpoints, &self.authority.issue(&host)?)?;
         }
         Ok(())
     }

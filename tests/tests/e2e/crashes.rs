@@ -34,7 +34,7 @@ async fn some_time(dice: &mut StdRng) {
 
 /// The number of the controller that leads, and its identity, which is other than `but`: one that was killed may lead again
 /// when it was started again.
-async fn leader(scene: &Scene, but: Option<&str>) -> Result<(usize, String)> {
+pub async fn leader(scene: &Scene, but: Option<&str>) -> Result<(usize, String)> {
     let leases = Api::<Lease>::namespaced(scene.client.clone(), SYSTEM_NAMESPACE);
     wait_until("another controller leads", TAKEN_OVER_WITHIN, async || {
         let holder = leases.get(LEASE).await?.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();

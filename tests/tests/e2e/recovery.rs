@@ -8,6 +8,7 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use kubexen_crds::{Host, Pool, ProtectionState, VirtualMachine, condition};
+use kubexen_ownership::liveness::Timing;
 use kubexen_testbed::{
     pool::{PoolOptions, runs::nothing_ran_twice},
     process::wait_until,
@@ -16,29 +17,39 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 /// Longer than a lease, its grace and a start take with the profile `Fast`, on a busy machine.
-const BACK: Duration = Duration::from_secs(120);
+pub const BACK: Duration = Duration::from_secs(120);
 
 /// A pool of its own, with a Pool object, a scene with shared storage, and hosts that can protect guests.
 pub async fn pool_of(hosts: usize, availability: Value) -> Result<(World, Scene)> {
     let options = PoolOptions { hosts, hosts_per_process: 1, ..PoolOptions::default() };
-    let world = World::start(options).await?;
+    protecting(World::start(options).await?, availability).await
+}
+
+/// Gives a pool of agents with one host each a Pool object, and a scene with shared storage; its hosts can protect guests then.
+pub async fn protecting(world: World, availability: Value) -> Result<(World, Scene)> {
     let scene = Scene::with_shared_repository(&world, "recovery").await?;
     let pool = json!({"metadata": {"name": "default"}, "spec": {"availability": availability}});
     let pools = Api::<Pool>::all(scene.client.clone());
     pools.create(&PostParams::default(), &serde_json::from_value(pool)?).await?;
-    let all = Api::<Host>::all(scene.client.clone());
     for name in world.pool.host_names() {
-        wait_until("the host protects guests", PATIENCE, async || {
-            let status = all.get(name).await?.status.unwrap_or_default();
-            let told = status.availability.context("nobody told it of the policy")?;
-            ensure!(serde_json::to_value(told.profile)? == "Fast", "{name} was told {told:?}");
-            let protects = status.protection.is_some_and(|said| said.state == ProtectionState::Ready);
-            ensure!(protects, "{name} does not protect guests");
-            Ok(())
-        })
-        .await?;
+        until_protects(&world, &scene, name).await?;
     }
     Ok((world, scene))
+}
+
+/// Waits until a host can protect guests, on the lease of the profile Fast.
+pub async fn until_protects(world: &World, scene: &Scene, name: &str) -> Result<()> {
+    let all = Api::<Host>::all(scene.client.clone());
+    wait_until("the host protects guests", BACK, async || {
+        let status = all.get(name).await?.status.unwrap_or_default();
+        let protects = status.protection.as_ref().is_some_and(|said| said.state == ProtectionState::Ready);
+        ensure!(protects, "{name} does not protect guests: {:?}", status.protection);
+        let boot = status.boot_id.context("it has no boot")?;
+        let lease = world.control_plane.pool_lease(&format!("/kubexen/hosts/{name}/live/{boot}")).await?;
+        ensure!(lease == Some(Timing::FAST.lease), "{name} has a lease of {lease:?}");
+        Ok(())
+    })
+    .await
 }
 
 /// Makes a protected machine with a shared disk, and waits until it runs, on this host if one is named, and is guarded; says
@@ -56,22 +67,35 @@ pub async fn protected(world: &World, scene: &Scene, name: &str, on: Option<&str
         spec["placement"] = json!({"hostSelector": {"matchLabels": {"first": name}}});
     }
     scene.create_machine(name, spec).await?;
-    let machine = scene.until_ready_is(name, "True", "Running").await?;
-    let uid = machine.uid().context("no uid")?;
-    wait_until("it is guarded", PATIENCE, async || {
-        let record = world.control_plane.pool_value(&format!("/kubexen/owners/{uid}")).await?;
-        ensure!(record.contains(r#""guarded":true"#), "the record is {record}");
-        Ok(())
-    })
-    .await?;
+    let machine = until_guarded(world, scene, name).await?;
     if on.is_some() {
         scene.change(name, json!({"spec": {"placement": null}})).await?;
     }
     Ok(host(&machine)?.to_owned())
 }
 
+/// Waits until a machine runs and its host has promised to stop it in time.
+pub async fn until_guarded(world: &World, scene: &Scene, name: &str) -> Result<VirtualMachine> {
+    let machines = scene.api::<VirtualMachine>();
+    wait_until("it runs and is guarded", BACK, async || {
+        let machine = machines.get(name).await?;
+        let status = machine.status.clone().unwrap_or_default();
+        ensure!(condition::is_true(&status.conditions, "Ready"), "{}", crate::scene::described(&machine));
+        let uid = machine.uid().context("no uid")?;
+        let record = world.control_plane.pool_value(&format!("/kubexen/owners/{uid}")).await?;
+        ensure!(record.contains(r#""guarded":true"#), "the record is {record}");
+        Ok(machine)
+    })
+    .await
+}
+
+/// The number of a host, and of its agent.
+pub fn number_of(world: &World, host: &str) -> Result<usize> {
+    world.pool.host_names().iter().position(|name| name == host).context("no such host")
+}
+
 pub fn cut_power(world: &mut World, host: &str) -> Result<()> {
-    let number = world.pool.host_names().iter().position(|name| name == host).context("no such host")?;
+    let number = number_of(world, host)?;
     world.pool.cut_power(number)
 }
 

@@ -19,7 +19,12 @@ pub struct World {
 impl World {
     /// A world of its own, for a test that does damage or counts.
     pub async fn start(options: PoolOptions) -> Result<Self> {
-        let control_plane = ControlPlane::start(&Options::default()).await?;
+        Self::start_on(&Options::default(), options).await
+    }
+
+    /// As [`World::start`], on a control plane of another kind.
+    pub async fn start_on(control_plane: &Options, options: PoolOptions) -> Result<Self> {
+        let control_plane = ControlPlane::start(control_plane).await?;
         let pool = Pool::start(&control_plane, options).await?;
         Ok(Self { pool, control_plane })
     }
@@ -28,6 +33,11 @@ impl World {
     pub fn reboot(&mut self, number: usize) -> Result<()> {
         self.pool.cut_power(number)?;
         self.pool.start_agent(number)
+    }
+
+    /// How many boots of a host have been fenced.
+    pub async fn fenced(&self, host: &str) -> Result<usize> {
+        Ok(self.control_plane.pool_keys(&format!("/kubexen/hosts/{host}/fenced/")).await?.len())
     }
 
     /// The world that peaceful tests share: four hosts, `host-1` to `host-4`, without a boot loader for PV guests.

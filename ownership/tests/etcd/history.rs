@@ -1,0 +1,376 @@
+//! What clients asked for and were told, in order of time, and whether one record can have told it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use kubexen_ownership::{
+    Abort, Commit, EtcdStore, Guard, HostBoot, Owner, OwnershipStore, Start, Steal, StoreError, VmUid,
+};
+use stateright::{Checker, HasDiscoveries, Model, Property};
+
+use crate::spec::{Hosts, Op, Record, Ret};
+
+/// An operation's beginning or end. A client that does not know what came of one is another client from then on.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Invoke(usize, Op),
+    Return(usize, Ret),
+    /// It certainly changed nothing, and it told nothing.
+    Nothing(usize),
+}
+
+/// The operations on one virtual machine.
+#[derive(Clone)]
+pub struct History {
+    pub vm: VmUid,
+    pub hosts: Arc<Hosts>,
+    events: Arc<Mutex<Vec<Event>>>,
+    clients: Arc<AtomicUsize>,
+}
+
+impl History {
+    pub fn new(vm: VmUid, hosts: Arc<Hosts>) -> Self {
+        Self { vm, hosts, events: Arc::default(), clients: Arc::default() }
+    }
+
+    pub fn client(&self, store: Arc<EtcdStore>) -> Client {
+        Client { history: self.clone(), store, number: self.clients.fetch_add(1, Ordering::SeqCst) }
+    }
+
+    pub fn events(&self) -> MutexGuard<'_, Vec<Event>> {
+        self.events.lock().unwrap()
+    }
+
+    /// Whether one record can have told all of it.
+    pub fn is_linearizable(&self) -> bool {
+        linearizable(self.vm, &self.hosts, &self.events())
+    }
+}
+
+/// Whether there is an order of the operations, each between its beginning and its end, in which the pure core gives these
+/// answers. One without an end may have taken effect at any time, or never. One that was refused may have taken effect where
+/// others can have undone that: its answer was lost, and it asked again.
+///
+/// All orders are looked at, but what is ahead of two that end in one state only once, which a tester does not that tries each
+/// order by itself.
+pub fn linearizable(vm: VmUid, hosts: &Arc<Hosts>, events: &[Event]) -> bool {
+    let mut operations = Vec::new();
+    for (begin, event) in events.iter().enumerate() {
+        let Event::Invoke(client, op) = event else { continue };
+        let end = events.iter().enumerate().skip(begin).find_map(|(place, event)| match event {
+            Event::Return(other, ret) if other == client => Some(Some((place, ret.clone()))),
+            Event::Nothing(other) if other == client => Some(None),
+            Event::Return(..) | Event::Nothing(_) | Event::Invoke(..) => None,
+        });
+        let (op, told) = match end {
+            Some(None) => continue,
+            Some(Some(told)) => (op.clone(), Some(told)),
+            None => (op.clone(), None),
+        };
+        let found = told.as_ref().and_then(|(_, ret)| undone_by(hosts, &op, ret));
+        operations.push(Operation { op, begin, told, found });
+    }
+    assert!(operations.len() <= 128, "too many operations for a set of them in one word");
+    let orders = Orders { operations, start: Record::new(vm, Arc::clone(hosts)) };
+    orders.checker().finish_when(HasDiscoveries::Any).spawn_dfs().join().discovery(TOLD).is_some()
+}
+
+/// The owner who was named to an operation that was refused, if that may have undone it: nobody takes a machine from a host
+/// that is alive.
+fn undone_by(hosts: &Hosts, op: &Op, ret: &Ret) -> Option<Option<Owner>> {
+    let is_dead = |host: &HostBoot| hosts.fenced.contains(host);
+    match (op, ret) {
+        (Op::Start { me }, Ret::Start(Start::Refused(owner))) if is_dead(me) => Some(Some(owner.clone())),
+        (Op::Guard { me, .. }, Ret::Guard(Guard::Refused(owner))) if is_dead(me) => Some(owner.clone()),
+        (Op::Abort { me, .. }, Ret::Abort(Abort::Refused(owner))) if is_dead(me) => Some(owner.clone()),
+        (_, Ret::Commit(Commit::Refused(owner)) | Ret::Steal(Steal::Refused(owner))) => Some(owner.clone()),
+        (_, _) => None,
+    }
+}
+
+#[derive(Clone)]
+struct Operation {
+    op: Op,
+    /// Its place among the events.
+    begin: usize,
+    /// The place of its end, and what it was told.
+    told: Option<(usize, Ret)>,
+    /// The owner who was found after it was undone, if it may have been.
+    found: Option<Option<Owner>>,
+}
+
+/// The orders that there may have been.
+#[derive(Clone)]
+struct Orders {
+    operations: Vec<Operation>,
+    start: Record,
+}
+
+/// The property that is looked for.
+const TOLD: &str = "all that was told can have been";
+
+/// A beginning of an order, as far as it matters for the rest.
+#[derive(Clone, Debug, PartialEq, Hash)]
+struct Past {
+    /// A bit for each operation that has given its answer.
+    told: u128,
+    /// A bit for each that took effect without one.
+    lost: u128,
+    record: Record,
+}
+
+/// The next operation of an order, by its number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Next {
+    Tells(usize),
+    IsLost(usize),
+}
+
+impl Orders {
+    fn tells(&self, past: &Past, number: usize) -> Option<Past> {
+        let Operation { op, told, found, .. } = &self.operations[number];
+        let (_, ret) = told.as_ref()?;
+        let mut next = past.clone();
+        next.told |= 1 << number;
+        let possible = match found {
+            Some(found) if past.lost & (1 << number) != 0 => {
+                next.record.tells(&Op::Read, &Ret::Read(found.clone()))
+            }
+            Some(_) | None => next.record.tells(op, ret),
+        };
+        possible.then_some(next)
+    }
+
+    fn is_lost(&self, past: &Past, number: usize) -> Option<Past> {
+        let mut next = past.clone();
+        next.lost |= 1 << number;
+        next.record.may_have_done(&self.operations[number].op);
+        (next.record != past.record).then_some(next)
+    }
+}
+
+impl Model for Orders {
+    type State = Past;
+    type Action = Next;
+
+    fn init_states(&self) -> Vec<Past> {
+        vec![Past { told: 0, lost: 0, record: self.start.clone() }]
+    }
+
+    fn actions(&self, past: &Past, actions: &mut Vec<Next>) {
+        let open = |number: &usize| past.told & (1 << number) == 0;
+        let ends = self.operations.iter().enumerate().filter(|(number, _)| open(number));
+        let first_end = ends.filter_map(|(_, operation)| Some(operation.told.as_ref()?.0)).min();
+        for number in (0..self.operations.len()).filter(open) {
+            let Operation { begin, told, found, .. } = &self.operations[number];
+            if first_end.is_some_and(|end| end < *begin) {
+                continue;
+            }
+            if let Some(next) = self.tells(past, number) {
+                if next.record == past.record && found.is_none() {
+                    // It disturbs no other: whatever order there is, there is one in which it comes now.
+                    *actions = vec![Next::Tells(number)];
+                    return;
+                }
+                actions.push(Next::Tells(number));
+            }
+            let may_be_lost = told.is_none() || found.is_some();
+            if may_be_lost && past.lost & (1 << number) == 0 && self.is_lost(past, number).is_some() {
+                actions.push(Next::IsLost(number));
+            }
+        }
+    }
+
+    fn next_state(&self, past: &Past, next: Next) -> Option<Past> {
+        match next {
+            Next::Tells(number) => self.tells(past, number),
+            Next::IsLost(number) => self.is_lost(past, number),
+        }
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![Property::sometimes(TOLD, |orders: &Self, past: &Past| {
+            let told = |(number, operation): (usize, &Operation)| {
+                operation.told.is_none() || past.told & (1 << number) != 0
+            };
+            orders.operations.iter().enumerate().all(told)
+        })]
+    }
+}
+
+/// Somebody who asks the store about one virtual machine, one thing at a time.
+pub struct Client {
+    history: History,
+    store: Arc<EtcdStore>,
+    number: usize,
+}
+
+impl Client {
+    /// The owner; nothing if the store did not say.
+    pub async fn read(&mut self) -> Option<Option<Owner>> {
+        match self.ask(Op::Read).await {
+            Some(Ret::Read(owner)) => Some(owner),
+            Some(other) => panic!("a read was told {other:?}"),
+            None => None,
+        }
+    }
+
+    /// What the store answers, if it does.
+    pub async fn ask(&mut self, op: Op) -> Option<Ret> {
+        self.history.events().push(Event::Invoke(self.number, op.clone()));
+        let answer = self.call(&op).await;
+        let mut events = self.history.events();
+        match answer {
+            Ok(ret) => {
+                events.push(Event::Return(self.number, ret.clone()));
+                Some(ret)
+            }
+            Err(StoreError::Unavailable { .. } | StoreError::Contended { .. }) => {
+                events.push(Event::Nothing(self.number));
+                None
+            }
+            Err(StoreError::Unknown { .. }) => {
+                self.number = self.history.clients.fetch_add(1, Ordering::SeqCst);
+                None
+            }
+            Err(error) => panic!("{op:?}: {error}"),
+        }
+    }
+
+    async fn call(&self, op: &Op) -> Result<Ret, StoreError> {
+        let (store, vm) = (&self.store, self.history.vm);
+        Ok(match op {
+            Op::Read => Ret::Read(store.owner(vm).await?),
+            Op::Start { me } => Ret::Start(store.start(vm, me).await?),
+            Op::Release { me, token } => Ret::Release(store.release(vm, me, *token).await?),
+            Op::Guard { me, token, guarded } => Ret::Guard(store.guard(vm, me, *token, *guarded).await?),
+            Op::Commit { from, token, to } => Ret::Commit(store.commit(vm, from, *token, to).await?),
+            Op::Abort { me, token } => Ret::Abort(store.abort(vm, me, *token).await?),
+            Op::Steal { from, token, to } => Ret::Steal(store.steal(vm, from, *token, to).await?),
+        })
+    }
+}
+
+/// Histories that tell what they are to show.
+#[cfg(test)]
+mod tests {
+    use kubexen_ownership::conformance::{host, vm};
+    use kubexen_ownership::{Phase, Release, Token};
+
+    use super::*;
+
+    fn a() -> HostBoot {
+        host("xen-a", "boot-1")
+    }
+
+    fn b() -> HostBoot {
+        host("xen-b", "boot-1")
+    }
+
+    fn dead() -> HostBoot {
+        host("xen-d", "boot-1")
+    }
+
+    fn owner(of: HostBoot, token: u64) -> Owner {
+        let HostBoot { host, boot_id } = of;
+        Owner { host, boot_id, phase: Phase::Running, guarded: false, token: Token(token) }
+    }
+
+    fn start(client: usize, me: HostBoot, told: Start) -> [Event; 2] {
+        [Event::Invoke(client, Op::Start { me }), Event::Return(client, Ret::Start(told))]
+    }
+
+    fn read(client: usize, owner: Option<Owner>) -> [Event; 2] {
+        [Event::Invoke(client, Op::Read), Event::Return(client, Ret::Read(owner))]
+    }
+
+    fn holds(events: &[&[Event]]) -> bool {
+        let hosts = Hosts { live: [a(), b()].into(), fenced: [dead()].into() };
+        linearizable(vm("told"), &Arc::new(hosts), &events.concat())
+    }
+
+    fn acquired(token: u64) -> Start {
+        Start::Acquired(Token(token))
+    }
+
+    #[test]
+    fn what_one_record_can_have_told_is_linearizable() {
+        let release = Op::Release { me: a(), token: Token(5) };
+        let released = Event::Return(0, Ret::Release(Release::Released));
+        let commit = Op::Commit { from: b(), token: Token(7), to: a() };
+        assert!(holds(&[
+            &start(0, a(), acquired(5)),
+            &[Event::Invoke(0, release)],
+            // It comes before the release or after it.
+            &start(1, b(), acquired(7)),
+            &[released],
+            &[Event::Invoke(1, commit), Event::Return(1, Ret::Commit(Commit::Committed(Token(9))))],
+            &read(0, Some(owner(a(), 9))),
+        ]));
+    }
+
+    #[test]
+    fn two_owners_at_once_are_not() {
+        assert!(!holds(&[&start(0, a(), acquired(5)), &start(1, b(), acquired(7))]));
+    }
+
+    #[test]
+    fn an_old_state_read_after_a_newer_one_was_told_is_not() {
+        assert!(!holds(&[&start(0, a(), acquired(5)), &read(1, None)]));
+    }
+
+    #[test]
+    fn a_token_that_goes_back_is_not() {
+        let release = Op::Release { me: a(), token: Token(5) };
+        assert!(!holds(&[
+            &start(0, a(), acquired(5)),
+            &[Event::Invoke(0, release), Event::Return(0, Ret::Release(Release::Released))],
+            &start(1, b(), acquired(4)),
+        ]));
+    }
+
+    #[test]
+    fn a_host_that_is_alive_is_not_stolen_from() {
+        let steal = |from: HostBoot, token| {
+            let told = Ret::Steal(Steal::Stolen(Token(token + 1)));
+            [Event::Invoke(1, Op::Steal { from, token: Token(token), to: b() }), Event::Return(1, told)]
+        };
+        assert!(holds(&[&start(0, dead(), acquired(5)), &steal(dead(), 5)]));
+        assert!(!holds(&[&start(0, a(), acquired(5)), &steal(a(), 5)]));
+    }
+
+    #[test]
+    fn what_was_refused_may_have_been_done_and_undone() {
+        let op = Op::Steal { from: dead(), token: Token(5), to: a() };
+        let release = Op::Release { me: a(), token: Token(6) };
+        let of_a = read(0, Some(owner(a(), 6)));
+        let between = [Event::Invoke(0, release), Event::Return(0, Ret::Release(Release::Released))];
+        let refused = Event::Return(1, Ret::Steal(Steal::Refused(None)));
+        let steal = Event::Invoke(1, op);
+        assert!(holds(&[
+            &start(2, dead(), acquired(5)),
+            std::slice::from_ref(&steal),
+            &of_a,
+            &between,
+            std::slice::from_ref(&refused),
+        ]));
+        assert!(
+            !holds(&[&start(2, dead(), acquired(5)), &of_a, &[steal], &between, &[refused]]),
+            "it came later"
+        );
+    }
+
+    #[test]
+    fn what_nobody_was_told_of_may_have_happened_at_any_time_or_never_and_once() {
+        let lost = [Event::Invoke(0, Op::Start { me: a() })];
+        assert!(holds(&[&lost, &read(1, None), &read(1, Some(owner(a(), 5)))]));
+        assert!(holds(&[&lost, &read(1, None), &start(1, b(), acquired(7))]));
+        assert!(!holds(&[&lost, &read(1, Some(owner(a(), 5))), &read(1, Some(owner(a(), 6)))]));
+        assert!(!holds(&[&lost, &read(1, Some(owner(a(), 5))), &read(1, None)]));
+        let nothing = [Event::Nothing(0)];
+        assert!(
+            !holds(&[&lost, &nothing, &read(1, Some(owner(a(), 5)))]),
+            "it was said to have changed nothing"
+        );
+    }
+}

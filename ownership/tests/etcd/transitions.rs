@@ -1,0 +1,221 @@
+//! Owners change while members of etcd are killed, stand still and pass the lead on, and what clients are told stays true.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use etcd_client::Client as EtcdClient;
+use kubexen_ownership::conformance::{host, vm};
+use kubexen_ownership::liveness::{Fence, FenceRecord, Join, Liveness, Proof};
+use kubexen_ownership::{EtcdStore, HostBoot, Owner, Token};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::history::{Client, Event, History, linearizable};
+use crate::server::Etcd;
+use crate::spec::{Hosts, Op, Ret};
+use crate::store;
+
+/// Virtual machines that change hands at a time.
+const AT_ONCE: usize = 6;
+/// What each client does with one of them: few enough operations for all of their orders to be looked at.
+const TURNS: usize = 6;
+const LEASE: Duration = Duration::from_secs(600);
+
+/// What a client does at its turn, once it knows the owner.
+#[derive(Clone, Copy, Debug)]
+enum Turn {
+    Start,
+    Release,
+    Guard,
+    Commit,
+    Abort,
+    /// A release under a token that is none, or was one.
+    Late,
+}
+
+/// Who does it, and how long after the last turn.
+fn turns(runner: &mut TestRunner) -> Vec<(Turn, Duration)> {
+    let turn = prop_oneof![
+        3 => Just(Turn::Start),
+        2 => Just(Turn::Release),
+        2 => Just(Turn::Guard),
+        2 => Just(Turn::Commit),
+        1 => Just(Turn::Abort),
+        1 => Just(Turn::Late),
+    ];
+    let pause = (0..20_u64).prop_map(Duration::from_millis);
+    prop::collection::vec((turn, pause), TURNS).new_tree(runner).unwrap().current()
+}
+
+/// A host with a virtual machine.
+async fn live(mut client: Client, me: HostBoot, other: HostBoot, turns: Vec<(Turn, Duration)>) {
+    for (turn, pause) in turns {
+        sleep(pause).await;
+        let Some(owner) = client.read().await else { continue };
+        let mine = owner.filter(|owner| owner.is(&me));
+        let op = match (turn, mine) {
+            (Turn::Start, _) | (Turn::Release | Turn::Guard | Turn::Commit | Turn::Abort, None) => {
+                Op::Start { me: me.clone() }
+            }
+            (Turn::Release, Some(Owner { token, .. })) => Op::Release { me: me.clone(), token },
+            (Turn::Guard, Some(Owner { token, guarded, .. })) => {
+                Op::Guard { me: me.clone(), token, guarded: !guarded }
+            }
+            (Turn::Commit, Some(Owner { token, .. })) => {
+                Op::Commit { from: me.clone(), token, to: other.clone() }
+            }
+            (Turn::Abort, Some(Owner { token, .. })) => Op::Abort { me: me.clone(), token },
+            (Turn::Late, owner) => {
+                let token = owner.map_or(Token(1), |owner| Token(owner.token.0 - 1));
+                Op::Release { me: me.clone(), token }
+            }
+        };
+        client.ask(op).await;
+    }
+}
+
+/// Who gives guests of the dead host away, and tries to with those of the living.
+async fn steal(mut client: Client, heirs: [HostBoot; 3], turns: Vec<(Turn, Duration)>) {
+    for ((_, pause), to) in turns.into_iter().zip(heirs.into_iter().cycle()) {
+        sleep(pause).await;
+        let Some(Some(owner)) = client.read().await else { continue };
+        let Owner { host, boot_id, token, .. } = owner;
+        client.ask(Op::Steal { from: HostBoot { host, boot_id }, token, to }).await;
+    }
+}
+
+#[tokio::test]
+async fn what_clients_are_told_of_owners_is_linearizable_whatever_befalls_members() {
+    let mut members = Etcd::start_three().await;
+    let endpoints = members.each_ref().map(Etcd::endpoint);
+    let [a, b, dead, absent] = ["a", "b", "d", "e"].map(|name| host(&format!("xen-{name}"), "boot-1"));
+    let first = store(&endpoints);
+    for live in [&a, &b] {
+        assert!(matches!(first.join(live, "1", LEASE).await.unwrap(), Join::Joined(_)));
+    }
+    let record = FenceRecord { by: "test".to_owned(), proof: Proof::LeaseEnded, revision: 1 };
+    assert!(matches!(first.fence(&dead, &record).await.unwrap(), Fence::Fenced(_)));
+    let hosts = Arc::new(Hosts { live: [a.clone(), b.clone()].into(), fenced: [dead.clone()].into() });
+
+    let over = Arc::new(AtomicBool::new(false));
+    let mut lanes = JoinSet::new();
+    for lane in 0..AT_ONCE {
+        let (over, hosts) = (Arc::clone(&over), Arc::clone(&hosts));
+        // Clients begin at different members.
+        let stores: Vec<Arc<EtcdStore>> = (0..4)
+            .map(|client| {
+                let mut endpoints = endpoints.to_vec();
+                endpoints.rotate_left((lane + client) % 3);
+                Arc::new(store(&endpoints))
+            })
+            .collect();
+        let (a, b, dead, absent) = (a.clone(), b.clone(), dead.clone(), absent.clone());
+        lanes.spawn(async move {
+            let (mut histories, mut runner) = (Vec::new(), TestRunner::default());
+            while !over.load(Ordering::SeqCst) {
+                let history = History::new(vm(&format!("vm {lane}/{}", histories.len())), Arc::clone(&hosts));
+                let client = |number: usize| history.client(Arc::clone(&stores[number]));
+                tokio::join!(
+                    live(client(0), a.clone(), b.clone(), turns(&mut runner)),
+                    live(client(1), b.clone(), a.clone(), turns(&mut runner)),
+                    live(client(2), dead.clone(), a.clone(), turns(&mut runner)),
+                    steal(client(3), [a.clone(), absent.clone(), b.clone()], turns(&mut runner)),
+                );
+                histories.push(history);
+            }
+            histories
+        });
+    }
+    harm(&mut members).await;
+    over.store(true, Ordering::SeqCst);
+    let histories: Vec<History> = lanes.join_all().await.into_iter().flatten().collect();
+    tell(&histories);
+    for history in &histories {
+        assert!(history.is_linearizable(), "{:#?}", history.events());
+    }
+    let broken: Vec<Vec<Event>> = histories.iter().filter_map(with_old_state_at_the_end).take(20).collect();
+    assert!(broken.len() == 20, "there are only {} histories in which an owner changed", broken.len());
+    for events in &broken {
+        assert!(!linearizable(vm("broken"), &hosts, events), "{events:#?}");
+    }
+}
+
+/// A history as it was, after which somebody is told of the first of several owners that were read.
+fn with_old_state_at_the_end(history: &History) -> Option<Vec<Event>> {
+    let mut events = history.events().clone();
+    let mut owners = events.iter().filter_map(|event| match event {
+        Event::Return(_, Ret::Read(owner)) => owner.clone(),
+        Event::Return(..) | Event::Invoke(..) | Event::Nothing(_) => None,
+    });
+    let (first, last) = (owners.next()?, owners.next_back()?);
+    let reader = usize::MAX;
+    events.push(Event::Invoke(reader, Op::Read));
+    events.push(Event::Return(reader, Ret::Read(Some(first.clone()))));
+    (first.token < last.token).then_some(events)
+}
+
+/// Everything that may befall members, one after the other. Two that stand still take the quorum along.
+async fn harm(members: &mut [Etcd; 3]) {
+    let calm = || sleep(Duration::from_millis(700));
+    calm().await;
+    for number in 0..3 {
+        members[number].kill();
+        calm().await;
+        members[number].restart().await;
+        calm().await;
+        members[number].pause().await;
+        calm().await;
+        members[number].resume();
+        pass_the_lead_on(members).await;
+        calm().await;
+    }
+    for (one, other) in [(0, 1), (1, 2)] {
+        members[one].pause().await;
+        members[other].pause().await;
+        sleep(Duration::from_secs(4)).await;
+        members[one].resume();
+        members[other].resume();
+        calm().await;
+    }
+}
+
+/// Has the leader make another member the leader. That there is none just now, or that it cannot, is nothing to this test.
+async fn pass_the_lead_on(members: &[Etcd; 3]) {
+    for member in members {
+        let mut client = EtcdClient::connect([member.endpoint()], None).await.unwrap();
+        let Ok(status) = client.status().await else { continue };
+        let me = status.header().map_or(0, etcd_client::ResponseHeader::member_id);
+        if status.leader() != me {
+            continue;
+        }
+        let Ok(list) = client.member_list().await else { continue };
+        if let Some(next) = list.members().iter().map(etcd_client::Member::id).find(|id| *id != me) {
+            let _ = client.move_leader(next).await;
+        }
+    }
+}
+
+/// Makes sure that there was something to look at, and says how much.
+fn tell(histories: &[History]) {
+    let (mut operations, mut answers, mut nothing) = (0, 0, 0);
+    for history in histories {
+        for event in history.events().iter() {
+            match event {
+                Event::Invoke(..) => operations += 1,
+                Event::Return(..) => answers += 1,
+                Event::Nothing(_) => nothing += 1,
+            }
+        }
+    }
+    println!(
+        "{} histories, {operations} operations: {answers} answered, {nothing} changed nothing, {} unknown",
+        histories.len(),
+        operations - answers - nothing
+    );
+    assert!(histories.len() > 20, "there are only {} histories", histories.len());
+    assert!(answers < operations, "no member's fate was noticed");
+}
