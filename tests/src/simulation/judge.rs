@@ -212,7 +212,7 @@ impl Judge {
     pub(super) fn destroying(&self, host: &str, uuid: Uuid, is_elsewhere: bool) {
         let (present, record, is_silent) = {
             let state = self.lock();
-            let is_silent = state.heard.get(host).is_none_or(Heard::is_silent);
+            let is_silent = state.heard.get(host).is_some_and(Heard::is_silent);
             let domains = state.hosts.get(host).and_then(|host| host.domains().ok()).unwrap_or_default();
             let record = state.domains.get(&(host_namespace(host), uuid.to_string())).cloned();
             (domains.into_iter().find(|domain| domain.uuid == uuid), record, is_silent)
@@ -360,11 +360,10 @@ impl Observer for Judge {
         }
         if write.kind == "VirtualMachine"
             && let Some(uid) = meta["uid"].as_str().and_then(|uid| Uuid::parse_str(uid).ok())
+            && state.machines.insert(uid)
         {
-            if state.machines.insert(uid) {
-                let name = meta["name"].as_str().unwrap_or_default();
-                state.trace.push(format!("             machine {name} has the uid {uid}"));
-            }
+            let name = meta["name"].as_str().unwrap_or_default();
+            state.trace.push(format!("             machine {name} has the uid {uid}"));
         }
         if write.kind == "Domain" {
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();

@@ -89,7 +89,10 @@ pub(super) fn act(world: &World) -> Vec<Action> {
         11..15 => migrate(world),
         15..23 => change_running(world, &name),
         23 => vec![end(Kind::Secret, &user_data_of(&name))],
-        24 | 25 => vec![maintain(*dice.pick(&HOSTS), dice.chance(60))],
+        24 | 25 => {
+            let host = *dice.pick(&HOSTS);
+            vec![maintain(host, dice.chance(60))]
+        }
         26 => {
             let disarmed = dice.chance(40);
             vec![change(Kind::Pool, "default", json!({"spec": {"availability": {"disarmed": disarmed}}}))]
