@@ -340,6 +340,22 @@ mod tests {
     }
 
     #[test]
+    fn what_a_dead_host_handed_over_may_be_told_as_stolen_for_the_same_host_and_for_no_other() {
+        let told = |to: HostBoot| {
+            let steal = Op::Steal { from: dead(), token: Token(5), to };
+            let commit = Op::Commit { from: dead(), token: Token(5), to: a() };
+            holds(&[
+                &start(0, dead(), acquired(5)),
+                &[Event::Invoke(1, steal), Event::Invoke(0, commit)],
+                &[Event::Return(0, Ret::Commit(Commit::Committed(Token(7))))],
+                &[Event::Return(1, Ret::Steal(Steal::Stolen(Token(7))))],
+            ])
+        };
+        assert!(told(a()));
+        assert!(!told(b()));
+    }
+
+    #[test]
     fn what_was_refused_may_have_been_done_and_undone() {
         let op = Op::Steal { from: dead(), token: Token(5), to: a() };
         let release = Op::Release { me: a(), token: Token(6) };

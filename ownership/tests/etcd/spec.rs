@@ -85,6 +85,14 @@ impl Record {
         }
     }
 
+    /// Whether this host may be the owner under this token.
+    ///
+    /// That is all that a hand-over promises which asked again because its answer was lost: a host that was taken for dead may
+    /// have handed the machine over to the very host that it was to be stolen for. And that host may have written since.
+    fn has(&mut self, host: &HostBoot, token: Token) -> bool {
+        self.owner.as_ref().is_some_and(|owner| owner.is(host)) && self.bind(token)
+    }
+
     fn holds(&self, compare: &Compare) -> bool {
         let there = |key: &Key| match key {
             Key::Owner(vm) => *vm == self.vm && self.owner.is_some(),
@@ -233,10 +241,10 @@ impl Record {
             (Op::Commit { from, token, to }, Ret::Commit(told)) => {
                 let verb = CommitVerb { vm, from, token: *token, to };
                 match told {
-                    // After a lost answer it is the token under which the destination was found, which may have written since.
-                    Commit::Committed(new) => {
-                        self.bind(*token) && self.answers(&verb, told, Some(Revision::AtMost(*new)))
+                    Commit::Committed(new) if self.bind(*token) => {
+                        self.answers(&verb, told, Some(Revision::AtMost(*new)))
                     }
+                    Commit::Committed(new) => self.has(to, *new),
                     Commit::Refused(owner) => self.refuses(&verb, told, owner.as_ref()),
                 }
             }
@@ -253,9 +261,10 @@ impl Record {
                 let verb = StealVerb { vm, from, token: *token, to };
                 let dead = self.hosts.fenced.contains(from) && !self.hosts.live.contains(from);
                 match told {
-                    Steal::Stolen(new) => {
-                        self.bind(*token) && self.answers(&verb, told, Some(Revision::AtMost(*new)))
+                    Steal::Stolen(new) if self.bind(*token) => {
+                        self.answers(&verb, told, Some(Revision::AtMost(*new)))
                     }
+                    Steal::Stolen(new) => self.has(to, *new),
                     // These are about hosts, whoever owns the machine by then.
                     Steal::NotDead => !dead,
                     Steal::NobodyThere => dead && !self.hosts.live.contains(to),

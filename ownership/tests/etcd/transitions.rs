@@ -11,6 +11,7 @@ use kubexen_ownership::{EtcdStore, HostBoot, Owner, Token};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -51,8 +52,11 @@ fn turns(runner: &mut TestRunner) -> Vec<(Turn, Duration)> {
     prop::collection::vec((turn, pause), TURNS).new_tree(runner).unwrap().current()
 }
 
+/// A host, and what is taken while it starts the machine, or is handed it: agents do one of that at a time.
+type Place = (HostBoot, Arc<Mutex<()>>);
+
 /// A host with a virtual machine.
-async fn live(mut client: Client, me: HostBoot, other: HostBoot, turns: Vec<(Turn, Duration)>) {
+async fn live(mut client: Client, (me, here): Place, (other, there): Place, turns: Vec<(Turn, Duration)>) {
     for (turn, pause) in turns {
         sleep(pause).await;
         let Some(owner) = client.read().await else { continue };
@@ -74,16 +78,26 @@ async fn live(mut client: Client, me: HostBoot, other: HostBoot, turns: Vec<(Tur
                 Op::Release { me: me.clone(), token }
             }
         };
+        let busy = match &op {
+            Op::Start { .. } => Some(&here),
+            Op::Commit { .. } => Some(&there),
+            Op::Read | Op::Release { .. } | Op::Guard { .. } | Op::Abort { .. } | Op::Steal { .. } => None,
+        };
+        let _busy = match busy {
+            Some(busy) => Some(busy.lock().await),
+            None => None,
+        };
         client.ask(op).await;
     }
 }
 
 /// Who gives guests of the dead host away, and tries to with those of the living.
-async fn steal(mut client: Client, heirs: [HostBoot; 3], turns: Vec<(Turn, Duration)>) {
-    for ((_, pause), to) in turns.into_iter().zip(heirs.into_iter().cycle()) {
+async fn steal(mut client: Client, heirs: [Place; 3], turns: Vec<(Turn, Duration)>) {
+    for ((_, pause), (to, busy)) in turns.into_iter().zip(heirs.into_iter().cycle()) {
         sleep(pause).await;
         let Some(Some(owner)) = client.read().await else { continue };
         let Owner { host, boot_id, token, .. } = owner;
+        let _busy = busy.lock().await;
         client.ask(Op::Steal { from: HostBoot { host, boot_id }, token, to }).await;
     }
 }
@@ -113,7 +127,8 @@ async fn what_clients_are_told_of_owners_is_linearizable_whatever_befalls_member
                 Arc::new(store(&endpoints))
             })
             .collect();
-        let (a, b, dead, absent) = (a.clone(), b.clone(), dead.clone(), absent.clone());
+        let [a, b, dead, absent] =
+            [&a, &b, &dead, &absent].map(|host| (host.clone(), Arc::<Mutex<()>>::default()));
         lanes.spawn(async move {
             let (mut histories, mut runner) = (Vec::new(), TestRunner::default());
             while !over.load(Ordering::SeqCst) {
