@@ -95,9 +95,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         let xen = Arc::new(XenHypervisor::start(options)?);
         let bench = Bench::new(xen, guests(arguments), Duration::from_secs(arguments.patience));
         let chosen = chosen(arguments);
-        println!("\nrunning {} tests", chosen.len());
+        let with_watchdog = WATCHDOG.contains(&arguments.filter) && arguments.part == 0;
+        println!("\nrunning {} tests", chosen.len() + usize::from(with_watchdog));
         let mut findings = bench.run_all(chosen, tell).await;
-        if WATCHDOG.contains(&arguments.filter) && arguments.part == 0 {
+        if with_watchdog {
             let began = Instant::now();
             let outcome = match watchdog(&arguments.state) {
                 Ok(()) => Outcome::Passed,
