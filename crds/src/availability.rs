@@ -77,8 +77,8 @@ pub struct PoolAvailability {
     /// store is worked on. Default: false.
     #[serde(default)]
     pub disarmed: bool,
-    /// The restore epoch of the pool's store that an operator has confirmed: after a restore from a backup nothing is started
-    /// or stopped before the epoch that `status.availability.freeze` names stands here. Default: none.
+    /// The epoch of the pool's store that an operator has confirmed: after a restore from a backup nothing is started or
+    /// stopped before the epoch that `status.availability.freeze` names stands here. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     pub confirmed_epoch: Option<String>,
@@ -136,6 +136,10 @@ pub struct HostAvailability {
     /// `spec.availability.disarmed` of the Pool. Default: false.
     #[serde(default)]
     pub disarmed: bool,
+    /// Why no guest is protected in this pool whatever the host can do. Default: none, when guests are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub refused: Option<String>,
 }
 
 /// Whether a host can keep the promise to stop protected guests in time. Written by its agent.
@@ -148,6 +152,11 @@ pub struct HostProtection {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 512))]
     pub message: String,
+    /// The epoch of the pool's store in which all guests of this host are on record, as number of confirmed restores and the
+    /// cluster id of the store that answers. Default: none, before they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub epoch: Option<String>,
 }
 
 /// Whether protected guests may run on a host.
@@ -228,8 +237,13 @@ pub struct PoolAvailabilityStatus {
     #[schemars(length(max = 64), inner(length(max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub silent_hosts: Vec<String>,
-    /// The restore epoch of the pool's store, as long as it waits for an operator: nothing is started, given to another host
-    /// or stopped before `spec.availability.confirmedEpoch` is the same.
+    /// The epoch of the pool's store in which its records count, as number of confirmed restores and etcd's cluster id. Default:
+    /// none, before the store has answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub epoch: Option<String>,
+    /// The epoch that the pool's store would begin, as long as it waits for an operator: nothing is started, given to another
+    /// host or stopped before `spec.availability.confirmedEpoch` is the same. Default: none, when nothing waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub freeze: Option<String>,

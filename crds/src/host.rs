@@ -99,6 +99,11 @@ pub struct HostStatus {
     /// How guests come here from other hosts; none if the agent's configuration says nothing of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<HostMigration>,
+    /// IP addresses of the host that others may reach, at most 32: by them the pool's store is known to have members here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(max = 45)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub addresses: Vec<String>,
     /// Names in the host's kernel catalogue, at most 64.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 63)))]

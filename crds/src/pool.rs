@@ -165,7 +165,8 @@ pub struct PoolStatus {
     /// not be shown in a large pool; the message names hosts, the machine that would stay down, and what would help. Absent when
     /// no failure is to be tolerated. `Recovering`: guests of dead hosts are being started elsewhere; False with
     /// the reason StormBrake when too many hosts are silent for that, Frozen when the pool's store was restored, Disarmed when
-    /// nothing is to be done.
+    /// nothing is to be done. `StoreRedundant`: the pool's store outlives the death of any one host; False with the reason
+    /// HostHoldsMajority when so many of its members run on one host that the rest is no majority: then no guest is protected.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,

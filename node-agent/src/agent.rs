@@ -12,7 +12,7 @@
 
 use crate::{
     config::Catalogue,
-    domain::{Domains, Guests, Shutdowns},
+    domain::{Domains, Guests, Shutdowns, reclaim::Reclaimed},
     fence::{Fence, Watchdog},
     host::{self, Publisher},
     hypervisor::{DomainInfo, DomainUsage, Hypervisor, HypervisorError},
@@ -24,7 +24,10 @@ use crate::{
 };
 use kube::{Api, Client, ResourceExt, runtime::watcher};
 use kubexen_crds::{Domain, names::host_namespace};
-use kubexen_ownership::{BootId, HostBoot, HostName, InvalidName, OwnershipStore, liveness::Liveness};
+use kubexen_ownership::{
+    BootId, HostBoot, HostName, InvalidName, OwnershipStore,
+    liveness::{Epoch, Liveness},
+};
 use kubexen_runtime::{Clock, Key, Outcome, WorkQueue, events};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -46,6 +49,8 @@ const FULL_LOOK: Duration = Duration::from_secs(30);
 const GUESTS_LOOK: Duration = Duration::from_secs(10);
 /// How often ownership without a domain is looked for.
 const STRAYS_LOOK: Duration = Duration::from_secs(300);
+/// How often what is here is put on record while the pool's store is frozen.
+const RECORD_LOOK: Duration = Duration::from_secs(2);
 /// How long changes are collected before the host's facts are gathered anew.
 const FACTS_PAUSE: Duration = Duration::from_secs(2);
 /// Wait between attempts to reach the hypervisor at the start.
@@ -172,12 +177,13 @@ async fn run_one_boot(
         fence: Arc::clone(&fence),
     };
     let queue = WorkQueue::default();
-    let facts_changed = Notify::new();
+    let (facts_changed, thawed) = (Notify::new(), Notify::new());
     let own_host = Key::cluster(me.host.to_string());
     let policy = || {
         let status = mirrors.hosts.get(&own_host).and_then(|host| host.status.clone());
         let told = status.and_then(|status| status.availability).unwrap_or_default();
-        (told.profile, told.disarmed)
+        let disarmed = told.disarmed.then(|| "the pool is disarmed".to_owned());
+        (told.profile, disarmed.or(told.refused))
     };
     let work = async {
         tokio::join!(
@@ -186,6 +192,8 @@ async fn run_one_boot(
                 loop {
                     fence.protection_changed().await;
                     facts_changed.notify_one();
+                    // Guests are guarded from now on, or no more.
+                    queue_all_domains(&mirrors, &queue);
                 }
             },
             watch(&world.client, &me.host, &mirrors, &queue, &facts_changed),
@@ -193,7 +201,8 @@ async fn run_one_boot(
             follow_hypervisor(&domains, &queue, &facts_changed),
             look_at_everything(&mirrors, &queue),
             look_at_guests(&domains, &queue, &facts_changed, &metrics),
-            give_back_strays(&domains),
+            give_back_strays(&domains, &thawed),
+            keep_on_record(&domains, &queue, &thawed),
             domains.sessions.run(|guest| queue_domains(&mirrors, &queue, &[guest], &facts_changed)),
             migration::receive_connections(&*world.migrations, &domains.sessions),
             publish(&publisher, &facts_changed),
@@ -328,13 +337,18 @@ fn queue_domains(mirrors: &Mirrors, queue: &WorkQueue<Task>, different: &[Uuid],
     }
 }
 
+/// Queues every Domain.
+fn queue_all_domains(mirrors: &Mirrors, queue: &WorkQueue<Task>) {
+    mirrors.domains.keys().into_iter().for_each(|key| queue.add(Task::Domain(key)));
+}
+
 /// Queues everything from time to time: what was told may have been lost.
 async fn look_at_everything(mirrors: &Mirrors, queue: &WorkQueue<Task>) {
     let mut ticks = interval(FULL_LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        mirrors.domains.keys().into_iter().for_each(|key| queue.add(Task::Domain(key)));
+        queue_all_domains(mirrors, queue);
         mirrors.volumes.keys().into_iter().for_each(|key| queue.add(Task::Volume(key)));
     }
 }
@@ -385,13 +399,60 @@ async fn look_at_guests(
 
 /// Gives back ownership and removes seeds that have no domain, at first and from time to time: they are rare and harm nobody
 /// meanwhile.
-async fn give_back_strays(domains: &Domains) {
+async fn give_back_strays(domains: &Domains, thawed: &Notify) {
     domains.mirrors.domains.synced().await;
     loop {
         if let Err(error) = domains.give_back_strays().await {
             warn!(%error, "what has no domain was not looked for");
         }
-        sleep(STRAYS_LOOK).await;
+        tokio::select! {
+            biased;
+            () = thawed.notified() => {}
+            () = sleep(STRAYS_LOOK) => {}
+        }
+    }
+}
+
+/// Tells a store that was restored from a backup what is here, again and again until an operator confirms it; then goes on with
+/// everything.
+async fn keep_on_record(domains: &Domains, queue: &WorkQueue<Task>, thawed: &Notify) {
+    domains.mirrors.domains.synced().await;
+    let fence = &domains.fence;
+    let mut frozen: Option<(Epoch, BTreeSet<Uuid>)> = None;
+    loop {
+        match fence.frozen() {
+            Some(seen) => {
+                let (epoch, mine) = frozen.get_or_insert_with(|| (seen.seen_as(), BTreeSet::new()));
+                if *epoch != seen.seen_as() {
+                    (*epoch, *mine) = (seen.seen_as(), BTreeSet::new());
+                }
+                match domains.reclaim(&seen, mine).await {
+                    Ok(Reclaimed::All) => fence.set_on_record(&seen, None),
+                    Ok(Reclaimed::Contested(guest, other)) => {
+                        let why = format!(
+                            "the guest {guest} runs here, and host {other} says that it runs there: find out which is right, and \
+                             destroy the other one's domain by hand"
+                        );
+                        fence.set_on_record(&seen, Some(why));
+                    }
+                    Ok(Reclaimed::Over) => {}
+                    Err(error) => warn!(%error, "what is here could not be put on record"),
+                }
+            }
+            None if frozen.take().is_some() => {
+                info!("the pool's store is confirmed");
+                thawed.notify_one();
+                let (domains, volumes) = (domains.mirrors.domains.keys(), domains.mirrors.volumes.keys());
+                domains.into_iter().for_each(|key| queue.add(Task::Domain(key)));
+                volumes.into_iter().for_each(|key| queue.add(Task::Volume(key)));
+            }
+            None => {}
+        }
+        tokio::select! {
+            biased;
+            () = fence.turned() => {}
+            () = sleep(RECORD_LOOK) => {}
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     agent::{self, Dependencies},
     config::{AgentConfig, HypervisorConfig},
-    fence::{NoWatchdog, Watchdog},
+    fence::Watchdog,
     hypervisor::{
         Hypervisor,
         simulated::{SimulatedHost, SimulatedHypervisor},
@@ -188,8 +188,7 @@ async fn dependencies(config: &AgentConfig, host: &HostName) -> Result<Dependenc
             network = Arc::new(SimulatedNetwork::new(config.uplinks.keys().cloned()));
         }
         HypervisorConfig::Xen => {
-            watchdog = Arc::new(NoWatchdog);
-            hypervisor = xen(config)?;
+            (hypervisor, watchdog) = xen(config)?;
             storage = Arc::new(Locations::new(config.locations.clone(), &locks)?);
             network = Arc::new(BridgeNetwork::new(config.uplinks.clone())?);
         }
@@ -201,7 +200,7 @@ async fn dependencies(config: &AgentConfig, host: &HostName) -> Result<Dependenc
         request_timeout: RENEWAL_LIMIT,
         ..config.pool_store.etcd()
     };
-    let liveness = Arc::new(EtcdStore::new(renewals));
+    let liveness = Arc::new(ownership.beside(renewals));
     let migrations: Arc<dyn MigrationNetwork> = match &config.migration {
         Some(migration) => Arc::new(TlsNetwork::listen(migration.clone()).await?),
         None => Arc::new(NoMigrations),
@@ -221,13 +220,15 @@ async fn dependencies(config: &AgentConfig, host: &HostName) -> Result<Dependenc
 }
 
 #[cfg(feature = "xen")]
-fn xen(config: &AgentConfig) -> Result<Arc<dyn Hypervisor>> {
-    let xen = crate::hypervisor::xen::XenHypervisor::connect(&config.state_directory, config.boot_files())?;
-    Ok(Arc::new(xen))
+fn xen(config: &AgentConfig) -> Result<(Arc<dyn Hypervisor>, Arc<dyn Watchdog>)> {
+    use crate::hypervisor::xen::{XenHypervisor, watchdog::XenWatchdog};
+    let hypervisor = XenHypervisor::connect(&config.state_directory, config.boot_files())?;
+    let watchdog = XenWatchdog::start()?;
+    Ok((Arc::new(hypervisor), Arc::new(watchdog)))
 }
 
 #[cfg(not(feature = "xen"))]
-fn xen(_: &AgentConfig) -> Result<Arc<dyn Hypervisor>> {
+fn xen(_: &AgentConfig) -> Result<(Arc<dyn Hypervisor>, Arc<dyn Watchdog>)> {
     bail!(
         "This agent was built without the feature `xen`; build it with it, or set `hypervisor.type: Simulated`"
     )

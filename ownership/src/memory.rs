@@ -13,16 +13,16 @@ pub use self::model::Backup;
 use self::model::{Fault, Faults, Lease, SHORTEST_LEASE, State, take};
 use crate::disk::{self, DiskUid};
 use crate::drive::{self, Backend, HostRecords, Leases, RequestError};
-use crate::liveness::{self, Fence, FenceRecord, Join, Liveness, Roll};
+use crate::liveness::{self, Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Trust, Voter};
 use crate::names::{HostBoot, LeaseId, Owner, Token, VmUid};
 use crate::protocol::{
-    AbortVerb, CommitVerb, DiscardVerb, GuardVerb, Outcome, ReleaseVerb, ResumeVerb, RunVerb, SaveVerb,
-    StartVerb, StealVerb, Transaction, Write,
+    AbortVerb, CommitVerb, DiscardVerb, GuardVerb, Outcome, ReclaimVerb, ReleaseVerb, ResumeVerb, RunVerb,
+    SaveVerb, StartVerb, StealVerb, Transaction, Write,
 };
 use crate::record::{Entry, Key};
 use crate::store::{
-    Abort, ClaimDisk, Commit, Discard, Guard, OwnershipStore, Release, Resume, RetireDisk, Run, Save, Start,
-    Steal, StoreError,
+    Abort, ClaimDisk, Commit, Discard, Guard, OwnershipStore, Reclaim, Release, Resume, RetireDisk, Run,
+    Save, Start, Steal, StoreError,
 };
 
 /// An ownership store in memory. It executes the transactions that [`EtcdStore`](crate::EtcdStore) sends to etcd, and
@@ -37,7 +37,14 @@ use crate::store::{
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
     state: Arc<Mutex<State>>,
-    connection: Arc<Mutex<Cut>>,
+    connection: Arc<Mutex<Connection>>,
+}
+
+/// What a client has of its own.
+#[derive(Debug, Default)]
+struct Connection {
+    cut: Cut,
+    trust: Trust,
 }
 
 /// What does not get through between a client and the store.
@@ -67,7 +74,7 @@ impl MemoryStore {
 
     /// Cuts the connection of this client and its clones, or mends it.
     pub fn set_cut(&self, cut: Cut) {
-        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = cut;
+        self.connection().cut = cut;
     }
 
     /// Begins or ends an outage: during it no request is executed, none is answered, and no lease ends. A new leader ends it.
@@ -82,6 +89,23 @@ impl MemoryStore {
     /// Another leader is elected at once: every lease begins anew.
     pub fn elect_leader(&self) {
         self.lock().promote();
+    }
+
+    /// From now on there is no room, or there is again: leases are renewed and reads answered, and nothing is written and no lease
+    /// granted, as with etcd's alarm `NOSPACE`.
+    pub fn set_full(&self, full: bool) {
+        self.lock().faults.full = full;
+    }
+
+    /// Lets the time of leases run this much faster than everybody else's, for leases that are granted or renewed from now on.
+    pub fn set_clock(&self, percent_fast: u32) {
+        self.lock().percent_fast = percent_fast;
+    }
+
+    /// Boots that were fenced while they were live, which nobody can do; for those who judge from outside.
+    #[must_use]
+    pub fn fenced_alive(&self) -> Vec<HostBoot> {
+        self.lock().fenced_alive.clone()
     }
 
     /// What the store holds, as a backup of it.
@@ -145,9 +169,19 @@ impl MemoryStore {
     pub fn disks_on_record(&self) -> Vec<DiskUid> {
         let disk = |key: &Key| match key {
             Key::Disk(disk) => Some(*disk),
-            Key::Owner(_) | Key::Live(_) | Key::Fenced(_) => None,
+            Key::Owner(_) | Key::Live(_) | Key::Fenced(_) | Key::Epoch => None,
         };
         self.lock().entries.keys().filter_map(disk).collect()
+    }
+
+    /// The boots that there are fence records of, whatever fails; for those who judge from outside.
+    #[must_use]
+    pub fn fenced_on_record(&self) -> Vec<HostBoot> {
+        let boot = |key: &Key| match key {
+            Key::Fenced(boot) => Some(boot.clone()),
+            Key::Owner(_) | Key::Disk(_) | Key::Live(_) | Key::Epoch => None,
+        };
+        self.lock().entries.keys().filter_map(boot).collect()
     }
 
     /// Writes `value` as the record of `vm` behind the protocol's back, as a faulty or hostile client could.
@@ -156,6 +190,63 @@ impl MemoryStore {
             compares: Vec::new(),
             writes: vec![Write::Put { key: Key::Owner(vm), value: value.to_vec() }],
         });
+    }
+
+    /// Makes these the members of the store that have a vote.
+    pub fn set_voters(&self, voters: Vec<Voter>) {
+        self.lock().voters = voters;
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the store stands for this client.
+    fn look(&self, state: &State) -> Standing {
+        let entry = state.entries.get(&Key::Epoch);
+        let mut connection = self.connection();
+        let floor = connection.trust.revision();
+        connection.trust.look((state.cluster, state.revision), entry, floor, Instant::now())
+    }
+
+    /// Refuses to tell or do anything decisive in a store that was restored and not confirmed.
+    fn admit(&self, state: &State, mut keys: impl Iterator<Item = Key>) -> Result<(), RequestError> {
+        let decisive = keys.any(|key| key.is_decisive());
+        if decisive && !self.look(state).is_current() {
+            return Err(RequestError::Final(StoreError::Frozen));
+        }
+        Ok(())
+    }
+
+    async fn transact(
+        &self,
+        transaction: &Transaction,
+        admit: impl FnOnce(&State) -> Result<(), RequestError>,
+    ) -> Result<Outcome, RequestError> {
+        let fault = |fault: Fault| RequestError::NoAnswer(fault.into());
+        self.request(|state| {
+            admit(state)?;
+            if take(&mut state.faults.lost_requests) {
+                return Err(fault(Fault::RequestLost));
+            }
+            if take(&mut state.faults.delayed_requests) {
+                state.under_way.push(transaction.clone());
+                return Err(fault(Fault::RequestDelayed));
+            }
+            state.has_room()?;
+            if state.names_no_lease(transaction) {
+                let source = "requested lease not found".into();
+                return Err(RequestError::Final(StoreError::Rejected { source }));
+            }
+            let outcome = state.execute(transaction);
+            let answer_lost = take(&mut state.faults.lost_answers);
+            if std::mem::take(&mut state.faults.outage_after_write) {
+                state.faults.outage = true;
+                return Err(fault(Fault::Outage));
+            }
+            if answer_lost { Err(fault(Fault::AnswerLost)) } else { Ok(outcome) }
+        })
+        .await?
     }
 
     /// The state, without what hung on leases that have ended by now.
@@ -169,7 +260,7 @@ impl MemoryStore {
     /// Executes a request, unless a fault keeps it from that, or its answer from coming back.
     async fn request<T>(&self, execute: impl FnOnce(&mut State) -> T) -> Result<T, RequestError> {
         tokio::task::yield_now().await;
-        let cut = *self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let cut = self.connection().cut;
         let mut state = self.lock();
         let fault = |fault: Fault| RequestError::NoAnswer(fault.into());
         state.reachable().map_err(fault)?;
@@ -187,55 +278,56 @@ impl Backend for MemoryStore {
     }
 
     async fn read(&self, key: Key) -> Result<Option<Entry>, RequestError> {
-        self.request(|state| state.entries.get(&key).cloned()).await
+        self.request(|state| {
+            self.admit(state, std::iter::once(key.clone()))?;
+            Ok(state.entries.get(&key).cloned())
+        })
+        .await?
     }
 
     async fn execute(&self, transaction: &Transaction) -> Result<Outcome, RequestError> {
-        let fault = |fault: Fault| RequestError::NoAnswer(fault.into());
-        self.request(|state| {
-            if take(&mut state.faults.lost_requests) {
-                return Err(fault(Fault::RequestLost));
-            }
-            if take(&mut state.faults.delayed_requests) {
-                state.under_way.push(transaction.clone());
-                return Err(fault(Fault::RequestDelayed));
-            }
-            if state.names_no_lease(transaction) {
-                let source = "requested lease not found".into();
-                return Err(RequestError::Final(StoreError::Rejected { source }));
-            }
-            let outcome = state.execute(transaction);
-            let answer_lost = take(&mut state.faults.lost_answers);
-            if std::mem::take(&mut state.faults.outage_after_write) {
-                state.faults.outage = true;
-                return Err(fault(Fault::Outage));
-            }
-            if answer_lost { Err(fault(Fault::AnswerLost)) } else { Ok(outcome) }
-        })
-        .await?
+        self.transact(transaction, |state| self.admit(state, transaction.writes.iter().map(Write::key))).await
+    }
+}
+
+/// The store whether it is confirmed or not, for what is there to put it in order.
+struct Unconfirmed<'a>(&'a MemoryStore);
+
+impl Backend for Unconfirmed<'_> {
+    fn read_attempts(&self) -> u32 {
+        self.0.read_attempts()
+    }
+
+    async fn read(&self, key: Key) -> Result<Option<Entry>, RequestError> {
+        self.0.request(|state| state.entries.get(&key).cloned()).await
+    }
+
+    async fn execute(&self, transaction: &Transaction) -> Result<Outcome, RequestError> {
+        self.0.transact(transaction, |_| Ok(())).await
     }
 }
 
 impl Leases for MemoryStore {
     async fn grant(&self, seconds: i64) -> Result<(LeaseId, i64), RequestError> {
         self.request(|state| {
+            state.has_room()?;
             let seconds = seconds.max(SHORTEST_LEASE);
             let ttl = Duration::from_secs(seconds.unsigned_abs());
             state.last_lease += 1;
             let lease = LeaseId(state.last_lease);
-            state.leases.insert(lease, Lease { ttl, ends: Instant::now() + ttl });
-            (lease, seconds)
+            let ends = Instant::now() + state.lasts(ttl);
+            state.leases.insert(lease, Lease { ttl, ends });
+            Ok((lease, seconds))
         })
-        .await
+        .await?
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<bool, RequestError> {
-        self.request(|state| match state.leases.get_mut(&lease) {
-            Some(lease) => {
-                lease.ends = Instant::now() + lease.ttl;
-                true
-            }
-            None => false,
+        self.request(|state| {
+            let Some(ttl) = state.leases.get(&lease).map(|lease| lease.ttl) else { return false };
+            let ends = Instant::now() + state.lasts(ttl);
+            state.leases.insert(lease, Lease { ttl, ends });
+            true
         })
         .await
     }
@@ -248,7 +340,7 @@ impl Leases for MemoryStore {
         self.request(|state| {
             let entries = state.entries.iter().filter(|(key, _)| match key {
                 Key::Live(_) | Key::Fenced(_) => true,
-                Key::Owner(_) | Key::Disk(_) => false,
+                Key::Owner(_) | Key::Disk(_) | Key::Epoch => false,
             });
             let entries = entries.map(|(key, entry)| (key.clone(), entry.clone())).collect();
             HostRecords { cluster: state.cluster, revision: state.revision, entries }
@@ -286,6 +378,18 @@ impl Liveness for MemoryStore {
     async fn shortest_lease(&self) -> Result<Duration, StoreError> {
         liveness::shortest_lease(self).await
     }
+
+    async fn standing(&self) -> Result<Standing, StoreError> {
+        drive::retry(1, || self.request(|state| self.look(state))).await
+    }
+
+    async fn begin_epoch(&self, epoch: Epoch, seen: &Standing) -> Result<bool, StoreError> {
+        liveness::begin_epoch(self, epoch, seen).await
+    }
+
+    async fn voters(&self) -> Result<Vec<Voter>, StoreError> {
+        drive::retry(1, || self.request(|state| state.voters.clone())).await
+    }
 }
 
 #[async_trait]
@@ -299,7 +403,7 @@ impl OwnershipStore for MemoryStore {
         let list = |state: &mut State| {
             drive::readable_owners(state.entries.iter().filter_map(|(key, entry)| match key {
                 Key::Owner(vm) => Some((*vm, entry)),
-                Key::Disk(_) | Key::Live(_) | Key::Fenced(_) => None,
+                Key::Disk(_) | Key::Live(_) | Key::Fenced(_) | Key::Epoch => None,
             }))
         };
         drive::retry(1, || self.request(list)).await
@@ -361,6 +465,17 @@ impl OwnershipStore for MemoryStore {
         to: &HostBoot,
     ) -> Result<Steal, StoreError> {
         drive::run(self, &StealVerb { vm, from, token, to }).await
+    }
+
+    async fn reclaim(
+        &self,
+        vm: VmUid,
+        me: &HostBoot,
+        runs: bool,
+        guarded: bool,
+        seen: &Standing,
+    ) -> Result<Reclaim, StoreError> {
+        drive::run(&Unconfirmed(self), &ReclaimVerb { vm, me, runs, guarded, seen }).await
     }
 
     async fn claim_disk(&self, disk: DiskUid, vm: VmUid, token: Token) -> Result<ClaimDisk, StoreError> {

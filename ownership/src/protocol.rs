@@ -39,11 +39,21 @@
 //!          anything else                   → refused
 //! ```
 //!
+//! In a store that was restored from a backup and is not confirmed, nothing of this is done, and only this is:
+//!
+//! ```text
+//! RECLAIM  absent                          → put me, if the epoch is unchanged too
+//!          mine                            → put me as it is now, if that differs
+//!          another host's, it runs here    → put me, if unchanged
+//!          another host's                  → refused
+//! ```
+//!
 //! Whatever else writes a record leaves it unguarded: what one host promised binds no other.
 
 mod abort;
 mod commit;
 mod guard;
+mod reclaim;
 mod release;
 #[cfg(test)]
 mod samples;
@@ -56,6 +66,7 @@ use std::collections::BTreeMap;
 pub use self::abort::AbortVerb;
 pub use self::commit::CommitVerb;
 pub use self::guard::GuardVerb;
+pub use self::reclaim::ReclaimVerb;
 pub use self::release::ReleaseVerb;
 pub use self::saved::{DiscardVerb, ResumeVerb, RunVerb, SaveVerb};
 pub use self::start::StartVerb;
@@ -110,6 +121,16 @@ pub enum Write {
     },
     /// The key is to be gone.
     Delete(Key),
+}
+
+impl Write {
+    /// The key that is changed.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Put { key, .. } | Self::PutLeased { key, .. } | Self::Delete(key) => key.clone(),
+        }
+    }
 }
 
 /// Writes that take effect together, at one revision, if all conditions hold, and otherwise not at all.

@@ -13,6 +13,9 @@ pub(crate) const OWNERS: &str = "/kubexen/owners/";
 /// The folder of what is known of hosts.
 pub(crate) const HOSTS: &str = "/kubexen/hosts/";
 
+/// The record of the epoch.
+pub(crate) const EPOCH: &str = "/kubexen/epoch";
+
 /// A key of the pool etcd.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
@@ -24,9 +27,19 @@ pub enum Key {
     Live(HostBoot),
     /// `/kubexen/hosts/<host>/fenced/<boot-id>`: this boot is dead, and can never come back to life. Persistent.
     Fenced(HostBoot),
+    /// `/kubexen/epoch`: in which cluster the records count. Persistent.
+    Epoch,
 }
 
 impl Key {
+    /// Whether the key tells who may run or have what, or who is dead: what nobody may go by in a store that was restored.
+    pub(crate) fn is_decisive(&self) -> bool {
+        match self {
+            Self::Owner(_) | Self::Disk(_) | Self::Fenced(_) => true,
+            Self::Live(_) | Self::Epoch => false,
+        }
+    }
+
     /// What the record is about, for people.
     #[must_use]
     pub fn subject(&self) -> String {
@@ -34,6 +47,7 @@ impl Key {
             Self::Owner(vm) => format!("virtual machine {vm}"),
             Self::Disk(disk) => format!("disk {disk}"),
             Self::Live(boot) | Self::Fenced(boot) => format!("host {boot}"),
+            Self::Epoch => "the pool's store".to_owned(),
         }
     }
 }
@@ -45,6 +59,7 @@ impl fmt::Display for Key {
             Self::Disk(disk) => write!(f, "/kubexen/disks/{disk}"),
             Self::Live(HostBoot { host, boot_id }) => write!(f, "{HOSTS}{host}/live/{boot_id}"),
             Self::Fenced(HostBoot { host, boot_id }) => write!(f, "{HOSTS}{host}/fenced/{boot_id}"),
+            Self::Epoch => write!(f, "{EPOCH}"),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::fmt;
 use async_trait::async_trait;
 
 use crate::disk::DiskUid;
+use crate::liveness::Standing;
 use crate::names::{HostBoot, Owner, Token, VmUid};
 use crate::record::Key;
 
@@ -113,6 +114,17 @@ pub enum Steal {
     NobodyThere,
 }
 
+/// The answer to [`OwnershipStore::reclaim`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reclaim {
+    /// The record names the host, under this token.
+    Reclaimed(Token),
+    /// The record names another host, which may be right.
+    Refused(Owner),
+    /// The store is not as it was seen any more; nothing changed.
+    Over,
+}
+
 /// The answer to [`OwnershipStore::claim_disk`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimDisk {
@@ -148,7 +160,7 @@ pub trait OwnershipStore: Send + Sync + fmt::Debug {
     /// [`StoreError::Corrupt`] when there is a record that cannot be read. Else as every method: [`StoreError`].
     async fn owner(&self, vm: VmUid) -> Result<Option<Owner>, StoreError>;
 
-    /// All owners, as of one moment.
+    /// All owners, as of one moment, in a store that was restored and is not confirmed too: then they may be old.
     ///
     /// A record that cannot be read is left out and logged, so that it harms no other virtual machine. To learn that
     /// a virtual machine has no owner, ask [`OwnershipStore::owner`].
@@ -283,6 +295,20 @@ pub trait OwnershipStore: Send + Sync + fmt::Debug {
     /// [`StoreError::Unknown`] when `vm` may or may not have the disk now. Else [`StoreError`].
     async fn claim_disk(&self, disk: DiskUid, vm: VmUid, token: Token) -> Result<ClaimDisk, StoreError>;
 
+    /// Puts on record that `me` has a domain of `vm`, in a store that was restored and stands as it was `seen`. With `runs` its
+    /// guest may run there at this moment; then no other host's record is right. Has no effect once the store is confirmed.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when it may or may not be on record now. Else [`StoreError`].
+    async fn reclaim(
+        &self,
+        vm: VmUid,
+        me: &HostBoot,
+        runs: bool,
+        guarded: bool,
+        seen: &Standing,
+    ) -> Result<Reclaim, StoreError>;
+
     /// Ends the claim of `vm` to a shared disk, while `vm` runs on without it. Does nothing if `vm` does not have it.
     ///
     /// To be called only after the disk is detached.
@@ -353,6 +379,10 @@ pub enum StoreError {
         #[source]
         source: Cause,
     },
+    /// The store was restored from a backup, and no operator has confirmed it: its records may be old. A write that was sent
+    /// just then may have taken effect in it.
+    #[error("the ownership store was restored from a backup that no operator has confirmed")]
+    Frozen,
     /// The connection cannot be made as configured: an endpoint that is no URL, or a certificate that cannot be read.
     #[error("the connection to the ownership store is not configured correctly")]
     Configuration {
@@ -372,6 +402,7 @@ impl StoreError {
             Self::Corrupt { .. } => "corrupt",
             Self::Contended { .. } => "contended",
             Self::Rejected { .. } => "rejected",
+            Self::Frozen => "frozen",
             Self::Configuration { .. } => "configuration",
         }
     }

@@ -45,6 +45,6 @@ async fn run(verb: Verb) -> Result<ExitCode> {
         Verb::ControlPlane(command) => command.run().await.map(|()| ExitCode::SUCCESS),
         Verb::Demo(command) => command.run().await,
         Verb::Lab(command) => command.run().await,
-        Verb::Simulate(command) => Ok(command.run()),
+        Verb::Simulate(command) => tokio::task::spawn_blocking(move || command.run()).await?,
     }
 }

@@ -1,17 +1,46 @@
 //! The suite of whole pools under virtual time: what the pool promises holds whatever fails, seed by seed.
 
-use kubexen_testbed::simulation::{first_difference, simulate, simulate_all};
+use kubexen_testbed::simulation::{
+    Schedule, first_difference, replay, scenario::story, simulate, simulate_all,
+};
+use std::{fs, path::Path};
 
 #[test]
-fn every_promise_is_kept_under_fifty_schedules_of_faults() {
+fn every_promise_is_kept_under_a_thousand_schedules_of_faults() {
     let mut complaints = Vec::new();
-    simulate_all(0..50, |outcome| complaints.extend(outcome.complaint()));
+    simulate_all(0..1_000, |outcome| complaints.extend(outcome.complaint()));
     assert!(
         complaints.is_empty(),
         "{} schedules broke promises:\n{}",
         complaints.len(),
         complaints.join("\n\n")
     );
+}
+
+/// Each story is kept beside its scenario, to be read: `INSTA_UPDATE=always cargo test --workspace --test simulation` writes
+/// them anew.
+#[test]
+fn every_scenario_keeps_its_promises_and_goes_as_its_story_tells() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let mut paths: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "scenario"));
+    paths.sort();
+    assert!(paths.len() >= 40, "{} scenarios", paths.len());
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path(folder.join("stories"));
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    let mut broken = Vec::new();
+    for path in paths {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let text = fs::read_to_string(&path).unwrap();
+        let schedule: Schedule = text.parse().unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        assert!(schedule.expectations() > 0 || name == "late-request", "{name} expects nothing");
+        let outcome = replay(&schedule);
+        broken.extend(outcome.violations.iter().map(|how| format!("{name}: {how}")));
+        settings.bind(|| insta::assert_snapshot!(name, story(&outcome)));
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
 #[test]

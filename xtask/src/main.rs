@@ -42,6 +42,9 @@ enum Verb {
     /// Measure storms of virtual machines and single domain starts
     #[command(disable_help_flag = true)]
     Bench(testbed::Arguments),
+    /// Run whole pools under virtual time, with faults by seed or from a scenario
+    #[command(disable_help_flag = true)]
+    Simulate(testbed::Arguments),
     /// Start a real Kubernetes control plane on this machine and keep it up until Ctrl-C
     #[command(disable_help_flag = true)]
     ControlPlane(testbed::Arguments),
@@ -68,6 +71,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Demo(arguments) => testbed::run(testbed::Part::Demo, &arguments),
         Verb::Lab(arguments) => testbed::run(testbed::Part::Lab, &arguments),
         Verb::Bench(arguments) => testbed::run(testbed::Part::Bench, &arguments),
+        Verb::Simulate(arguments) => testbed::run(testbed::Part::Simulate, &arguments),
         Verb::ControlPlane(arguments) => testbed::run(testbed::Part::ControlPlane, &arguments),
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`, `lab`, `bench` and `control-plane`: build what they need, then become `kubexen-testbed`.
+//! `cargo xtask demo`, `lab`, `bench`, `simulate` and `control-plane`: build what they need, then become `kubexen-testbed`.
 
 use std::ffi::OsString;
 use std::process::Command;
@@ -26,6 +26,8 @@ pub enum Part {
     Lab,
     /// The benchmarks.
     Bench,
+    /// Whole pools under virtual time.
+    Simulate,
     /// A control plane for people who develop.
     ControlPlane,
 }
@@ -46,6 +48,7 @@ impl Part {
             Self::Demo => "demo",
             Self::Lab => "lab",
             Self::Bench => "bench",
+            Self::Simulate => "simulate",
             Self::ControlPlane => "control-plane",
         }
     }
@@ -57,7 +60,7 @@ impl Part {
         }
         match self {
             Self::Demo => Needs { tools: true, xen_agent: has("--xen"), profile: Profile::Dev },
-            Self::Lab => Needs { tools: false, xen_agent: false, profile: Profile::Dev },
+            Self::Lab | Self::Simulate => Needs { tools: false, xen_agent: false, profile: Profile::Dev },
             Self::Bench => {
                 Needs { tools: true, xen_agent: has("domain") || has("migrate"), profile: Profile::Release }
             }

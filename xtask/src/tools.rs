@@ -11,7 +11,7 @@ use clap::Args;
 
 use crate::repository::{self, output, root};
 
-/// Build etcd, etcdctl, kube-apiserver, kube-controller-manager, kubectl and helm into target/tools
+/// Build etcd, etcdctl, etcdutl, kube-apiserver, kube-controller-manager, kubectl and helm into target/tools
 ///
 /// What is up to date is skipped. From cold it takes about eight minutes on two cores. Where KUBEBUILDER_ASSETS names a folder
 /// (the one that setup-envtest fills), etcd, kube-apiserver and kubectl are linked from there instead of being built.
@@ -30,9 +30,10 @@ struct Tool {
     in_envtest: bool,
 }
 
-const TOOLS: [Tool; 6] = [
+const TOOLS: [Tool; 7] = [
     Tool { name: "etcd", package: "go.etcd.io/etcd/server/v3", in_envtest: true },
     Tool { name: "etcdctl", package: "go.etcd.io/etcd/etcdctl/v3", in_envtest: false },
+    Tool { name: "etcdutl", package: "go.etcd.io/etcd/etcdutl/v3", in_envtest: false },
     Tool { name: "kube-apiserver", package: "k8s.io/kubernetes/cmd/kube-apiserver", in_envtest: true },
     Tool {
         name: "kube-controller-manager",
@@ -149,7 +150,7 @@ fn linker_flags(module: &str) -> Result<String> {
 /// Makes sure that there is a Go that is new enough, or says what to do.
 fn check_go() -> Result<()> {
     const INSTALL: &str = "install it from https://go.dev/dl, or set KUBEBUILDER_ASSETS to a folder with etcd, \
-                           kube-apiserver and kubectl (helm, etcdctl and kube-controller-manager need Go all the same)";
+                           kube-apiserver and kubectl (helm, etcdctl, etcdutl and kube-controller-manager need Go all the same)";
     let module = std::fs::read_to_string(root().join("tools/go.mod"))?;
     let needed = required_version(&module, "go")?;
     if !repository::installed("go") {

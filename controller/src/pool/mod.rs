@@ -48,6 +48,21 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
     let mut wanted: Vec<Wanted> =
         [decide(hosts.len(), ready)].into_iter().chain(failures::condition(&standing)).collect();
     let mut availability = failures::status(before.availability.clone(), &standing);
+    if let Some((epoch, freeze)) = recovery::epoch_words(context)
+        && (epoch.is_some() || freeze.is_some() || availability.is_some())
+    {
+        let availability = availability.get_or_insert_default();
+        // While nothing counts, what counted last is remembered.
+        availability.epoch = epoch.or(availability.epoch.take());
+        availability.freeze = freeze;
+    }
+    let redundant = recovery::redundant_words(context);
+    let redundant_kept = if redundant.is_none() {
+        condition::find(&before.conditions, "StoreRedundant").cloned()
+    } else {
+        None
+    };
+    wanted.extend(redundant);
     let kept = match recovery::pool_words(context) {
         Some((silent, recovering)) => {
             if !silent.is_empty() || availability.is_some() {
@@ -60,6 +75,7 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
     };
     let mut conditions = condition::set(&before.conditions, wanted, generation, context.clock.now());
     conditions.extend(kept);
+    conditions.extend(redundant_kept);
     conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
     let after = PoolStatus {
         observed_generation: generation,

@@ -25,6 +25,10 @@ pub(crate) struct Board {
     pub(crate) roll: Roll,
     /// All owners, as of then or a little before.
     pub(crate) owners: BTreeMap<VmUid, Owner>,
+    /// The epoch in which the store's records count, if they do.
+    pub(crate) epoch: Option<String>,
+    /// Whether the store outlives the death of any one host, and else why not; none before its members were read.
+    pub(crate) redundant: Option<Result<(), String>>,
     /// Why nothing is to be done, if nothing is.
     pub(crate) halt: Option<Halt>,
     /// Why no end of a lease is taken for a death, if it is not.

@@ -12,7 +12,7 @@ use kubexen_ownership::{
 };
 use kubexen_runtime::Key;
 
-use super::loss::Hold;
+use super::{epoch::Freeze, loss::Hold};
 
 /// What the Pool says of hosts that die.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,8 +30,8 @@ pub(crate) struct Policy {
 pub(crate) enum Halt {
     /// The Pool is disarmed.
     Disarmed,
-    /// The pool's store is another since this epoch, which nobody has confirmed.
-    Frozen(String),
+    /// The pool's store was restored from a backup, which nobody has confirmed.
+    Frozen(Freeze),
 }
 
 impl Halt {
@@ -45,12 +45,9 @@ impl Halt {
 }
 
 impl Policy {
-    /// What a Pool says; without one, its defaults.
-    pub(crate) fn of(pool: Option<&Pool>) -> Self {
+    /// What a Pool says; without one, its defaults. `freeze` tells whether its store waits for an operator.
+    pub(crate) fn of(pool: Option<&Pool>, freeze: Option<Freeze>) -> Self {
         let spec = pool.map(|pool| pool.spec.availability.clone()).unwrap_or_default();
-        let status = pool.and_then(|pool| pool.status.as_ref()?.availability.as_ref());
-        let freeze = status.and_then(|status| status.freeze.clone());
-        let frozen = freeze.filter(|epoch| spec.confirmed_epoch.as_ref() != Some(epoch)).map(Halt::Frozen);
         let grace = match spec.profile {
             Profile::Default => Timing::DEFAULT.grace,
             Profile::Fast => Timing::FAST.grace,
@@ -58,7 +55,7 @@ impl Policy {
         Self {
             grace,
             share: u32::try_from(spec.max_silent_percent).unwrap_or(0),
-            halt: frozen.or(spec.disarmed.then_some(Halt::Disarmed)),
+            halt: freeze.map(Halt::Frozen).or(spec.disarmed.then_some(Halt::Disarmed)),
         }
     }
 }

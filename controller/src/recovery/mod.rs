@@ -26,16 +26,20 @@
 //! - Of a boot whose lease merely ended, only what it guarded is stolen.
 //! - What this process knows of a boot's silence is thrown away when it could not read the store for a while, and when a term
 //!   begins.
+//! - A store that was restored from a backup decides nothing, by what it says of itself, until an operator has confirmed it and
+//!   all hosts have put on record what they run ([`epoch`]).
 //! - Without a pool store nothing happens here, and the Pool says so.
 //!
 //! # What it writes
-//! Fence records in the pool's store; events. The objects are written by their own looks.
+//! Fence records and the epoch in the pool's store; events. The objects are written by their own looks.
 
 mod board;
 mod decide;
+mod epoch;
 mod loss;
 mod say;
 mod turns;
+mod votes;
 mod watch;
 
 #[cfg(test)]
@@ -50,7 +54,9 @@ use kubexen_ownership::{OwnershipStore, liveness::Liveness};
 
 pub(crate) use board::{Board, Given};
 pub(crate) use loss::{Hold, Loss, LossKind};
-pub(crate) use say::{availability_of_host, note, pool_words, recovery_of_host};
+pub(crate) use say::{
+    availability_of_host, epoch_words, note, pool_words, recovery_of_host, redundant_words, refusal,
+};
 pub(crate) use watch::run;
 
 /// The pool's store, as the controller uses it.

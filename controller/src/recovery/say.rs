@@ -14,6 +14,8 @@ use kubexen_runtime::Key;
 use super::{
     board::{Board, Given},
     decide::Halt,
+    epoch::Freeze,
+    votes,
     watch::Follower,
 };
 use crate::context::Context;
@@ -22,6 +24,8 @@ use crate::context::Context;
 const UNREACHABLE: Duration = Duration::from_secs(10);
 /// The schema's bound for a list of hosts.
 const MOST_HOSTS: usize = 64;
+/// The schema's bound for a reason.
+const MOST_WORDS: usize = 512;
 
 /// A label for a proof.
 pub(crate) fn proof_label(proof: Proof) -> &'static str {
@@ -101,7 +105,8 @@ pub(crate) fn availability_of_host(context: &Context) -> Option<HostAvailability
     context.recovery.store()?;
     let pool = context.view.pools.list().into_iter().next();
     let spec = pool.map(|pool| pool.spec.availability.clone()).unwrap_or_default();
-    Some(HostAvailability { profile: spec.profile, disarmed: spec.disarmed })
+    let refused = refusal(context).map(|why| why.chars().take(MOST_WORDS).collect());
+    Some(HostAvailability { profile: spec.profile, disarmed: spec.disarmed, refused })
 }
 
 /// The silent hosts, and the condition Recovering; none as long as nothing is known in this term.
@@ -120,14 +125,7 @@ pub(crate) fn pool_words(context: &Context) -> Option<(Vec<String>, Wanted)> {
     }
     let silent: Vec<String> = board.silent.iter().take(MOST_HOSTS).cloned().collect();
     let condition = match (&board.halt, &board.brake) {
-        (Some(Halt::Frozen(epoch)), _) => said(
-            State::False,
-            "Frozen",
-            format!(
-                "the pool's store was restored from a backup: nothing is started elsewhere before `{epoch}` stands in \
-                 `spec.availability.confirmedEpoch`"
-            ),
-        ),
+        (Some(Halt::Frozen(freeze)), _) => said(State::False, "Frozen", frozen(freeze)),
         (Some(Halt::Disarmed), _) => {
             let message = "nothing is done about hosts that die, as `spec.availability.disarmed` asks for";
             said(State::False, "Disarmed", message.to_owned())
@@ -156,6 +154,45 @@ pub(crate) fn pool_words(context: &Context) -> Option<(Vec<String>, Wanted)> {
         }
     };
     Some((silent, condition))
+}
+
+/// Why no guest can be protected in this pool, if none can.
+pub(crate) fn refusal(context: &Context) -> Option<String> {
+    context.recovery.board().redundant.clone()?.err()
+}
+
+/// The condition StoreRedundant; none as long as the members of the store are not known in this term.
+pub(crate) fn redundant_words(context: &Context) -> Option<Wanted> {
+    context.recovery.board().redundant.as_ref().map(votes::condition)
+}
+
+/// What is to be done about a store that was restored from a backup.
+fn frozen(Freeze { epoch, waiting }: &Freeze) -> String {
+    let what = "the pool's store was restored from a backup, or is not the one that it was: nothing is started, stopped or given \
+                to another host";
+    let confirm = format!(
+        "set `spec.availability.confirmedEpoch` to `{epoch}` if the pool is to go on with this store"
+    );
+    match waiting.as_slice() {
+        [] => format!("{what}; all hosts have put on record in it what they run: {confirm}"),
+        hosts => format!(
+            "{what}; not all hosts have put on record in it what they run: wait for {} or start their agents, and where a host is \
+             off name its boot in `spec.fencing.confirmedDead` of its Host; {confirm}",
+            hosts.join(", ")
+        ),
+    }
+}
+
+/// The epoch in which the records of the pool's store count, and the one that waits for an operator; none as long as nothing is
+/// known in this term.
+pub(crate) fn epoch_words(context: &Context) -> Option<(Option<String>, Option<String>)> {
+    let board = context.recovery.board();
+    board.read?;
+    let freeze = match &board.halt {
+        Some(Halt::Frozen(freeze)) => Some(freeze.epoch.clone()),
+        Some(Halt::Disarmed) | None => None,
+    };
+    Some((board.epoch.clone(), freeze))
 }
 
 /// Puts into a machine's new status how it came back; says what phases ended with that, as name, beginning and end.

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::{
     board::{Board, Given},
     decide::{self, Halt, Observed, Obstacle, Policy, Words, decide},
+    epoch::Freeze,
     loss::{Hold, Loss, LossKind, Seen, loss},
     say::note,
 };
@@ -88,7 +89,7 @@ fn a_storm_holds_what_only_an_ended_lease_proves_and_a_disarmed_pool_holds_every
     assert_eq!(kind(Proof::LeaseEnded, None), LossKind::Held(Hold::StormBrake));
     assert_eq!(kind(Proof::Confirmed, None), LossKind::Owned(Token(7)));
     assert_eq!(kind(Proof::Confirmed, Some(&Halt::Disarmed)), LossKind::Held(Hold::Disarmed));
-    let frozen = Halt::Frozen("2".to_owned());
+    let frozen = Halt::Frozen(freeze());
     assert_eq!(kind(Proof::Confirmed, Some(&frozen)), LossKind::Held(Hold::Frozen));
 }
 
@@ -113,6 +114,10 @@ fn a_host_that_is_back_at_another_boot_takes_its_guests_over_itself() {
     }
     // Its agent does not reach the API server.
     assert!(loss(&seen(&roll, Some(&owner(&boot("a", 1), true)))).is_some());
+}
+
+fn freeze() -> Freeze {
+    Freeze { epoch: "2-7".to_owned(), waiting: Vec::new() }
 }
 
 struct Case {
@@ -166,7 +171,7 @@ fn a_due_boot_is_fenced_unless_that_brings_nothing_back_or_nothing_is_to_be_done
     assert!(fences(&Case { owners, due, ..case() }));
     assert!(!fences(&Case { spared: BTreeSet::from([boot("a", 1)]), ..case() }), "it was just unfenced");
     assert!(!fences(&Case { halt: Some(Halt::Disarmed), ..case() }));
-    assert!(!fences(&Case { halt: Some(Halt::Frozen("2".to_owned())), ..case() }));
+    assert!(!fences(&Case { halt: Some(Halt::Frozen(freeze())), ..case() }));
 }
 
 #[test]
@@ -215,18 +220,14 @@ fn a_boot_is_judged_only_if_it_is_known_to_have_had_a_lease_or_a_proof_needs_non
 #[test]
 fn policy_and_words_are_read_from_the_objects() {
     let mut pool = Pool::new("default", PoolSpec::default());
-    assert_eq!(Policy::of(Some(&pool)), Policy::of(None));
-    let policy = Policy::of(None);
+    assert_eq!(Policy::of(Some(&pool), None), Policy::of(None, None));
+    let policy = Policy::of(None, None);
     assert_eq!((policy.grace, policy.share, policy.halt), (Duration::from_secs(10), 30, None));
     pool.spec.availability =
         PoolAvailability { profile: Profile::Fast, disarmed: true, ..PoolAvailability::default() };
-    let policy = Policy::of(Some(&pool));
+    let policy = Policy::of(Some(&pool), None);
     assert_eq!((policy.grace, policy.halt), (Duration::from_secs(3), Some(Halt::Disarmed)));
-    pool.status =
-        serde_json::from_value(serde_json::json!({"availability": {"freeze": "2"}})).expect("a status");
-    assert_eq!(Policy::of(Some(&pool)).halt, Some(Halt::Frozen("2".to_owned())));
-    pool.spec.availability.confirmed_epoch = Some("2".to_owned());
-    assert_eq!(Policy::of(Some(&pool)).halt, Some(Halt::Disarmed));
+    assert_eq!(Policy::of(Some(&pool), Some(freeze())).halt, Some(Halt::Frozen(freeze())));
 
     let mut host = Host::new("a", HostSpec::default());
     host.spec.fencing.confirmed_dead = Some("boot-1".to_owned());

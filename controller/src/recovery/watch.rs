@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use kubexen_crds::{Host, RestartPriority, VirtualMachine, names::host_namespace, virtual_machine::Phase};
 use kubexen_ownership::{
     BootId, HostBoot, HostName, Owner, StoreError, VmUid,
-    liveness::{Brake, Fence, FenceRecord, Judge, Roll, Verdict},
+    liveness::{Brake, Fence, FenceRecord, Judge, Roll, Verdict, Voter},
 };
 use kubexen_runtime::{Key, events::Severity};
 use tokio::time::{Instant, sleep};
@@ -19,8 +19,9 @@ use super::{
     PoolStore,
     board::{Board, Times},
     decide::{self, Observed, Obstacle, Plan, Policy, Words, boot_of},
-    say,
+    epoch, say,
     turns::{Member, State, Turns},
+    votes,
 };
 use crate::{context::Context, scheduler::Answer, view::uid};
 
@@ -39,7 +40,7 @@ const RECOUNT: Duration = Duration::from_secs(5);
 /// Watches the pool's store, for ever; returns at once where there is none.
 pub(crate) async fn run(context: &Context) {
     let Some(store) = context.recovery.store() else { return };
-    let mut watch = Watch::new(&Policy::of(None));
+    let mut watch = Watch::new(&Policy::of(None, None));
     loop {
         if let Err(error) = watch.look(context, store).await {
             warn!(%error, category = error.category(), "the pool's store cannot be read");
@@ -57,6 +58,8 @@ struct Watch {
     /// When the store was read last.
     read: Option<Instant>,
     owners: Option<(Instant, BTreeMap<VmUid, Owner>)>,
+    /// The members of the store that have a vote, and when they were read.
+    voters: Option<(Instant, Vec<Voter>)>,
     /// The boots that were live or fenced at the last look.
     boots: BTreeSet<HostBoot>,
     /// Boots that were seen live.
@@ -75,6 +78,7 @@ impl Watch {
             judge: Judge::new(policy.grace),
             read: None,
             owners: None,
+            voters: None,
             boots: BTreeSet::new(),
             joined: BTreeSet::new(),
             alarmed: false,
@@ -87,9 +91,19 @@ impl Watch {
     /// One look at the store, and what follows from it.
     async fn look(&mut self, context: &Context, store: &PoolStore) -> Result<(), StoreError> {
         let pool = context.view.pools.list().into_iter().next();
-        let policy = Policy::of(pool.as_deref());
+        let seen = store.liveness.standing().await?;
         let mut roll = store.liveness.roll().await?;
+        let stands = epoch::look(context, store, &seen, &roll).await?;
+        let policy = Policy::of(pool.as_deref(), stands.as_ref().err().cloned());
         let now = Instant::now();
+        match stands {
+            Ok(epoch) => note_epoch(context, epoch),
+            // What was seen of the store that was says nothing of this one.
+            Err(_) => {
+                self.judge = Judge::new(policy.grace);
+                self.owners = None;
+            }
+        }
         if self.read.is_some_and(|read| now.duration_since(read) > BLIND) {
             self.judge = Judge::new(policy.grace);
         }
@@ -97,6 +111,7 @@ impl Watch {
         self.judge.set_grace(policy.grace);
         self.joined.extend(roll.live.keys().cloned());
         let owners = self.owners(context, store, &roll, now).await?;
+        self.count_votes(context, store, now).await;
 
         let hosts = context.view.hosts.list();
         let words = Words::of(hosts.iter().map(|host| &**host));
@@ -127,6 +142,27 @@ impl Watch {
         context.metrics.recovery().silent_hosts(silent.len());
         self.publish(context, roll, policy, verdict.brake, silent.into_iter().collect(), now);
         Ok(())
+    }
+
+    /// Whether the store outlives the death of any one host, as far as it says who its members are.
+    async fn count_votes(&mut self, context: &Context, store: &PoolStore, now: Instant) {
+        if self.voters.as_ref().is_none_or(|(read, _)| now.duration_since(*read) >= OWNERS_EVERY) {
+            match store.liveness.voters().await {
+                Ok(voters) => self.voters = Some((now, voters)),
+                Err(error) => warn!(%error, "the members of the pool's store cannot be read"),
+            }
+        }
+        let Some((_, voters)) = &self.voters else { return };
+        let hosts = context.view.hosts.list();
+        let redundant = Some(votes::refusal(voters, hosts.iter().map(|host| &**host)));
+        let mut board = context.recovery.board();
+        if board.redundant != redundant {
+            board.redundant = redundant;
+            drop(board);
+            context.queues.add_all(&context.queues.pools, context.view.pools.keys());
+            context.queues.add_all(&context.queues.hosts, context.view.hosts.keys());
+            context.queues.add_all(&context.queues.machines, context.view.machines.keys());
+        }
     }
 
     /// The owners, read anew where that may matter.
@@ -277,6 +313,16 @@ impl Watch {
         if pool_changed {
             context.queues.add_all(&context.queues.pools, context.view.pools.keys());
         }
+    }
+}
+
+/// The store's records count in this epoch.
+fn note_epoch(context: &Context, epoch: String) {
+    let mut board = context.recovery.board();
+    if board.epoch.as_ref() != Some(&epoch) {
+        board.epoch = Some(epoch);
+        drop(board);
+        context.queues.add_all(&context.queues.pools, context.view.pools.keys());
     }
 }
 

@@ -196,10 +196,26 @@ async fn make_volumes(
     for disk in resolved.iter().flat_map(|resolved| &resolved.disks).chain(state) {
         match &disk.site {
             Site::New { location, shared, .. } if chosen(&Key::of(&*disk.disk)) => {
-                context.create(&volume(&disk.disk, location, *shared, host)).await?;
+                let volume = volume(&disk.disk, location, *shared, host);
+                context.create(&volume).await?;
+                let live = context.get::<VirtualDisk>(&Key::of(&*disk.disk)).await?;
+                if live.is_none_or(|live| uid(&live) != uid(&*disk.disk)) {
+                    // The disk went while the Volume was on its way, so nobody will ever delete that, and nothing is on it yet.
+                    discard_volume(context, &Key::of(&volume), uid(&*disk.disk)).await?;
+                }
             }
             Site::New { .. } | Site::On(_) | Site::Shared { .. } => {}
         }
+    }
+    Ok(())
+}
+
+/// Deletes the Volume of a disk that is gone.
+async fn discard_volume(context: &Context, volume: &Key, disk: &str) -> Result<(), Error> {
+    if let Some(made) = context.get::<Volume>(volume).await?
+        && made.spec.virtual_disk.uid == disk
+    {
+        context.delete(&made).await?;
     }
     Ok(())
 }

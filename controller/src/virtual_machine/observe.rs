@@ -11,7 +11,7 @@ use crate::{
     context::Context,
     error::Error,
     migration,
-    recovery::Loss,
+    recovery::{self, Loss},
     scheduler::{self, Answer, HostRoom},
     view::{host_of_namespace, uid},
 };
@@ -118,7 +118,7 @@ pub(crate) async fn observe(context: &Context, key: &Key) -> Result<Option<Obser
     };
     Ok(Some(Observed {
         state,
-        protection: protection::observe(&context.view, &machine, &references),
+        protection: protection::observe(&context.view, &machine, &references, recovery::refusal(context)),
         references,
         references_in_part,
         room,

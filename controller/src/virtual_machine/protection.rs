@@ -29,14 +29,19 @@ pub(super) enum Choice {
     None(Rejections),
 }
 
-/// What is to be said of a machine's protection; nothing of one that is not to be protected.
+/// What is to be said of a machine's protection; nothing of one that is not to be protected. `refusal` is why nobody is in this
+/// pool, if nobody is.
 pub(super) fn observe(
     view: &View,
     machine: &VirtualMachine,
     references: &Result<Resolved, Problem>,
+    refusal: Option<String>,
 ) -> Option<Wanted> {
     if !is_protected(machine) {
         return None;
+    }
+    if let Some(why) = refusal {
+        return Some(Wanted::new(PROTECTED, State::False, "StoreNotRedundant", why));
     }
     let choice = |resolved: &Resolved| choice(view, &request_to_start(machine, resolved));
     Some(condition(references, choice))

@@ -11,6 +11,7 @@
 //! that a controller with an old view can do is to make a Domain that its agent does not start.
 
 use super::{
+    cloud_init,
     decide::{Action, Adjustment, Plan, deletion},
     live::{self, Held, Surroundings},
     observe::{Observed, host_of},
@@ -180,8 +181,12 @@ pub(crate) fn suspend(observed: &Observed) -> Plan {
 /// One Domain: it is saved when it runs.
 fn save(observed: &Observed, domain: &Arc<Domain>) -> Plan {
     let host = host_of(domain).unwrap_or_default();
-    let as_it_is =
-        || Plan::say(status::of_domain(domain, host, observed.host_ready, &Synchronized::AsTheHostSays));
+    // A guest that waits for its user data runs before it can be saved.
+    let missing = cloud_init::is_missing(domain).then(|| Action::CopyUserData { domain: Key::of(&**domain) });
+    let as_it_is = || Plan {
+        actions: missing.into_iter().collect(),
+        ..Plan::say(status::of_domain(domain, host, observed.host_ready, &Synchronized::AsTheHostSays))
+    };
     if is_saved(domain) {
         return saved(observed, domain);
     }

@@ -1,7 +1,7 @@
 //! The owner's record of a guest says that it is guarded, if its Domain asks for that.
 
 use super::{Domains, ReconcileError, observe::Observed};
-use crate::hypervisor::DomainState;
+use crate::{hypervisor::DomainState, migration::Standing};
 use kubexen_crds::{Domain, ProtectionState};
 use kubexen_ownership::{Phase, VmUid};
 use uuid::Uuid;
@@ -20,7 +20,9 @@ impl Domains {
     ) -> Result<bool, ReconcileError> {
         let can = self.fence.protection().state == ProtectionState::Ready;
         let wanted = domain.spec.protected && !seen.deleting && can;
-        if (!wanted && !self.fence.guards(uuid)) || seen.part.is_some() {
+        // A session hands over what it was given, so the token stays as it is until it is over.
+        let session = seen.saved.as_ref().is_some_and(|saved| saved.session != Standing::None);
+        if (!wanted && !self.fence.guards(uuid)) || seen.part.is_some() || session {
             return Ok(false);
         }
         match seen.present.as_ref().map(|present| present.state) {

@@ -25,6 +25,7 @@ mod live_steps;
 mod move_steps;
 pub mod moves;
 pub mod observe;
+pub mod reclaim;
 pub(crate) mod resolve;
 mod save_steps;
 pub mod saves;
@@ -67,6 +68,9 @@ pub const MANAGER: &str = "kubexen-node-agent";
 /// Most steps in one reconcile. A start takes three, the longest restart seven, a change of all that a guest has one for
 /// each; more means that the host changes under our hands, and a later look is better.
 const MOST_STEPS: usize = 32;
+
+/// How often a Domain is looked at while the pool's store is frozen, although the end of that is told.
+const FROZEN_LOOK: Duration = Duration::from_secs(30);
 
 /// A state that lasts shorter than this after a Domain was made is not worth a write.
 const QUIET_AT_FIRST: SignedDuration = SignedDuration::from_secs(3);
@@ -177,6 +181,7 @@ impl ReconcileError {
             Self::Hypervisor(error) => error.category(),
             Self::Storage(error) => error.category(),
             Self::Network(error) => error.category(),
+            Self::Ownership(StoreError::Frozen) => "PoolStoreFrozen",
             Self::Ownership(_) => "PoolStoreUnavailable",
             Self::Write(_) => "ApiServer",
             Self::OwnedElsewhere(_) => "OwnedElsewhere",
@@ -229,6 +234,9 @@ impl Domains {
         let mut domain = domain.clone();
         let mut tried = live::Tried::default();
         for _ in 0..MOST_STEPS {
+            if self.fence.frozen().is_some() {
+                return self.hold_still(&domain);
+            }
             let seen = observe::observe(self, &domain, uuid, &tried).await?;
             let plan = decide(&seen, self.clock.now());
             match &plan {
@@ -273,6 +281,23 @@ impl Domains {
             }
         }
         Ok(Outcome::Again(Duration::from_secs(1)))
+    }
+
+    /// Nothing is done while the pool's store is frozen. What waits to be started says so; of all else what was said stands.
+    fn hold_still(&self, domain: &Domain) -> Result<Outcome, ReconcileError> {
+        match domain.status.as_ref().and_then(|status| status.phase) {
+            None | Some(DomainPhase::Pending | DomainPhase::Failed) => Err(StoreError::Frozen.into()),
+            Some(
+                DomainPhase::Running
+                | DomainPhase::Paused
+                | DomainPhase::Receiving
+                | DomainPhase::Departed
+                | DomainPhase::Suspended
+                | DomainPhase::Stopping
+                | DomainPhase::Halted
+                | DomainPhase::Preserved,
+            ) => Ok(Outcome::Again(FROZEN_LOOK)),
+        }
     }
 
     async fn conclude(

@@ -50,6 +50,10 @@ impl Fence {
     /// After guests were destroyed it looks again at once: the watchdog, which counts in whole seconds, may be due before the next
     /// look, and would take the guests along that nobody guards.
     async fn act(&self, rung: Rung) -> bool {
+        if rung < Rung::Pause && self.frozen().is_some() {
+            // What stands still goes on when it is certain whose it is.
+            return false;
+        }
         let Some(steps) = self.due(rung).await else { return rung >= Rung::Pause };
         self.take_all(&steps).await;
         if !steps.iter().any(|step| matches!(step, Step::Destroy(_))) {

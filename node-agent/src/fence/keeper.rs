@@ -4,7 +4,7 @@ use super::{Fence, Guarded, timing};
 use kubexen_crds::Profile;
 use kubexen_ownership::{
     Phase, StoreError,
-    liveness::{FenceRecord, Join, Timing},
+    liveness::{Epoch, FenceRecord, Join, Standing, Timing},
 };
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -15,11 +15,15 @@ use uuid::Uuid;
 const RETRY: Duration = Duration::from_millis(500);
 /// How often a boot that is fenced asks whether it still is.
 const FENCED_RETRY: Duration = Duration::from_secs(5);
+/// How often it is looked again whether the watchdog could be used.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// What came of one request.
 enum Beat {
     /// The store answered with the lease.
     Answered,
+    /// The lease that was made for other times was renewed, since no other is to be had.
+    Kept,
     /// There is no such lease any more: another has to be asked for.
     Ended,
     /// This boot is fenced.
@@ -28,38 +32,50 @@ enum Beat {
 
 impl Fence {
     /// Keeps the host live, for ever.
-    pub(super) async fn keep(&self, policy: impl Fn() -> (Profile, bool)) {
-        let (mut checked, mut found, mut joined) = (None, None, None);
+    pub(super) async fn keep(&self, policy: impl Fn() -> (Profile, Option<String>)) {
+        let (mut checked, mut broken, mut joined, mut watchdog) = (None, None, None, None);
         loop {
-            let (profile, disarmed) = policy();
+            let (profile, refusal) = policy();
             let timing = timing(profile);
             {
                 let vitals = &mut self.lock().vitals;
                 if timing.deadline < vitals.timing().deadline {
                     // From before the shorter lease is asked for.
                     vitals.set_timing(timing);
+                    joined = None;
                 }
             }
             let sent = Instant::now();
             if checked != Some(timing) {
                 match self.check(timing).await {
                     Ok(obstacle) => {
-                        found = obstacle;
+                        broken = obstacle;
                         checked = Some(timing);
                     }
                     Err(error) => {
                         warn!(%error, "the pool's store could not be asked about its times");
-                        sleep(RETRY).await;
-                        continue;
+                        if self.lock().vitals.lease().is_none() {
+                            sleep(RETRY).await;
+                            continue;
+                        }
                     }
                 }
             }
-            match self.beat(timing, joined == Some(timing)).await {
-                Ok(Beat::Answered) => {
-                    joined = Some(timing);
+            // Before the renewal: what a store answers counts only when it is known which one it is.
+            if let Err(error) = self.look().await {
+                warn!(%error, "how the pool's store stands could not be read");
+                sleep(RETRY).await;
+                continue;
+            }
+            match self.beat(timing, joined == Some(timing), checked == Some(timing)).await {
+                Ok(beat @ (Beat::Answered | Beat::Kept)) => {
+                    joined = matches!(beat, Beat::Answered).then_some(timing);
                     self.answered().await;
-                    let disarmed = disarmed.then(|| "the pool is disarmed".to_owned());
-                    self.set_obstacle(disarmed.or_else(|| found.clone()));
+                    let watchdog = self.look_at_watchdog(&mut watchdog);
+                    match self.frozen() {
+                        Some(standing) => self.set_obstacle(Some(self.freeze(&standing))),
+                        None => self.set_obstacle(refusal.or_else(|| broken.clone()).or(watchdog)),
+                    }
                     sleep_until(sent + timing.renewal).await;
                 }
                 Ok(Beat::Ended) => {}
@@ -80,41 +96,99 @@ impl Fence {
         }
     }
 
-    /// Why no guest can be protected with these times; nothing if it can.
+    /// Reads how the store stands. One that is not what it was, and does not say so itself, is made to say so, for all others.
+    async fn look(&self) -> Result<(), StoreError> {
+        let standing = self.liveness.standing().await?;
+        if standing.broken {
+            let nowhere = Epoch { number: standing.seen_as().number, cluster: None };
+            self.liveness.begin_epoch(nowhere, &standing).await?;
+        }
+        self.stands(standing);
+        Ok(())
+    }
+
+    /// What is said while the store is frozen.
+    fn freeze(&self, standing: &Standing) -> String {
+        match self.lock().on_record {
+            Some(epoch) if epoch == standing.seen_as() => "the pool's store was restored from a backup: no guest is started, stopped or \
+                 moved before `spec.availability.confirmedEpoch` of the Pool is what its `status.availability.freeze` says"
+                .to_owned(),
+            Some(_) | None => "the pool's store was restored from a backup, and not all guests of this host are \
+                 on record in it yet"
+                .to_owned(),
+        }
+    }
+
+    /// Why these times cannot be kept with this store; nothing if they can.
     async fn check(&self, timing: Timing) -> Result<Option<String>, StoreError> {
         // The shortest lease is one and a half election timeouts, rounded up.
         let election_timeout = self.liveness.shortest_lease().await? * 2 / 3;
-        if let Err(broken) = timing.check(election_timeout) {
-            return Ok(Some(broken.to_string()));
-        }
-        Ok(self.watchdog.check().err().map(|error| error.to_string()))
+        Ok(timing.check(election_timeout).err().map(|broken| broken.to_string()))
     }
 
-    /// One request. It counts from before it is sent. A lease that was not made for these times is not renewed: another is
-    /// asked for, and its longer times hold from the answer on.
-    async fn beat(&self, timing: Timing, made_for_it: bool) -> Result<Beat, StoreError> {
-        let held = self.lock().vitals.lease().filter(|_| made_for_it);
-        let sent = Instant::now();
-        match held {
-            Some(held) => {
-                if self.liveness.renew(held).await? {
-                    self.lock().vitals.answered(held, sent);
-                    return Ok(Beat::Answered);
-                }
+    /// Why the watchdog cannot be used, as it was seen last: programs that use it come and go.
+    fn look_at_watchdog(&self, last: &mut Option<(Instant, Option<String>)>) -> Option<String> {
+        let now = Instant::now();
+        let (when, seen) = match last.take() {
+            Some(last) if now - last.0 < LOOK_AGAIN => last,
+            Some(_) | None => (now, self.watchdog.check().err().map(|error| error.to_string())),
+        };
+        *last = Some((when, seen.clone()));
+        seen
+    }
+
+    /// Renews the lease, and asks for another if it was not made for these times. Until there is one, the host keeps the
+    /// lease and the times that it has: a store that takes no writes renews leases all the same. Everything counts from before
+    /// it is sent.
+    async fn beat(&self, timing: Timing, made_for_it: bool, may_join: bool) -> Result<Beat, StoreError> {
+        let held = self.lock().vitals.lease();
+        if let Some(held) = held {
+            let sent = Instant::now();
+            if !self.liveness.renew(held).await? {
                 warn!("the lease has ended");
                 self.lock().vitals.ended(held);
-                Ok(Beat::Ended)
+                return Ok(Beat::Ended);
             }
-            None => match self.liveness.join(&self.me, env!("CARGO_PKG_VERSION"), timing.lease).await? {
-                Join::Joined(lease) => {
-                    info!(seconds = timing.lease.as_secs(), "live in the pool");
-                    let vitals = &mut self.lock().vitals;
-                    vitals.set_timing(timing);
-                    vitals.answered(lease, sent);
-                    Ok(Beat::Answered)
+            self.lock().vitals.answered(held, sent);
+            if made_for_it {
+                return Ok(Beat::Answered);
+            }
+            if !may_join {
+                return Ok(Beat::Kept);
+            }
+        }
+        let sent = Instant::now();
+        match self.liveness.join(&self.me, env!("CARGO_PKG_VERSION"), timing.lease).await {
+            Ok(Join::Joined(lease)) => {
+                info!(seconds = timing.lease.as_secs(), "live in the pool");
+                let vitals = &mut self.lock().vitals;
+                vitals.set_timing(timing);
+                vitals.answered(lease, sent);
+                Ok(Beat::Answered)
+            }
+            Ok(Join::Fenced(record)) => Ok(Beat::Fenced(record)),
+            Err(error) => {
+                match (held, &error) {
+                    (None, _) => {}
+                    (Some(held), StoreError::Unknown { .. }) => {
+                        // The host may be live on the lease that was asked for, so to renew the other one proves nothing.
+                        self.lock().vitals.ended(held);
+                    }
+                    (
+                        Some(_),
+                        StoreError::Unavailable { .. }
+                        | StoreError::Corrupt { .. }
+                        | StoreError::Contended { .. }
+                        | StoreError::Frozen
+                        | StoreError::Rejected { .. }
+                        | StoreError::Configuration { .. },
+                    ) => {
+                        warn!(%error, "no lease for the pool's profile is to be had; the host keeps the one it has");
+                        return Ok(Beat::Kept);
+                    }
                 }
-                Join::Fenced(record) => Ok(Beat::Fenced(record)),
-            },
+                Err(error)
+            }
         }
     }
 

@@ -22,13 +22,13 @@ mod ladder;
 mod tests;
 mod watchdog;
 
-pub use watchdog::{NoWatchdog, Watchdog, WatchdogError};
+pub use watchdog::{Watchdog, WatchdogError};
 
 use crate::{domain::ReconcileError, hypervisor::Hypervisor};
 use kubexen_crds::{HostProtection, Profile, ProtectionState};
 use kubexen_ownership::{
-    Guard, HostBoot, OwnershipStore, Token, VmUid,
-    liveness::{Liveness, Rung, Timing, Vitals},
+    Guard, HostBoot, OwnershipStore, StoreError, Token, VmUid,
+    liveness::{Epoch, Liveness, Rung, Standing, Timing, Vitals},
 };
 use std::{
     collections::BTreeMap,
@@ -51,6 +51,8 @@ pub struct Fence {
     changed: Notify,
     /// Told whenever something else is to be said of the host.
     news: Notify,
+    /// Told whenever the store stands otherwise than before.
+    turned: Notify,
 }
 
 #[derive(Debug)]
@@ -60,6 +62,10 @@ struct State {
     obstacle: Option<String>,
     /// The guests that are guarded, or may be; none before that was read from the store.
     guarded: Option<BTreeMap<Uuid, Guarded>>,
+    /// How the store stood when it last answered.
+    standing: Option<Standing>,
+    /// The epoch in which all guests of this host are on record.
+    on_record: Option<Epoch>,
 }
 
 /// A guest that is guarded.
@@ -83,14 +89,16 @@ impl Fence {
             vitals: Vitals::new(timing(Profile::Default)),
             obstacle: Some("the pool's store has not answered yet".to_owned()),
             guarded: None,
+            standing: None,
+            on_record: None,
         };
-        let (state, changed) = (Mutex::new(state), Notify::new());
-        Self { me, liveness, ownership, hypervisor, watchdog, state, changed, news: Notify::new() }
+        let (state, changed, news, turned) = (Mutex::new(state), Notify::new(), Notify::new(), Notify::new());
+        Self { me, liveness, ownership, hypervisor, watchdog, state, changed, news, turned }
     }
 
-    /// Keeps the promise, for ever. `policy` tells the pool's profile, and whether it is disarmed: then no guest is guarded, and
-    /// what was promised holds until it is taken back from the store.
-    pub async fn run(&self, policy: impl Fn() -> (Profile, bool)) {
+    /// Keeps the promise, for ever. `policy` tells the pool's profile, and why no guest is to be guarded, if none is: what was
+    /// promised holds all the same until it is taken back from the store.
+    pub async fn run(&self, policy: impl Fn() -> (Profile, Option<String>)) {
         tokio::join!(self.keep(policy), self.climb());
     }
 
@@ -98,7 +106,11 @@ impl Fence {
     ///
     /// # Errors
     /// [`ReconcileError::Unheard`] when the pool's store has not answered for too long, or refuses this boot.
+    /// [`StoreError::Frozen`] when it was restored from a backup and not confirmed.
     pub fn may_work(&self) -> Result<(), ReconcileError> {
+        if self.frozen().is_some() {
+            return Err(StoreError::Frozen.into());
+        }
         let state = self.lock();
         match state.vitals.rung(Instant::now()) {
             Rung::Healthy => Ok(()),
@@ -120,14 +132,60 @@ impl Fence {
         guarded.is_some_and(|guarded| due || guarded.paused)
     }
 
+    /// How the store stands, if it was restored from a backup and no operator has confirmed it: then nothing is started, stopped
+    /// or moved.
+    #[must_use]
+    pub fn frozen(&self) -> Option<Standing> {
+        self.lock().standing.filter(|standing| !standing.is_current())
+    }
+
+    /// Waits until the store stands otherwise than before.
+    pub async fn turned(&self) {
+        self.turned.notified().await;
+    }
+
+    /// The store stands like this.
+    fn stands(&self, standing: Standing) {
+        let mut state = self.lock();
+        let before = state.standing.replace(standing);
+        if standing.is_current() {
+            state.on_record = Some(standing.seen_as());
+        }
+        if before.map(|before| (before.is_current(), before.seen_as()))
+            != Some((standing.is_current(), standing.seen_as()))
+        {
+            if !standing.is_current() {
+                warn!(?standing, "the pool's store was restored from a backup, and is not confirmed");
+            }
+            self.news.notify_one();
+            self.turned.notify_one();
+        }
+    }
+
+    /// All guests of this host are on record in the store as it was seen, or, with a reason, they are not.
+    pub fn set_on_record(&self, seen: &Standing, obstacle: Option<String>) {
+        let on_record = obstacle.is_none().then(|| seen.seen_as());
+        let mut state = self.lock();
+        if std::mem::replace(&mut state.on_record, on_record) != on_record {
+            self.news.notify_one();
+        }
+        drop(state);
+        if let Some(obstacle) = obstacle {
+            self.set_obstacle(Some(obstacle));
+        }
+    }
+
     /// What is said of the host.
     #[must_use]
     pub fn protection(&self) -> HostProtection {
-        match self.lock().obstacle.clone() {
-            None => HostProtection { state: ProtectionState::Ready, message: String::new() },
+        let state = self.lock();
+        let epoch = state.on_record.map(|epoch| epoch.to_string());
+        match state.obstacle.clone() {
+            None => HostProtection { state: ProtectionState::Ready, message: String::new(), epoch },
             Some(message) => HostProtection {
                 state: ProtectionState::Unavailable,
                 message: message.chars().take(512).collect(),
+                epoch,
             },
         }
     }

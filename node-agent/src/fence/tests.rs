@@ -22,7 +22,7 @@ struct Bed {
     host: SimulatedHost,
     me: HostBoot,
     /// What the pool asks for.
-    policy: Arc<Mutex<(Profile, bool)>>,
+    policy: Arc<Mutex<(Profile, Option<String>)>>,
 }
 
 impl Bed {
@@ -32,21 +32,28 @@ impl Bed {
         let host = SimulatedHost::in_memory("xen-1", HostModel::default(), clock);
         let boot = SimulatedHypervisor::new(host.clone()).facts().await.unwrap().boot_id;
         let me = HostBoot { host: HostName::new("xen-1").unwrap(), boot_id: BootId::new(boot).unwrap() };
-        let policy = Arc::new(Mutex::new((Profile::Default, false)));
+        let policy = Arc::new(Mutex::new((Profile::Default, None)));
         Self { store: outside.client(), outside, host, me, policy }
     }
 
     /// An agent that keeps the promise until it is dropped.
     fn agent(&self) -> (Arc<Fence>, tokio_util::task::AbortOnDropHandle<()>) {
+        self.agent_with(Arc::new(self.host.clone()))
+    }
+
+    fn agent_with(
+        &self,
+        watchdog: Arc<dyn Watchdog>,
+    ) -> (Arc<Fence>, tokio_util::task::AbortOnDropHandle<()>) {
         let fence = Arc::new(Fence::new(
             self.me.clone(),
             Arc::new(self.store.clone()),
             Arc::new(self.store.clone()),
             Arc::new(SimulatedHypervisor::new(self.host.clone())),
-            Arc::new(self.host.clone()),
+            watchdog,
         ));
         let (runs, policy) = (Arc::clone(&fence), Arc::clone(&self.policy));
-        let task = tokio::spawn(async move { runs.run(|| *policy.lock().unwrap()).await });
+        let task = tokio::spawn(async move { runs.run(|| policy.lock().unwrap().clone()).await });
         (fence, tokio_util::task::AbortOnDropHandle::new(task))
     }
 
@@ -67,6 +74,30 @@ impl Bed {
 
     async fn boot_id(&self) -> String {
         SimulatedHypervisor::new(self.host.clone()).facts().await.unwrap().boot_id
+    }
+}
+
+/// A host's watchdog while another program may use it.
+#[derive(Debug)]
+struct Contested {
+    host: SimulatedHost,
+    taken: std::sync::atomic::AtomicBool,
+}
+
+impl Watchdog for Contested {
+    fn check(&self) -> Result<(), WatchdogError> {
+        match self.taken.load(std::sync::atomic::Ordering::Relaxed) {
+            true => Err(WatchdogError("another program uses it".to_owned())),
+            false => self.host.check(),
+        }
+    }
+
+    fn set(&self, remaining: Duration) -> Result<(), WatchdogError> {
+        self.host.set(remaining)
+    }
+
+    fn disarm(&self) -> Result<(), WatchdogError> {
+        self.host.disarm()
     }
 }
 
@@ -190,12 +221,12 @@ async fn a_boot_that_was_fenced_takes_no_guests_and_says_what_to_do() {
 #[tokio::test(start_paused = true)]
 async fn longer_times_hold_only_once_there_is_a_lease_for_them() {
     let bed = Bed::new().await;
-    *bed.policy.lock().unwrap() = (Profile::Fast, false);
+    *bed.policy.lock().unwrap() = (Profile::Fast, None);
     let (fence, _agent) = bed.agent();
     bed.guarded(&fence).await;
     assert_eq!(fence.lock().vitals.timing(), Timing::FAST);
     bed.store.set_cut(Cut::Requests);
-    *bed.policy.lock().unwrap() = (Profile::Default, false);
+    *bed.policy.lock().unwrap() = (Profile::Default, None);
     sleep(seconds(8.0)).await;
     assert_eq!(bed.guest(), None, "the lease was made for the shorter times");
     bed.store.set_cut(Cut::None);
@@ -209,10 +240,28 @@ async fn a_disarmed_pool_lets_nobody_be_guarded_and_keeps_what_was_promised() {
     let bed = Bed::new().await;
     let (fence, _agent) = bed.agent();
     let token = bed.guarded(&fence).await;
-    *bed.policy.lock().unwrap() = (Profile::Default, true);
+    *bed.policy.lock().unwrap() = (Profile::Default, Some("the pool is disarmed".to_owned()));
     until(|| fence.protection().state == ProtectionState::Unavailable).await;
     assert!(bed.host.watchdog().unwrap().is_some());
     let token = fence.unguard(GUEST, token).await.unwrap();
     assert_eq!(bed.host.watchdog().unwrap(), None);
     assert_eq!(fence.guard(GUEST, token).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_says_within_half_a_minute_that_another_program_took_its_watchdog_or_gave_it_back() {
+    let bed = Bed::new().await;
+    let watchdog = Arc::new(Contested { host: bed.host.clone(), taken: true.into() });
+    let (fence, _agent) = bed.agent_with(watchdog.clone());
+    for (taken, state) in [
+        (true, ProtectionState::Unavailable),
+        (false, ProtectionState::Ready),
+        (true, ProtectionState::Unavailable),
+    ] {
+        watchdog.taken.store(taken, std::sync::atomic::Ordering::Relaxed);
+        sleep(seconds(36.0)).await;
+        let protection = fence.protection();
+        assert_eq!(protection.state, state);
+        assert_eq!(protection.message.contains("another program uses it"), taken, "{}", protection.message);
+    }
 }

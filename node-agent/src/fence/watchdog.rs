@@ -29,23 +29,5 @@ pub trait Watchdog: Send + Sync + fmt::Debug {
 
 /// Why the watchdog could not be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the host has no watchdog: {0}")]
+#[error("the watchdog of the host cannot be used: {0}")]
 pub struct WatchdogError(pub String);
-
-/// The watchdog of a host that has none which the agent could use: no guest is protected there.
-#[derive(Clone, Copy, Debug)]
-pub struct NoWatchdog;
-
-impl Watchdog for NoWatchdog {
-    fn check(&self) -> Result<(), WatchdogError> {
-        Err(WatchdogError("this agent cannot set Xen's".to_owned()))
-    }
-
-    fn set(&self, _remaining: Duration) -> Result<(), WatchdogError> {
-        self.check()
-    }
-
-    fn disarm(&self) -> Result<(), WatchdogError> {
-        Ok(())
-    }
-}

@@ -11,11 +11,17 @@ use kubexen_crds::{
         UnusableLocation, Uplink, Xen,
     },
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 use uuid::Uuid;
 
 /// Most domains that are reported as unknown.
 const MOST_UNKNOWN: usize = 32;
+
+/// Most addresses that are reported.
+const MOST_ADDRESSES: usize = 32;
 
 /// Most networks for migrations that are reported.
 const MOST_NETWORKS: usize = 16;
@@ -45,6 +51,8 @@ pub struct Measured {
     pub locations: LocationsSeen,
     /// Usable uplinks.
     pub uplinks: Vec<String>,
+    /// Addresses that others may reach.
+    pub addresses: BTreeSet<IpAddr>,
     /// Where other hosts' agents reach this one; none if it takes no part in migrations.
     pub migration_address: Option<String>,
     /// Where they reach it on networks for migrations, by the networks' names.
@@ -95,6 +103,7 @@ impl Measured {
                 .collect(),
             unusable_locations: self.unusable_locations(),
             uplinks: self.uplinks.iter().map(|name| Uplink { name: name.clone() }).collect(),
+            addresses: self.addresses.iter().take(MOST_ADDRESSES).map(ToString::to_string).collect(),
             migration: self.migration(),
             kernels: self.kernels.clone(),
             boot_loaders: facts.boot_loaders.clone(),
@@ -211,10 +220,11 @@ mod tests {
             known: BTreeSet::from([Uuid::from_u128(7)]),
             locations: LocationsSeen::default(),
             uplinks: Vec::new(),
+            addresses: BTreeSet::new(),
             migration_address: None,
             migration_networks: BTreeMap::new(),
             kernels: Vec::new(),
-            protection: HostProtection { state: ProtectionState::Ready, message: String::new() },
+            protection: HostProtection { state: ProtectionState::Ready, message: String::new(), epoch: None },
         }
     }
 

@@ -90,6 +90,7 @@ impl Publisher {
             known,
             locations: self.storage.locations().await,
             uplinks: self.network.uplinks().await,
+            addresses: self.network.addresses().await,
             migration_address: self.migrations.address(),
             migration_networks: self.migrations.networks(),
             kernels: self.catalogue.keys().cloned().collect(),

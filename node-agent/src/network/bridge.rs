@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    net::IpAddr,
     time::Duration,
 };
 use tokio::{sync::Mutex, task::spawn_blocking, time::timeout};
@@ -80,6 +81,18 @@ impl HostNetwork for BridgeNetwork {
             }
         }
         usable
+    }
+
+    async fn addresses(&self) -> BTreeSet<IpAddr> {
+        let read = async { Netlink::open()?.addresses().await };
+        match timeout(CALL_LIMIT, read).await {
+            Ok(Ok(addresses)) => addresses,
+            Ok(Err(error)) => {
+                debug!(%error, "the host's addresses could not be read");
+                BTreeSet::new()
+            }
+            Err(_elapsed) => BTreeSet::new(),
+        }
     }
 
     async fn bridge(&self, uplink: &str) -> Result<String, NetworkError> {

@@ -7,7 +7,7 @@
 
 use async_trait::async_trait;
 use serde::Deserialize;
-use std::{fmt, io, time::Duration};
+use std::{collections::BTreeSet, fmt, io, net::IpAddr, time::Duration};
 
 mod announcement;
 pub mod bridge;
@@ -114,6 +114,9 @@ impl NetworkError {
 pub trait HostNetwork: Send + Sync + fmt::Debug {
     /// The uplinks that are configured and up at this moment, sorted.
     async fn uplinks(&self) -> Vec<String>;
+
+    /// Addresses of this host that others may reach, sorted; none if they cannot be told.
+    async fn addresses(&self) -> BTreeSet<IpAddr>;
 
     /// Name of the bridge device that leads to an uplink.
     ///

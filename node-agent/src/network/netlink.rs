@@ -9,7 +9,7 @@ use rtnetlink::{
         link::{BridgeStpState, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     },
 };
-use std::io;
+use std::{collections::BTreeSet, io, net::IpAddr};
 use tokio_util::task::AbortOnDropHandle;
 
 /// A connection to the kernel, closed when it is dropped.
@@ -86,6 +86,18 @@ impl Netlink {
             let permanent = flags.is_some_and(|flags| flags.contains(AddressFlags::Permanent));
             message.header.index == index && message.header.scope == AddressScope::Universe && permanent
         }))
+    }
+
+    /// All addresses of this host but those that only it reaches, or its neighbours on one network.
+    pub(super) async fn addresses(&self) -> Result<BTreeSet<IpAddr>, NetworkError> {
+        let found = self.handle.address().get().execute();
+        let messages: Vec<_> = found.try_collect().await.map_err(failed("read addresses"))?;
+        let wide = messages.iter().filter(|message| message.header.scope == AddressScope::Universe);
+        let address = |attribute: &AddressAttribute| match attribute {
+            AddressAttribute::Address(address) | AddressAttribute::Local(address) => Some(*address),
+            _ => None,
+        };
+        Ok(wide.flat_map(|message| message.attributes.iter().filter_map(address)).collect())
     }
 
     async fn set(&self, link: LinkMessage, call: &'static str) -> Result<(), NetworkError> {

@@ -3,7 +3,8 @@
 use super::{HostNetwork, NetworkError};
 use async_trait::async_trait;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -11,6 +12,7 @@ use std::{
 #[derive(Clone, Debug, Default)]
 pub struct SimulatedNetwork {
     uplinks: Arc<Mutex<BTreeMap<String, Uplink>>>,
+    addresses: Arc<Mutex<BTreeSet<IpAddr>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -24,7 +26,7 @@ impl SimulatedNetwork {
     pub fn new(uplinks: impl IntoIterator<Item = String>) -> Self {
         let uplink = |name: String| (name.clone(), Uplink { bridge: format!("br-{name}"), up: true });
         let uplinks = uplinks.into_iter().map(uplink).collect();
-        Self { uplinks: Arc::new(Mutex::new(uplinks)) }
+        Self { uplinks: Arc::new(Mutex::new(uplinks)), addresses: Arc::default() }
     }
 
     /// Takes an uplink down, or brings it up again.
@@ -32,6 +34,11 @@ impl SimulatedNetwork {
         if let Some(found) = self.lock().get_mut(uplink) {
             found.up = up;
         }
+    }
+
+    /// Gives the host these addresses.
+    pub fn set_addresses(&self, addresses: impl IntoIterator<Item = IpAddr>) {
+        *self.addresses.lock().unwrap_or_else(PoisonError::into_inner) = addresses.into_iter().collect();
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Uplink>> {
@@ -43,6 +50,10 @@ impl SimulatedNetwork {
 impl HostNetwork for SimulatedNetwork {
     async fn uplinks(&self) -> Vec<String> {
         self.lock().iter().filter(|(_, uplink)| uplink.up).map(|(name, _)| name.clone()).collect()
+    }
+
+    async fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn bridge(&self, uplink: &str) -> Result<String, NetworkError> {

@@ -36,7 +36,10 @@ impl Resuming {
         let header = state::read_header(&*content, self.config.uuid).await;
         let header = header.map_err(|error| Failure::of_volume(&error))?;
         let (stream, work) = state::read(&*content, &header, BUFFER);
-        let restore = world.hypervisor.restore(&self.config, Box::new(stream));
+        // It gives back what it is not to hold once it runs.
+        let memory_kib = self.config.memory_kib.max(header.memory_kib);
+        let config = DomainConfig { memory_kib, ..self.config.clone() };
+        let restore = world.hypervisor.restore(&config, Box::new(stream));
         // When the hypervisor refuses, both fail, and the hypervisor is the cause; likewise with the volume.
         match tokio::join!(restore, work) {
             (Ok(_), Ok(())) => Ok(()),

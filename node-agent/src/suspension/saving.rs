@@ -49,10 +49,11 @@ impl Saving {
     async fn save(&self, world: &World) -> Result<(), Failure> {
         let content = world.storage.open(&self.volume).await?;
         state::clear(&*content).await.map_err(|error| Failure::of_volume(&error))?;
+        let held = world.hypervisor.settings(self.guest).await?.memory_kib;
         let (into, from) = duplex(BUFFER);
         let suspend =
             world.hypervisor.suspend(self.guest, SuspendMode::Still, Box::new(into), Arc::new(|_| {}));
-        let (suspended, written) = tokio::join!(suspend, state::write(&*content, self.guest, from));
+        let (suspended, written) = tokio::join!(suspend, state::write(&*content, self.guest, held, from));
         // When the volume fails both do, and the volume is the cause.
         let header = written.map_err(|error| Failure::of_volume(&error))?;
         suspended?;

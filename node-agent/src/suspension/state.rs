@@ -32,6 +32,10 @@ pub(super) struct Header {
     version: u32,
     /// UUID of the guest.
     guest: Uuid,
+    /// Memory that the guest held, in KiB: more than it was to hold if it had not given it back yet. Zero in states that were
+    /// written before this was.
+    #[serde(default)]
+    pub(super) memory_kib: u64,
     /// Length of the stream.
     pub(super) bytes: u64,
     /// CRC-32 of the stream, the one of IEEE 802.3: it shows damage, not malice.
@@ -48,6 +52,7 @@ pub(super) async fn clear(content: &dyn Content) -> io::Result<()> {
 pub(super) async fn write(
     content: &dyn Content,
     guest: Uuid,
+    memory_kib: u64,
     mut stream: DuplexStream,
 ) -> io::Result<Header> {
     let (mut bytes, mut hasher) = (0, Hasher::new());
@@ -62,7 +67,8 @@ pub(super) async fn write(
         content.write_at(HEADER as u64 + bytes, chunk).await?;
         bytes += length;
     }
-    Ok(Header { format: FORMAT.to_owned(), version: VERSION, guest, bytes, crc32: hasher.finalize() })
+    let (format, crc32) = (FORMAT.to_owned(), hasher.finalize());
+    Ok(Header { format, version: VERSION, guest, memory_kib, bytes, crc32 })
 }
 
 /// Stores the stream for good, and then says that the volume holds the guest.
@@ -189,7 +195,7 @@ mod tests {
         clear(content).await.unwrap();
         let (mut into, from) = tokio::io::duplex(1000);
         let send = async move { into.write_all(&stream()).await };
-        let (written, sent) = tokio::join!(write(content, GUEST, from), send);
+        let (written, sent) = tokio::join!(write(content, GUEST, 1024, from), send);
         sent.unwrap();
         written.unwrap()
     }

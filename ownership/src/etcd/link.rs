@@ -7,12 +7,13 @@ use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, Identity, ResponseHeader, TlsOptions};
+use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, ResponseHeader, TlsOptions};
 use tokio::sync::Mutex;
 
 use super::config::{EtcdConfig, TlsFiles};
 use crate::drive::RequestError;
 use crate::names::LeaseId;
+use crate::record::EPOCH;
 use crate::store::StoreError;
 
 /// How long a connection may be silent before it is probed, and how long the probe may go unanswered.
@@ -38,6 +39,10 @@ enum Problem {
     File { path: String, error: std::io::Error },
     #[error("an answer without a revision")]
     NoRevision,
+    #[error(
+        "another etcd cluster answers than before, at {agree} of {all} endpoints: the one that was may be alive"
+    )]
+    Divided { agree: usize, all: usize },
     #[error("no endpoint is configured")]
     NoEndpoint,
 }
@@ -120,6 +125,27 @@ impl Link {
             self.give_up(serial).await;
         }
         Err(problem)
+    }
+
+    /// Fails unless most of the endpoints belong to this cluster; then the next request goes to the next endpoint.
+    pub(crate) async fn expect_majority_of(&self, cluster: u64) -> Result<(), RequestError> {
+        let endpoints = &self.config.endpoints;
+        let asked = endpoints.iter().map(|endpoint| async {
+            let mut client = self.make_client(endpoint.clone()).await.ok()?;
+            // Which cluster it is a member knows without its peers.
+            let question = client.get(EPOCH, Some(GetOptions::new().with_serializable()));
+            let answer = tokio::time::timeout(self.config.connect_timeout, question).await.ok()?.ok()?;
+            answer.header().map(ResponseHeader::cluster_id)
+        });
+        let found = futures::future::join_all(asked).await;
+        let agree = found.into_iter().filter(|found| *found == Some(cluster)).count();
+        if agree * 2 > endpoints.len() {
+            return Ok(());
+        }
+        let failures = self.state.lock().await.failures;
+        self.give_up(failures).await;
+        let problem = Problem::Divided { agree, all: endpoints.len() };
+        Err(RequestError::NoAnswer(problem.into()))
     }
 
     fn endpoint(&self, failures: usize) -> String {

@@ -5,28 +5,30 @@ pub(crate) mod link;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    Compare as EtcdCompare, CompareOp, GetOptions, GetResponse, KeyValue, PutOptions, ResponseHeader, Txn,
-    TxnOp, TxnOpResponse,
+    Compare as EtcdCompare, CompareOp, GetOptions, GetResponse, KeyValue, Member, PutOptions, ResponseHeader,
+    Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
+use tokio::time::Instant;
 
 pub use self::config::{EtcdConfig, TlsFiles};
 use self::link::{Link, revision};
 use crate::disk::{self, DiskUid};
 use crate::drive::{self, Backend, HostRecords, Leases, RequestError};
-use crate::liveness::{self, Fence, FenceRecord, Join, Liveness, Roll};
+use crate::liveness::{self, Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Trust, Voter};
 use crate::names::{HostBoot, LeaseId, Owner, Token, VmUid};
 use crate::protocol::{
-    AbortVerb, CommitVerb, Compare, DiscardVerb, GuardVerb, Outcome, ReleaseVerb, ResumeVerb, RunVerb,
-    SaveVerb, StartVerb, StealVerb, Transaction, Write,
+    AbortVerb, CommitVerb, Compare, DiscardVerb, GuardVerb, Outcome, ReclaimVerb, ReleaseVerb, ResumeVerb,
+    RunVerb, SaveVerb, StartVerb, StealVerb, Transaction, Write,
 };
 use crate::record::{Entry, HOSTS, Key, OWNERS, host_key, vm_of};
 use crate::store::{
-    Abort, ClaimDisk, Commit, Discard, Guard, OwnershipStore, Release, Resume, RetireDisk, Run, Save, Start,
-    Steal, StoreError,
+    Abort, ClaimDisk, Commit, Discard, Guard, OwnershipStore, Reclaim, Release, Resume, RetireDisk, Run,
+    Save, Start, Steal, StoreError,
 };
 
 /// How many records one answer holds at most: 1,000 of 150 bytes are far below the 4 MiB that the client accepts.
@@ -42,13 +44,22 @@ const PAGE: i64 = 1_000;
 /// the answer of the transaction is lost, up to five more requests and 1.5 s of pauses between them.
 pub struct EtcdStore {
     link: Link,
+    /// What this process knows of the cluster that it works with.
+    trust: Arc<Mutex<Trust>>,
 }
 
 impl EtcdStore {
     /// A store that is reached as `config` says. Does no I/O.
     #[must_use]
     pub fn new(config: EtcdConfig) -> Self {
-        Self { link: Link::new(config) }
+        Self { link: Link::new(config), trust: Arc::default() }
+    }
+
+    /// The same store over a connection of its own, which is reached as `config` says. Both know the same of it: what one finds
+    /// out of a restore, the other heeds.
+    #[must_use]
+    pub fn beside(&self, config: EtcdConfig) -> Self {
+        Self { link: Link::new(config), trust: Arc::clone(&self.trust) }
     }
 
     /// At most [`PAGE`] records from the key `from` on, as of `revision`, or of now if that is 0.
@@ -58,6 +69,88 @@ impl EtcdStore {
         let options = GetOptions::new().with_range(end).with_limit(PAGE).with_revision(revision);
         self.link.request(|mut etcd| async move { etcd.get(from, Some(options)).await }).await
     }
+}
+
+impl EtcdStore {
+    async fn read_raw(&self, key: &Key) -> Result<GetResponse, RequestError> {
+        let path = key.to_string();
+        self.link.request(|mut etcd| async move { etcd.get(path, None).await }).await
+    }
+
+    async fn execute_raw(&self, transaction: &Transaction) -> Result<TxnResponse, RequestError> {
+        let request = etcd_transaction(transaction);
+        self.link.request(|mut etcd| async move { etcd.txn(request).await }).await
+    }
+
+    fn trust(&self) -> MutexGuard<'_, Trust> {
+        // No section under this lock can panic half-way through a change, so a poisoned state is a whole one.
+        self.trust.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses an answer that decides something and is of a store that was restored and not confirmed. `floor` is the newest
+    /// revision that was known when the request was sent.
+    async fn admit(&self, header: Option<&ResponseHeader>, floor: u64) -> Result<(), RequestError> {
+        let (cluster, revision) = (cluster(header), revision(header)?);
+        if self.trust().admits(cluster, revision, floor, Instant::now()) {
+            return Ok(());
+        }
+        let standing = self.look().await?;
+        if standing.is_current() && standing.cluster == cluster && revision >= floor {
+            Ok(())
+        } else {
+            Err(RequestError::Final(StoreError::Frozen))
+        }
+    }
+
+    /// How the store stands, asked once.
+    async fn look(&self) -> Result<Standing, RequestError> {
+        let floor = self.trust().revision();
+        let answer = self.read_raw(&Key::Epoch).await?;
+        let (cluster, revision) = (cluster(answer.header()), revision(answer.header())?);
+        let entry = answer.kvs().first().map(entry);
+        let (known, names_it) = {
+            let fresh = Trust::default().look((cluster, revision), entry.as_ref(), 0, Instant::now());
+            (self.trust().cluster(), fresh.is_current())
+        };
+        if known != Some(cluster) && !(known.is_none() && names_it) {
+            self.link.expect_majority_of(cluster).await?;
+        }
+        Ok(self.trust().look((cluster, revision), entry.as_ref(), floor, Instant::now()))
+    }
+}
+
+/// The store whether it is confirmed or not, for what is there to put it in order.
+struct Unconfirmed<'a>(&'a EtcdStore);
+
+impl Backend for Unconfirmed<'_> {
+    fn read_attempts(&self) -> u32 {
+        self.0.read_attempts()
+    }
+
+    async fn read(&self, key: Key) -> Result<Option<Entry>, RequestError> {
+        Ok(self.0.read_raw(&key).await?.kvs().first().map(entry))
+    }
+
+    async fn execute(&self, transaction: &Transaction) -> Result<Outcome, RequestError> {
+        outcome(transaction, &self.0.execute_raw(transaction).await?)
+    }
+}
+
+fn cluster(header: Option<&ResponseHeader>) -> u64 {
+    header.map_or(0, ResponseHeader::cluster_id)
+}
+
+/// What an answer to `transaction` says.
+fn outcome(transaction: &Transaction, answer: &TxnResponse) -> Result<Outcome, RequestError> {
+    if answer.succeeded() {
+        return Ok(Outcome::Executed { revision: revision(answer.header())? });
+    }
+    let compared = transaction.compares.iter().map(Compare::key);
+    let found = compared.zip(answer.op_responses()).filter_map(|(key, found)| match found {
+        TxnOpResponse::Get(found) => Some((key, entry(found.kvs().first()?))),
+        TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
+    });
+    Ok(Outcome::Refused(found.collect()))
 }
 
 impl fmt::Debug for EtcdStore {
@@ -72,23 +165,21 @@ impl Backend for EtcdStore {
     }
 
     async fn read(&self, key: Key) -> Result<Option<Entry>, RequestError> {
-        let path = key.to_string();
-        let answer = self.link.request(|mut etcd| async move { etcd.get(path, None).await }).await?;
+        let floor = self.trust().revision();
+        let answer = self.read_raw(&key).await?;
+        if key.is_decisive() {
+            self.admit(answer.header(), floor).await?;
+        }
         Ok(answer.kvs().first().map(entry))
     }
 
     async fn execute(&self, transaction: &Transaction) -> Result<Outcome, RequestError> {
-        let compared: Vec<Key> = transaction.compares.iter().map(Compare::key).collect();
-        let request = etcd_transaction(transaction);
-        let answer = self.link.request(|mut etcd| async move { etcd.txn(request).await }).await?;
-        if answer.succeeded() {
-            return Ok(Outcome::Executed { revision: revision(answer.header())? });
+        let floor = self.trust().revision();
+        let answer = self.execute_raw(transaction).await?;
+        if transaction.writes.iter().any(|write| write.key().is_decisive()) {
+            self.admit(answer.header(), floor).await?;
         }
-        let found = compared.into_iter().zip(answer.op_responses()).filter_map(|(key, found)| match found {
-            TxnOpResponse::Get(found) => Some((key, entry(found.kvs().first()?))),
-            TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
-        });
-        Ok(Outcome::Refused(found.collect()))
+        outcome(transaction, &answer)
     }
 }
 
@@ -212,6 +303,17 @@ impl OwnershipStore for EtcdStore {
         drive::run(self, &StealVerb { vm, from, token, to }).await
     }
 
+    async fn reclaim(
+        &self,
+        vm: VmUid,
+        me: &HostBoot,
+        runs: bool,
+        guarded: bool,
+        seen: &Standing,
+    ) -> Result<Reclaim, StoreError> {
+        drive::run(&Unconfirmed(self), &ReclaimVerb { vm, me, runs, guarded, seen }).await
+    }
+
     async fn claim_disk(&self, disk: DiskUid, vm: VmUid, token: Token) -> Result<ClaimDisk, StoreError> {
         disk::claim(self, disk, vm, token).await
     }
@@ -257,6 +359,25 @@ impl Liveness for EtcdStore {
 
     async fn shortest_lease(&self) -> Result<Duration, StoreError> {
         liveness::shortest_lease(self).await
+    }
+
+    async fn standing(&self) -> Result<Standing, StoreError> {
+        drive::retry(self.read_attempts(), || self.look()).await
+    }
+
+    async fn begin_epoch(&self, epoch: Epoch, seen: &Standing) -> Result<bool, StoreError> {
+        liveness::begin_epoch(self, epoch, seen).await
+    }
+
+    async fn voters(&self) -> Result<Vec<Voter>, StoreError> {
+        let ask = || self.link.request(|mut etcd| async move { etcd.member_list().await });
+        let answer = drive::retry(self.read_attempts(), ask).await?;
+        let voting = answer.members().iter().filter(|member| !member.is_learner());
+        let voter = |member: &Member| {
+            let urls = member.peer_urls().iter().chain(member.client_urls());
+            Voter::new(member.name(), urls.map(String::as_str))
+        };
+        Ok(voting.map(voter).collect())
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Fence, FenceRecord, Join, Liveness, Proof};
+use super::{Epoch, Fence, FenceRecord, Join, Liveness, Proof};
 use crate::conformance::{Subject, host, vm};
 use crate::names::{HostBoot, LeaseId, Owner, Phase, Token};
-use crate::store::{Guard, OwnershipStore, Start, Steal, StoreError};
+use crate::store::{Guard, OwnershipStore, Reclaim, Start, Steal, StoreError};
 
 /// The shortest lease that etcd grants with its own election timeout, or a lower one.
 const SHORTEST: Duration = Duration::from_secs(2);
@@ -28,7 +28,45 @@ pub async fn run(subject: &dyn Subject) -> Result<(), StoreError> {
     a_lost_answer_steals_once(subject).await?;
     let shortest = subject.liveness().shortest_lease().await?;
     assert!((Duration::from_secs(1)..=SHORTEST).contains(&shortest), "{shortest:?}");
+    a_store_that_is_not_confirmed_decides_nothing(subject).await
+}
+
+async fn a_store_that_is_not_confirmed_decides_nothing(subject: &dyn Subject) -> Result<(), StoreError> {
+    let (store, live, vm) = (subject.client(), subject.liveness(), vm("epoch"));
+    let (me, other) = (host("epoch-1", "boot-1"), host("epoch-2", "boot-1"));
+    let seen = live.standing().await?;
+    assert!(seen.is_current() && seen.epoch.is_none(), "{seen:?}");
+    let first = Epoch { number: 1, cluster: Some(seen.cluster) };
+    assert!(live.begin_epoch(first, &seen).await?);
+    assert!(!live.begin_epoch(first, &seen).await?, "it is not as it was seen");
+    let seen = live.standing().await?;
+    assert!(seen.is_current() && seen.epoch == Some(first), "{seen:?}");
+    assert!(matches!(store.start(vm, &me).await?, Start::Acquired(_)));
+
+    assert!(live.begin_epoch(Epoch { number: 1, cluster: None }, &seen).await?);
+    let seen = live.standing().await?;
+    assert!(!seen.is_current());
+    // One that has worked with it hears of it when it looks.
+    let fresh = subject.client();
+    assert!(is_frozen(&fresh.owner(vm).await));
+    assert!(is_frozen(&fresh.start(vm, &me).await));
+    assert!(is_frozen(&live.fence(&me, &record(Proof::Confirmed)).await));
+    let lease = joined(live.join(&me, "1.2.3", LONG).await?);
+    assert!(live.renew(lease).await?, "hosts are live all the same");
+    live.leave(lease).await?;
+    assert!(matches!(store.reclaim(vm, &other, false, false, &seen).await?, Reclaim::Refused(_)));
+    assert!(matches!(store.reclaim(vm, &other, true, true, &seen).await?, Reclaim::Reclaimed(_)));
+
+    assert!(live.begin_epoch(Epoch { number: 2, cluster: Some(seen.cluster) }, &seen).await?);
+    assert!(live.standing().await?.is_current());
+    let owner = store.owner(vm).await?;
+    assert!(owner.is_some_and(|owner| owner.is(&other) && owner.guarded), "what runs is what counts");
+    assert_eq!(store.reclaim(vm, &me, true, false, &seen).await?, Reclaim::Over);
     Ok(())
+}
+
+fn is_frozen<T>(answer: &Result<T, StoreError>) -> bool {
+    matches!(answer, Err(StoreError::Frozen))
 }
 
 fn joined(join: Join) -> LeaseId {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::epoch::{Epoch, Standing, beginning};
 use super::transactions::{decode_fence, fencing, joining, unfencing};
 use super::{Fence, FenceRecord, Join, Roll};
 use crate::drive::{self, Leases, MAX_REFUSALS, RequestError};
@@ -63,6 +64,17 @@ pub(crate) async fn unfence<B: Leases>(backend: &B, boot: &HostBoot) -> Result<(
 pub(crate) async fn roll<B: Leases>(backend: &B) -> Result<Roll, StoreError> {
     let records = drive::retry(backend.read_attempts(), || backend.hosts()).await?;
     Ok(Roll::of(records.cluster, records.revision, &records.entries))
+}
+
+pub(crate) async fn begin_epoch<B: Leases>(
+    backend: &B,
+    epoch: Epoch,
+    seen: &Standing,
+) -> Result<bool, StoreError> {
+    match execute(backend, "begin epoch", &Key::Epoch, &beginning(epoch, seen)).await? {
+        Outcome::Executed { .. } => Ok(true),
+        Outcome::Refused(_) => Ok(false),
+    }
 }
 
 pub(crate) async fn shortest_lease<B: Leases>(backend: &B) -> Result<Duration, StoreError> {

@@ -17,11 +17,13 @@
 //!
 //! [`Vitals`], [`Judge`] and [`Timing`] are pure: they are told the time, and do no I/O.
 
+mod epoch;
 mod judge;
 mod membership;
 mod timing;
 mod transactions;
 mod vitals;
+mod voters;
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -33,11 +35,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::epoch::Trust;
+pub use self::epoch::{Epoch, Standing, beginning};
 pub use self::judge::{Brake, Judge, Silence, Verdict};
-pub(crate) use self::membership::{fence, join, roll, shortest_lease, unfence};
+pub(crate) use self::membership::{begin_epoch, fence, join, roll, shortest_lease, unfence};
 pub use self::timing::{Timing, TimingBroken};
 pub use self::transactions::{fencing, joining, unfencing};
 pub use self::vitals::{Rung, Vitals};
+pub use self::voters::{Voter, lone_host};
 use crate::names::{HostBoot, LeaseId};
 use crate::store::StoreError;
 
@@ -165,4 +170,26 @@ pub trait Liveness: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`StoreError`].
     async fn shortest_lease(&self) -> Result<Duration, StoreError>;
+
+    /// How the store stands to the records in it: whether it was restored from a backup. By a linearizable read. From then on
+    /// this client answers accordingly.
+    ///
+    /// A cluster that this client has not worked with before counts only when most of the endpoints belong to it: the one that
+    /// was can then do nothing any more.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn standing(&self) -> Result<Standing, StoreError>;
+
+    /// Makes the records count in this epoch, if the store still stands as it was seen; false if it does not.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when it may or may not have taken effect. Else [`StoreError`].
+    async fn begin_epoch(&self, epoch: Epoch, seen: &Standing) -> Result<bool, StoreError>;
+
+    /// The members of the store that have a vote, as it knows them.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn voters(&self) -> Result<Vec<Voter>, StoreError>;
 }

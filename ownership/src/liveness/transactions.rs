@@ -4,6 +4,7 @@
 //! JOIN     fenced/<boot> absent, live/<boot> as seen  → put live/<boot> on a new lease
 //! FENCE    live/<boot> absent, fenced/<boot> as seen  → put fenced/<boot>, unless it says as much
 //! UNFENCE  always                                     → delete fenced/<boot>
+//! EPOCH    epoch as seen                              → put epoch
 //! ```
 //!
 //! JOIN compares its own key too. A JOIN whose answer was lost may still be under way when the next one has succeeded: were it
@@ -102,7 +103,7 @@ impl Roll {
                     roll.live.insert(boot.clone(), value.map(|value| value.agent).unwrap_or_default());
                 }
                 Key::Fenced(boot) => drop(roll.fenced.insert(boot.clone(), decode_fence(key, entry))),
-                Key::Owner(_) | Key::Disk(_) => {}
+                Key::Owner(_) | Key::Disk(_) | Key::Epoch => {}
             }
         }
         roll

@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::names::LeaseId;
+use crate::drive::RequestError;
+use crate::liveness::Voter;
+use crate::names::{HostBoot, LeaseId};
 use crate::protocol::{Compare, Outcome, Transaction, Write};
 use crate::record::{Entry, Key};
+use crate::store::StoreError;
 
 /// The election timeout of the modelled etcd, which is etcd's default.
 const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -30,7 +33,12 @@ pub(super) struct State {
     pub(super) revision: u64,
     pub(super) cluster: u64,
     pub(super) faults: Faults,
+    /// By how much leases run faster than the clocks of others.
+    pub(super) percent_fast: u32,
+    /// Boots that were fenced while they were live.
+    pub(super) fenced_alive: Vec<HostBoot>,
     pub(super) under_way: Vec<Transaction>,
+    pub(super) voters: Vec<Voter>,
 }
 
 impl Default for State {
@@ -44,7 +52,10 @@ impl Default for State {
             revision: 1,
             cluster: 1,
             faults: Faults::default(),
+            percent_fast: 0,
+            fenced_alive: Vec::new(),
             under_way: Vec::new(),
+            voters: Vec::new(),
         }
     }
 }
@@ -60,6 +71,7 @@ pub struct Backup {
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     pub(super) outage: bool,
+    pub(super) full: bool,
     pub(super) lost_requests: u32,
     pub(super) delayed_requests: u32,
     pub(super) lost_answers: u32,
@@ -103,6 +115,11 @@ impl State {
         for write in &transaction.writes {
             match write {
                 Write::Put { key, value } => {
+                    if let Key::Fenced(boot) = key
+                        && self.entries.contains_key(&Key::Live(boot.clone()))
+                    {
+                        self.fenced_alive.push(boot.clone());
+                    }
                     self.entries.insert(key.clone(), Entry { value: value.clone(), mod_revision });
                     self.leased.remove(key);
                     self.revision = mod_revision;
@@ -151,10 +168,16 @@ impl State {
         }
     }
 
+    /// How long a lease of this time lasts on everybody else's clock.
+    pub(super) fn lasts(&self, ttl: Duration) -> Duration {
+        ttl * 100 / (100 + self.percent_fast)
+    }
+
     pub(super) fn promote(&mut self) {
         let now = Instant::now();
+        let percent_fast = self.percent_fast;
         for lease in self.leases.values_mut() {
-            lease.ends = now + lease.ttl + ELECTION_TIMEOUT;
+            lease.ends = now + (lease.ttl + ELECTION_TIMEOUT) * 100 / (100 + percent_fast);
         }
     }
 
@@ -170,6 +193,15 @@ impl State {
         self.cluster += 1;
         self.under_way.clear();
         self.promote();
+    }
+
+    /// What etcd answers to what it would have to write down.
+    pub(super) fn has_room(&self) -> Result<(), RequestError> {
+        if !self.faults.full {
+            return Ok(());
+        }
+        let source = "etcdserver: mvcc: database space exceeded".into();
+        Err(RequestError::Final(StoreError::Rejected { source }))
     }
 
     pub(super) fn reachable(&self) -> Result<(), Fault> {

@@ -91,3 +91,33 @@ async fn an_outage_that_ends_soon_is_waited_for_once_something_was_sent() {
     let (start, ()) = tokio::join!(store.start(vm, &me), end);
     assert!(matches!(start.unwrap(), Start::Acquired(_)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_restored_store_is_frozen_for_all_clients_until_its_epoch_begins() {
+    let (store, vm, me) = (MemoryStore::new(), vm("a"), host("xen-1", "boot-1"));
+    let seen = store.standing().await.unwrap();
+    assert!(store.begin_epoch(seen.seen_as().next(), &seen).await.unwrap());
+    let backup = store.backup();
+    let Start::Acquired(_) = store.start(vm, &me).await.unwrap() else { panic!("not acquired") };
+    store.restore(&backup);
+    for client in [store.clone(), store.client()] {
+        assert_eq!(client.owner(vm).await.unwrap_err().category(), "frozen");
+        assert_eq!(client.start(vm, &me).await.unwrap_err().category(), "frozen");
+    }
+    let seen = store.standing().await.unwrap();
+    let next = seen.seen_as().next();
+    assert_eq!((next.number, next.cluster), (2, Some(seen.cluster)));
+    assert!(store.begin_epoch(next, &seen).await.unwrap());
+    assert_eq!(store.client().owner(vm).await.unwrap(), None, "it was made after the backup");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_worked_with_a_store_does_not_work_with_one_that_took_its_place_without_a_word() {
+    let (store, vm, me) = (MemoryStore::new(), vm("a"), host("xen-1", "boot-1"));
+    let backup = store.backup();
+    let Start::Acquired(_) = store.start(vm, &me).await.unwrap() else { panic!("not acquired") };
+    store.restore(&backup);
+    assert_eq!(store.owner(vm).await.unwrap_err().category(), "frozen");
+    assert!(store.standing().await.unwrap().broken);
+    assert_eq!(store.client().owner(vm).await.unwrap(), None, "who is new cannot know");
+}

@@ -98,7 +98,7 @@ impl Record {
             Key::Owner(vm) => *vm == self.vm && self.owner.is_some(),
             Key::Live(boot) => self.hosts.live.contains(boot),
             Key::Fenced(boot) => self.hosts.fenced.contains(boot),
-            Key::Disk(_) => false,
+            Key::Disk(_) | Key::Epoch => false,
         };
         match compare {
             Compare::Absent(key) => !there(key),

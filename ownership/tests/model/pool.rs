@@ -281,7 +281,7 @@ impl State {
     fn fenced_while_live(&self) -> bool {
         let fenced = self.store.entries.keys().filter_map(|key| match key {
             Key::Fenced(boot) => Some(boot),
-            Key::Owner(_) | Key::Disk(_) | Key::Live(_) => None,
+            Key::Owner(_) | Key::Disk(_) | Key::Live(_) | Key::Epoch => None,
         });
         let holders: Vec<_> = (0..HOSTS)
             .filter(|host| self.hosts[*host].is_up())

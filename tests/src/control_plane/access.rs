@@ -156,6 +156,25 @@ impl ControlPlane {
         self.etcdctl(&["get", "--print-value-only", key]).await
     }
 
+    /// Saves a snapshot of the pool's etcd, and says where.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub async fn save_pool_snapshot(&self) -> Result<std::path::PathBuf> {
+        let file = self.folder().join("pool.snapshot");
+        let endpoints = self.pool_etcd_endpoints();
+        let member = endpoints.first().context("the pool's etcd has no member")?;
+        let output = Command::new(tool("etcdctl")?)
+            .args(["--endpoints", member, "snapshot", "save"])
+            .arg(&file)
+            .kill_on_drop(true)
+            .output()
+            .await
+            .context("cannot run etcdctl")?;
+        ensure!(output.status.success(), "etcdctl: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(file)
+    }
+
     /// How long the lease that a key of the pool's etcd is attached to was granted for; none if there is no such key, or no
     /// lease on it.
     ///

@@ -225,6 +225,25 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// Replaces what the pool's etcd holds by a snapshot of it, as operators do with `etcdutl`, and waits until it is ready: it is
+    /// another cluster then.
+    ///
+    /// # Errors
+    /// When the snapshot cannot be restored, or a member is not ready in time.
+    pub async fn restore_pool_etcd(&mut self, snapshot: &Path) -> Result<()> {
+        let token = Uuid::new_v4().simple().to_string();
+        for member in &mut self.pool_etcd {
+            member.server.process.kill()?;
+        }
+        for member in &mut self.pool_etcd {
+            member.restore(snapshot, &token).await?;
+        }
+        for member in &mut self.pool_etcd {
+            member.ready().await?;
+        }
+        Ok(())
+    }
+
     /// Stops a server in its tracks: its connections stay open and nothing answers.
     ///
     /// # Errors

@@ -43,6 +43,12 @@ impl Server {
         Ok(Self { name, program, arguments, log, process })
     }
 
+    /// The value of the argument that begins like this.
+    fn argument(&self, flag: &str) -> Result<&str> {
+        let value = self.arguments.iter().find_map(|argument| argument.strip_prefix(flag));
+        value.with_context(|| format!("{} has no argument {flag}", self.name))
+    }
+
     /// Kills the server as a crash would, and starts it again; it is not ready yet when this returns.
     pub(super) fn crash_and_restart(&mut self) -> Result<()> {
         self.process.kill()?;
@@ -116,6 +122,27 @@ impl Etcd {
             arguments.push("--unsafe-no-fsync".to_owned());
         }
         Ok(Self { server: Server::start(name, "etcd", arguments, folder)?, port })
+    }
+
+    /// Kills the member, replaces its data by what a snapshot holds, as operators do, and starts it; it is not ready yet when this
+    /// returns. All members of a cluster are to be restored from the same snapshot with the same `token`.
+    pub(super) async fn restore(&mut self, snapshot: &Path, token: &str) -> Result<()> {
+        self.server.process.kill()?;
+        let data = self.server.argument("--data-dir=")?;
+        tokio::fs::remove_dir_all(data).await.with_context(|| format!("cannot remove {data}"))?;
+        let output = tokio::process::Command::new(tool("etcdutl")?)
+            .args(["snapshot", "restore"])
+            .arg(snapshot)
+            .args(["--bump-revision", "1000000000", "--mark-compacted", "--initial-cluster-token", token])
+            .args(["--data-dir", data, "--name", self.server.name])
+            .args(["--initial-cluster", self.server.argument("--initial-cluster=")?])
+            .args(["--initial-advertise-peer-urls", self.server.argument("--initial-advertise-peer-urls=")?])
+            .kill_on_drop(true)
+            .output()
+            .await
+            .context("cannot run etcdutl")?;
+        ensure!(output.status.success(), "etcdutl: {}", String::from_utf8_lossy(&output.stderr));
+        self.server.crash_and_restart()
     }
 
     /// Where clients connect.

@@ -1,21 +1,28 @@
 //! The command line of the simulation.
 
-use super::{Outcome, simulate_all};
+use super::{Outcome, replay, scenario::story, shrink, simulate, simulate_all};
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
-use std::{ops::Range, process::ExitCode, time::Instant};
+use std::{ops::Range, path::PathBuf, process::ExitCode, time::Instant};
 
 /// Run a whole pool under virtual time, with faults by seed, and say which promises it broke.
 #[derive(Debug, Args)]
 pub struct SimulateCommand {
     /// Run this one, and print its trace.
-    #[arg(long, conflicts_with = "seeds", required_unless_present = "seeds")]
+    #[arg(long, conflicts_with = "seeds", required_unless_present_any = ["seeds", "scenario"])]
     seed: Option<u64>,
     /// Run these, the last one excluded, and print what went wrong.
     #[arg(long, value_name = "A..B", value_parser = range)]
     seeds: Option<Range<u64>>,
-    /// Print one JSON object for each seed.
+    /// Run the schedule that is written in this file, and print how it went.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "seeds"])]
+    scenario: Option<PathBuf>,
+    /// Leave out what is not needed to break the same promise, and print what is left as a scenario.
+    #[arg(long, conflicts_with = "seeds")]
+    shrink: bool,
+    /// Print one JSON object for each seed, and for several a last one with `schedules`, `violations` and
+    /// `schedules_per_minute`.
     #[arg(long)]
     json: bool,
 }
@@ -27,30 +34,55 @@ fn range(text: &str) -> Result<Range<u64>> {
 
 impl SimulateCommand {
     /// Runs the schedules; fails when a promise was broken.
-    pub fn run(self) -> ExitCode {
-        let mut broken = 0_usize;
-        match (self.seed, self.seeds) {
-            (Some(seed), _) => simulate_all(seed..seed + 1, |outcome| {
-                if !self.json {
-                    outcome.trace.iter().for_each(|line| println!("{line}"));
-                }
-                broken += usize::from(show(&outcome, self.json));
-            }),
-            (None, seeds) => {
-                let (seeds, began) = (seeds.unwrap_or_default(), Instant::now());
-                let (count, mut virtual_seconds) = (seeds.clone().count(), 0.0);
-                simulate_all(seeds, |outcome| {
-                    virtual_seconds += outcome.lasted.as_secs_f64();
-                    broken += usize::from(show(&outcome, self.json));
-                });
-                let took = began.elapsed().as_secs_f64();
-                eprintln!(
-                    "{count} schedules, {broken} with broken promises; {:.1} schedules and {:.0} virtual seconds a second",
-                    f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / took,
-                    virtual_seconds / took,
-                );
+    ///
+    /// # Errors
+    /// When a scenario cannot be read.
+    pub fn run(self) -> Result<ExitCode> {
+        let outcome = match (&self.scenario, self.seed) {
+            (Some(path), _) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("Cannot read the scenario {}", path.display()))?;
+                replay(&text.parse().with_context(|| path.display().to_string())?)
             }
+            (None, Some(seed)) => simulate(seed),
+            (None, None) => return Ok(self.many(self.seeds.clone().unwrap_or_default())),
+        };
+        let broken = !outcome.violations.is_empty();
+        if self.shrink {
+            print!("{}", shrink(&outcome.schedule));
+        } else if self.scenario.is_some() {
+            print!("{}", story(&outcome));
+        } else {
+            if !self.json {
+                outcome.trace.iter().for_each(|line| println!("{line}"));
+            }
+            show(&outcome, self.json);
         }
+        Ok(if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+
+    fn many(&self, seeds: Range<u64>) -> ExitCode {
+        let (count, began) = (seeds.clone().count(), Instant::now());
+        let (mut broken, mut virtual_seconds) = (0_usize, 0.0);
+        simulate_all(seeds, |outcome| {
+            virtual_seconds += outcome.lasted.as_secs_f64();
+            broken += usize::from(show(&outcome, self.json));
+        });
+        let took = began.elapsed().as_secs_f64();
+        let per_minute = f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / took * 60.0;
+        if self.json {
+            let summary = json!({
+                "schedules": count,
+                "violations": broken,
+                "schedules_per_minute": per_minute.round(),
+            });
+            println!("{summary}");
+        }
+        eprintln!(
+            "{count} schedules, {broken} with broken promises; {per_minute:.0} schedules a minute, {:.0} virtual seconds \
+             a second",
+            virtual_seconds / took,
+        );
         if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }

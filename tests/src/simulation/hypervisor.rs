@@ -7,8 +7,12 @@ use kubexen_node_agent::hypervisor::{
     Incoming, OnProgress, Outgoing, Sent, Settings, SuspendMode, simulated::SimulatedHypervisor,
 };
 use kubexen_ownership::{MemoryStore, Owner, Phase, VmUid};
-use std::sync::Arc;
-use tokio::sync::watch;
+use kubexen_runtime::Clock;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{sync::watch, time::sleep};
 use uuid::Uuid;
 
 /// Tells the judge of every call that changes something, before it happens.
@@ -18,6 +22,16 @@ pub(super) struct Judged {
     pub(super) inner: SimulatedHypervisor,
     pub(super) judge: Arc<Judge>,
     pub(super) owners: MemoryStore,
+    pub(super) clock: Arc<dyn Clock>,
+    /// How long it takes until a build begins.
+    pub(super) delay: Arc<Mutex<Duration>>,
+}
+
+impl Judged {
+    fn using(&self, config: &DomainConfig) {
+        let devices = config.disks.iter().map(|disk| disk.device.clone()).collect();
+        self.judge.using(self.clock.now(), &self.host, config.uuid, devices);
+    }
 }
 
 #[async_trait]
@@ -47,14 +61,17 @@ impl Hypervisor for Judged {
     }
 
     async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {
+        let delay = *self.delay.lock().unwrap_or_else(PoisonError::into_inner);
+        if !delay.is_zero() {
+            sleep(delay).await;
+        }
         self.judge.creating(&self.host, config.uuid, config.token);
         let owner = self.owners.owner_on_record(VmUid(config.uuid));
         if let Some(Owner { phase: saved @ (Phase::Saved(_) | Phase::Resuming(_)), .. }) = owner {
             let how = format_args!("{} boots {} afresh, which is {saved:?}", self.host, config.uuid);
             self.judge.violated("I7", how);
         }
-        let devices = config.disks.iter().map(|disk| disk.device.clone()).collect();
-        self.judge.using(&self.host, config.uuid, devices);
+        self.using(config);
         self.inner.create(config).await
     }
 
@@ -95,6 +112,7 @@ impl Hypervisor for Judged {
 
     async fn restore(&self, config: &DomainConfig, stream: Incoming) -> Result<DomId, HypervisorError> {
         self.judge.touching(&self.host, "restore", config.uuid);
+        self.using(config);
         self.inner.restore(config, stream).await
     }
 

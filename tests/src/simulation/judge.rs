@@ -1,18 +1,22 @@
 //! The judge: sees every write and every start and stop of a domain as it happens, keeps the trace, and says which
 //! promise was broken. It looks from outside, at the server's and the hosts' own state.
 
+use super::disks::Disks;
 use crate::memory_api::{Observer, Write};
+use jiff::Timestamp;
 use kubexen_crds::names::host_namespace;
 use kubexen_node_agent::hypervisor::{
     DomainInfo, DomainState,
     simulated::{SimulatedHost, StartEvent, StartRecord},
 };
+use kubexen_ownership::liveness::Timing;
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use tokio::{sync::Notify, time::Instant};
 use uuid::Uuid;
@@ -23,7 +27,25 @@ pub(super) struct Judge {
     began: Instant,
     state: Mutex<State>,
     /// Told when the write came after which a process is to crash.
-    pub(super) crash: Notify,
+    pub(super) wake: Notify,
+}
+
+/// When a host sent its last two requests to the pool's store that were answered with a lease, and when the last answer came.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    before: Option<Instant>,
+    last: Instant,
+    told: Instant,
+}
+
+impl Heard {
+    /// Whether the host was silent for so long that it stops what it guards. What it has begun then it may end within a
+    /// second after it has heard of the store again.
+    fn is_silent(&self) -> bool {
+        let counts =
+            if self.told.elapsed() <= Duration::from_secs(1) { self.before } else { Some(self.last) };
+        counts.is_none_or(|counts| counts.elapsed() >= Timing::FAST.stop())
+    }
 }
 
 #[derive(Debug)]
@@ -35,9 +57,10 @@ struct State {
     /// Present Domain objects, by namespace and the uid of their virtual machine.
     domains: BTreeMap<(String, String), Arc<Value>>,
     machines: BTreeSet<Uuid>,
-    /// The devices that each virtual machine was built with last.
-    devices: BTreeMap<Uuid, BTreeSet<PathBuf>>,
     hosts: BTreeMap<String, SimulatedHost>,
+    disks: Disks,
+    /// When hosts last heard of the pool's store.
+    heard: BTreeMap<String, Heard>,
     foreign: BTreeSet<Uuid>,
     /// Hosts that are said to be evacuated, with the machines that were left there.
     evacuated: BTreeMap<String, BTreeSet<String>>,
@@ -58,15 +81,16 @@ impl Judge {
                 tokens: BTreeMap::new(),
                 domains: BTreeMap::new(),
                 machines: BTreeSet::new(),
-                devices: BTreeMap::new(),
                 hosts: BTreeMap::new(),
+                disks: Disks::default(),
+                heard: BTreeMap::new(),
                 foreign: BTreeSet::new(),
                 evacuated: BTreeMap::new(),
                 armed: None,
                 last_write: now,
                 writes: 0,
             }),
-            crash: Notify::new(),
+            wake: Notify::new(),
         }
     }
 
@@ -116,9 +140,14 @@ impl Judge {
         self.lock().foreign.insert(uuid);
     }
 
-    /// Tells by [`Judge::crash`] when the process of this name has written so many times from now on.
+    /// Tells by [`Judge::wake`] when the process of this name has written so many times from now on.
     pub(super) fn arm(&self, process: &str, writes: usize) {
         self.lock().armed = Some((process.to_owned(), writes));
+    }
+
+    /// Whether the process that was armed has written as often as it was to.
+    pub(super) fn is_crash_due(&self) -> bool {
+        self.lock().armed.as_ref().is_some_and(|(_, left)| *left == 0)
     }
 
     /// The process that was armed, if any; it is no more.
@@ -162,36 +191,38 @@ impl Judge {
         }
     }
 
-    /// An agent is about to build a domain on these devices, which no other machine's guest may use.
-    pub(super) fn using(&self, host: &str, uuid: Uuid, devices: BTreeSet<PathBuf>) {
-        let taken = {
-            let state = self.lock();
-            let runs = |other: &Uuid| {
-                state.hosts.values().any(|host| {
-                    let domains = host.domains().unwrap_or_default();
-                    domains.iter().any(|domain| domain.uuid == *other && may_run(domain.state))
-                })
-            };
-            let others = state.devices.iter().filter(|(other, _)| **other != uuid);
-            let mut sharing = others.filter(|(_, theirs)| !theirs.is_disjoint(&devices));
-            sharing.find(|(other, _)| runs(other)).map(|(other, _)| *other)
-        };
-        if let Some(other) = taken {
-            self.violated("I2", format_args!("{host} builds {uuid} on a disk of {other}, which runs"));
-        }
-        self.lock().devices.insert(uuid, devices);
+    /// An agent is about to build a domain on these devices.
+    pub(super) fn using(&self, at: Timestamp, host: &str, uuid: Uuid, devices: BTreeSet<PathBuf>) {
+        self.lock().disks.give(at, host, uuid, devices);
+    }
+
+    /// A host sent a request at this moment that made it live for longer.
+    pub(super) fn heard(&self, host: &str, sent: Instant) {
+        let mut state = self.lock();
+        let before = state.heard.get(host).map(|heard| heard.last);
+        state.heard.insert(host.to_owned(), Heard { before, last: sent, told: Instant::now() });
+    }
+
+    /// A host lost its power or was reset, and its guests with it.
+    pub(super) fn lost(&self, host: &str, at: Timestamp) {
+        self.lock().disks.lose(host, at);
     }
 
     /// An agent is about to take a domain apart. `is_elsewhere` says that the guest is another host's, or in a volume.
     pub(super) fn destroying(&self, host: &str, uuid: Uuid, is_elsewhere: bool) {
-        let (present, record) = {
+        let (present, record, is_silent) = {
             let state = self.lock();
+            let is_silent = state.heard.get(host).is_some_and(Heard::is_silent);
             let domains = state.hosts.get(host).and_then(|host| host.domains().ok()).unwrap_or_default();
             let record = state.domains.get(&(host_namespace(host), uuid.to_string())).cloned();
-            (domains.into_iter().find(|domain| domain.uuid == uuid), record)
+            (domains.into_iter().find(|domain| domain.uuid == uuid), record, is_silent)
         };
         let Some(present) = present else { return };
         self.note(format_args!("{host} destroy {uuid} {:?}", present.state));
+        if is_silent && present.token.is_some() {
+            // The promise of the host: what it guards stops when it hears nothing of the pool's store.
+            return;
+        }
         if let Err(why) = may_be_destroyed(&present, record.as_deref(), is_elsewhere) {
             self.violated("I4", format_args!("{host} destroys {uuid}: {why}"));
         }
@@ -208,45 +239,30 @@ impl Judge {
         }
     }
 
-    /// Judges the whole history of domains.
+    /// Judges the whole history of domains and disks.
     pub(super) fn judge_history(&self) {
-        let mut records: Vec<(String, StartRecord)> = Vec::new();
-        for (name, host) in &self.lock().hosts {
-            let log = host.start_log().unwrap_or_default();
-            records.extend(log.into_iter().map(|record| (name.clone(), record)));
-        }
-        // At one moment an end comes before a beginning.
-        let begins = |event| match event {
-            StartEvent::Start | StartEvent::Arrive | StartEvent::Resume => true,
-            StartEvent::Suspend | StartEvent::Claim | StartEvent::Stop => false,
+        let logs: BTreeMap<String, Vec<StartRecord>> = {
+            let state = self.lock();
+            let log = |host: &SimulatedHost| host.start_log().unwrap_or_default();
+            state.hosts.iter().map(|(name, host)| (name.clone(), log(host))).collect()
         };
-        records.sort_by_key(|(_, record)| (record.at, begins(record.event)));
-        let mut running: BTreeMap<Uuid, String> = BTreeMap::new();
+        let overlaps = self.lock().disks.overlaps(&logs);
+        for overlap in overlaps {
+            self.violated(overlap.promise(), &overlap);
+        }
+        let mut records: Vec<_> = logs.into_values().flatten().collect();
+        records.sort_by_key(|record| (record.at, record.token));
         let mut tokens: BTreeMap<Uuid, u64> = BTreeMap::new();
-        for (host, record) in records {
+        for record in records {
             match record.event {
                 StartEvent::Start | StartEvent::Arrive | StartEvent::Resume | StartEvent::Claim => {
-                    if begins(record.event)
-                        && let Some(other) = running.insert(record.uuid, host.clone())
-                    {
-                        let uuid = record.uuid;
-                        self.violated(
-                            "I1",
-                            format_args!("{uuid} is on {host} at {} and on {other}", record.at),
-                        );
-                    }
                     let newest = tokens.entry(record.uuid).or_default();
                     if record.token < *newest {
                         self.violated("I3", format_args!("{}: {} after {newest}", record.uuid, record.token));
                     }
                     *newest = record.token.max(*newest);
                 }
-                // The end of a guest that was suspended here does not end the one that it became elsewhere.
-                StartEvent::Suspend | StartEvent::Stop => {
-                    if running.get(&record.uuid) == Some(&host) {
-                        running.remove(&record.uuid);
-                    }
-                }
+                StartEvent::Suspend | StartEvent::Stop => {}
             }
         }
     }
@@ -286,8 +302,10 @@ impl Judge {
 /// Whether a domain in this state can execute without another word of the pool's store.
 fn may_run(state: DomainState) -> bool {
     match state {
-        DomainState::Running | DomainState::Paused | DomainState::Dying => true,
-        DomainState::HalfBuilt
+        DomainState::Running | DomainState::Paused => true,
+        // What a dying domain still writes is judged in the end.
+        DomainState::Dying
+        | DomainState::HalfBuilt
         | DomainState::Suspended
         | DomainState::Restored
         | DomainState::Shutdown(_) => false,
@@ -342,8 +360,10 @@ impl Observer for Judge {
         }
         if write.kind == "VirtualMachine"
             && let Some(uid) = meta["uid"].as_str().and_then(|uid| Uuid::parse_str(uid).ok())
+            && state.machines.insert(uid)
         {
-            state.machines.insert(uid);
+            let name = meta["name"].as_str().unwrap_or_default();
+            state.trace.push(format!("             machine {name} has the uid {uid}"));
         }
         if write.kind == "Domain" {
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -359,7 +379,7 @@ impl Observer for Judge {
         {
             *left = left.saturating_sub(1);
             if *left == 0 {
-                self.crash.notify_one();
+                self.wake.notify_one();
             }
         }
         drop(state);

@@ -13,19 +13,29 @@
 
 pub mod command;
 mod dice;
+mod disks;
 mod faults;
+#[cfg(test)]
+mod freeze_tests;
+mod gate;
+mod heard;
 mod hypervisor;
 mod judge;
 #[cfg(test)]
+mod ladder_tests;
+mod perform;
+#[cfg(test)]
 mod recovery_tests;
+pub mod scenario;
 mod settle;
+mod shrink;
+pub mod step;
 #[cfg(test)]
 mod tests;
 mod users;
 mod wire;
 mod world;
 
-use faults::Faults;
 use std::{
     ops::Range,
     sync::{
@@ -34,21 +44,43 @@ use std::{
     },
     time::Duration,
 };
+use step::{Action, Step};
 use tokio::{
     runtime::Builder,
     task::LocalSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep_until},
 };
 use users::Users;
 use world::World;
 
+/// What is done to a pool.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schedule {
+    /// What everything follows from that happens by chance.
+    pub seed: u64,
+    /// Whether connections to the API server are late and lossy.
+    pub bad_weather: bool,
+    /// In the order of time.
+    pub steps: Vec<Step>,
+    /// When all faults end, and the pool is judged.
+    pub end: Duration,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self { seed: 1, bad_weather: false, steps: Vec::new(), end: Duration::ZERO }
+    }
+}
+
 /// How a schedule went.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
     /// Its seed.
     pub seed: u64,
     /// The promises that were broken, and how.
     pub violations: Vec<String>,
+    /// What people and faults did.
+    pub schedule: Schedule,
     /// Every write, every change of a domain and every fault, each with its virtual time in seconds.
     pub trace: Vec<String>,
     /// Writes to the API server.
@@ -84,12 +116,31 @@ impl Outcome {
 /// Inside another runtime, and when the process can get no more from the system.
 #[must_use]
 pub fn simulate(seed: u64) -> Outcome {
+    in_virtual_time(by_chance(seed))
+}
+
+/// Runs a schedule that was written down.
+///
+/// # Panics
+/// As [`simulate`].
+#[must_use]
+pub fn replay(schedule: &Schedule) -> Outcome {
+    in_virtual_time(as_written(schedule))
+}
+
+/// The shortest schedule that breaks the same promise; the same one if it breaks none.
+#[must_use]
+pub fn shrink(schedule: &Schedule) -> Schedule {
+    shrink::shrink(schedule, replay)
+}
+
+fn in_virtual_time(work: impl Future<Output = Outcome>) -> Outcome {
     let runtime = Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime without I/O needs next to nothing from the system");
-    LocalSet::new().block_on(&runtime, schedule(seed))
+    LocalSet::new().block_on(&runtime, work)
 }
 
 /// Runs the schedules of these seeds on as many threads as the machine has CPUs, and hands each outcome to `seen`.
@@ -121,38 +172,97 @@ pub fn first_difference(one: &[String], other: &[String]) -> Option<(usize, Stri
         .map(|line| (line, text(one, line), text(other, line)))
 }
 
-async fn schedule(seed: u64) -> Outcome {
-    let began = Instant::now();
+async fn by_chance(seed: u64) -> Outcome {
     let mut world = World::new(seed);
-    let users = Users::of(&world);
-    let mut faults = Faults::default();
-    users.set_up(&world).await;
-    world.start_everything();
+    world.begin().await;
+    world.act(users::make_pool(&world)).await;
     let steps = 20 + world.dice.below(40);
     for _ in 0..steps {
         if world.judge.is_upset() {
             break;
         }
-        let judge = Arc::clone(&world.judge);
         let pause = if world.dice.chance(30) { 0..200 } else { 0..10_000 };
-        tokio::select! {
-            biased;
-            () = judge.crash.notified() => faults.crash_armed(&mut world).await,
-            () = sleep(world.dice.millis(pause)) => {}
-        }
-        faults.end_due(&mut world);
-        world.check_processes().await;
-        if world.dice.chance(60) {
-            users.act(&world).await;
-        } else {
-            faults.begin(&mut world).await;
+        world.wait(world.dice.millis(pause)).await;
+        let actions = if world.dice.chance(60) { users::act(&world) } else { faults::choose(&world) };
+        for action in actions {
+            world.act(action).await;
         }
     }
-    if !world.judge.is_upset() {
-        faults.end_all(&mut world);
-        settle::judge(&mut world, &users).await;
-        world.judge.judge_history();
+    world.outcome(seed, true).await
+}
+
+async fn as_written(schedule: &Schedule) -> Outcome {
+    let mut world = World::new(schedule.seed);
+    if !schedule.bad_weather {
+        world.weather.calm_down();
     }
-    let (violations, trace, writes) = world.judge.verdict();
-    Outcome { seed, violations, trace, writes, lasted: began.elapsed() }
+    world.begin().await;
+    for step in &schedule.steps {
+        if world.judge.is_upset() {
+            break;
+        }
+        world.wait(step.at.saturating_sub(world.began.elapsed())).await;
+        world.act(step.action.clone()).await;
+    }
+    world.wait(schedule.end.saturating_sub(world.began.elapsed())).await;
+    world.outcome(schedule.seed, schedule.bad_weather).await
+}
+
+impl World {
+    /// Sets the pool up, and starts its programs.
+    async fn begin(&mut self) {
+        for action in users::set_up() {
+            self.carry_out(&action).await;
+        }
+        self.start_everything();
+    }
+
+    /// The time that has passed, in whole milliseconds.
+    fn now(&self) -> Duration {
+        Duration::from_millis(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Does something, and takes it down.
+    async fn act(&mut self, action: Action) {
+        let at = self.now();
+        self.perform(&action).await;
+        self.taken.push(Step { at, action });
+    }
+
+    /// Lets time pass, in which what lasts comes to its end.
+    async fn wait(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        loop {
+            let judge = Arc::clone(&self.judge);
+            let next = self.next_end().map_or(until, |end| end.min(until));
+            tokio::select! {
+                biased;
+                () = judge.wake.notified() => {}
+                () = sleep_until(next) => {}
+            }
+            self.tick().await;
+            if Instant::now() >= until {
+                return;
+            }
+        }
+    }
+
+    /// Ends all faults, and judges what becomes of the pool then.
+    async fn outcome(&mut self, seed: u64, bad_weather: bool) -> Outcome {
+        let steps = self.taken.clone();
+        let schedule = Schedule { seed, bad_weather, steps, end: self.now() };
+        if !self.judge.is_upset() {
+            // A host that has just lost its power does not start a guest within the time in which late writes land.
+            self.wait(disks::LATE_WRITES + Duration::from_secs(2)).await;
+            self.end_faults();
+            let users = Users::of(self);
+            settle::judge(self, &users).await;
+            self.judge.judge_history();
+        }
+        for boot in self.pool_store.fenced_alive() {
+            self.judge.violated("I5", format_args!("{boot} was fenced while it was live"));
+        }
+        let (violations, trace, writes) = self.judge.verdict();
+        Outcome { seed, violations, schedule, trace, writes, lasted: self.began.elapsed() }
+    }
 }

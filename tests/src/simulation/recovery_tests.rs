@@ -1,9 +1,6 @@
 //! Guests of dead hosts run elsewhere, and never twice.
 
-use super::{
-    users::Users,
-    world::{HOSTS, Process, USERS, World},
-};
+use super::world::{HOSTS, Process, USERS, World};
 use crate::memory_api::Perfect;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
@@ -29,24 +26,22 @@ const SECOND: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_mins(10);
 
 /// A pool whose hosts are live, with machines whose disks all hosts reach.
-struct Stage {
-    world: World,
-    hosts: Api<Host>,
-    machines: Api<VirtualMachine>,
-    pools: Api<Pool>,
+pub(super) struct Stage {
+    pub(super) world: World,
+    pub(super) hosts: Api<Host>,
+    pub(super) machines: Api<VirtualMachine>,
+    pub(super) pools: Api<Pool>,
 }
 
 impl Stage {
-    async fn set(policy: Value) -> Self {
+    pub(super) async fn set(policy: Value) -> Self {
         let mut world = World::new(1);
         world.weather.calm_down();
-        let users = Users::of(&world);
-        users.set_up(&world).await;
+        world.begin().await;
         let client = world.api.client("user", Arc::new(Perfect));
         let pools: Api<Pool> = Api::all(client.clone());
         let pool = object(json!({"metadata": {"name": "default"}, "spec": {"availability": policy}}));
         pools.create(&PostParams::default(), &pool).await.unwrap();
-        world.start_everything();
         let (hosts, machines) = (Api::all(client.clone()), Api::namespaced(client, USERS));
         let mut stage = Self { world, hosts, machines, pools };
         for host in HOSTS {
@@ -56,13 +51,13 @@ impl Stage {
     }
 
     /// A host at its present boot.
-    fn boot(&self, host: &str) -> Option<HostBoot> {
+    pub(super) fn boot(&self, host: &str) -> Option<HostBoot> {
         let object = self.world.api.object("hosts", "", host)?;
         let boot_id = BootId::new(object["status"]["bootID"].as_str()?).ok()?;
         Some(HostBoot { host: HostName::new(host).ok()?, boot_id })
     }
 
-    async fn until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) {
+    pub(super) async fn until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) {
         let began = Instant::now();
         while !is_so(self) {
             assert!(began.elapsed() < PATIENCE, "{what}: {:?}", self.world.judge.verdict());
@@ -72,7 +67,7 @@ impl Stage {
     }
 
     /// Makes machines of one availability on one host, with a disk each, and waits until they run and are guarded.
-    async fn machines_on(&mut self, host: &str, machines: &[(&str, Value)]) {
+    pub(super) async fn machines_on(&mut self, host: &str, machines: &[(&str, Value)]) {
         let label = json!({"metadata": {"labels": {"first": "here"}}});
         self.hosts.patch(host, &PatchParams::default(), &Patch::Merge(label)).await.unwrap();
         for (name, availability) in machines {
@@ -105,7 +100,7 @@ impl Stage {
         }
     }
 
-    async fn until_guarded(&self, name: &str) {
+    pub(super) async fn until_guarded(&self, name: &str) {
         let began = Instant::now();
         while !self.owner_of(name).await.is_some_and(|owner| owner.guarded) {
             assert!(began.elapsed() < PATIENCE, "{name} is not guarded: {:?}", self.world.judge.verdict());
@@ -113,7 +108,7 @@ impl Stage {
         }
     }
 
-    fn machine(&self, name: &str) -> Value {
+    pub(super) fn machine(&self, name: &str) -> Value {
         self.world
             .api
             .object("virtualmachines", USERS, name)
@@ -122,7 +117,7 @@ impl Stage {
     }
 
     /// The host on which a machine is Ready.
-    fn is_ready_on(&self, name: &str) -> Option<String> {
+    pub(super) fn is_ready_on(&self, name: &str) -> Option<String> {
         let status = &self.machine(name)["status"];
         (condition(status, "Ready")?["status"] == "True")
             .then(|| status["host"].as_str().map(str::to_owned))?
@@ -133,29 +128,28 @@ impl Stage {
     }
 
     /// What the Pool says of recoveries: status and reason.
-    fn recovering(&self) -> Option<(String, String)> {
+    pub(super) fn recovering(&self) -> Option<(String, String)> {
         let pool = self.world.api.object("pools", "", "default")?;
         let said = condition(&pool["status"], "Recovering")?;
         Some((said["status"].as_str()?.to_owned(), said["reason"].as_str()?.to_owned()))
     }
 
     /// Ends a host for good: its power goes, and with it its agent and its guests.
-    async fn cut_power(&mut self, host: &str) {
-        let side = self.world.hosts.iter_mut().find(|side| side.name == host).unwrap();
-        side.agent.crash(&self.world.judge).await;
-        side.host.reboot().unwrap();
+    pub(super) async fn cut_power(&mut self, host: &str) {
+        let number = self.world.hosts.iter().position(|side| side.name == host).unwrap();
+        self.world.lose_host(number).await;
     }
 
-    async fn owner_of(&self, name: &str) -> Option<Owner> {
+    pub(super) async fn owner_of(&self, name: &str) -> Option<Owner> {
         let vm: VmUid = self.machine(name)["metadata"]["uid"].as_str()?.parse().ok()?;
         self.world.pool_store.owner(vm).await.unwrap()
     }
 
-    async fn is_owned_by(&self, name: &str, host: &str) -> bool {
+    pub(super) async fn is_owned_by(&self, name: &str, host: &str) -> bool {
         self.owner_of(name).await.is_some_and(|owner| owner.host.as_str() == host)
     }
 
-    async fn confirm_dead(&self, host: &str) {
+    pub(super) async fn confirm_dead(&self, host: &str) {
         let boot = self.boot(host).unwrap().boot_id.to_string();
         let change = json!({"spec": {"fencing": {"confirmedDead": boot}}});
         self.hosts.patch(host, &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
@@ -169,21 +163,21 @@ impl Stage {
         self.world.controllers.iter().position(is).unwrap()
     }
 
-    fn nothing_is_broken(&self) {
+    pub(super) fn nothing_is_broken(&self) {
         self.world.judge.judge_history();
         assert_eq!(self.world.judge.verdict().0, Vec::<String>::new());
     }
 }
 
-fn object<K: DeserializeOwned>(object: Value) -> K {
+pub(super) fn object<K: DeserializeOwned>(object: Value) -> K {
     serde_json::from_value(object).unwrap()
 }
 
-fn condition<'a>(status: &'a Value, type_: &str) -> Option<&'a Value> {
+pub(super) fn condition<'a>(status: &'a Value, type_: &str) -> Option<&'a Value> {
     status["conditions"].as_array()?.iter().find(|condition| condition["type"] == type_)
 }
 
-fn protected() -> Value {
+pub(super) fn protected() -> Value {
     json!({"restartPriority": "Protected"})
 }
 
@@ -308,7 +302,7 @@ async fn a_recovery_gets_through_whichever_write_its_controller_dies_after() {
                 let judge = Arc::clone(&stage.world.judge);
                 tokio::select! {
                     biased;
-                    () = judge.crash.notified() => {
+                    () = judge.wake.notified() => {
                         judge.disarm();
                         stage.world.controllers[leader].crash(&judge).await;
                         stage.world.start_controller(leader);

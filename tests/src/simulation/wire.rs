@@ -1,10 +1,10 @@
 //! The connection of one process to the API server: late, lossy, and sometimes cut.
 
-use super::dice::Dice;
+use super::{dice::Dice, step::Lost};
 use crate::memory_api::{Delivery, Fate, Link, Passage, Passing};
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -35,7 +35,7 @@ impl Weather {
 pub(super) struct Wire {
     dice: Dice,
     weather: Weather,
-    cut: Arc<AtomicBool>,
+    lost: Arc<Mutex<Option<Lost>>>,
 }
 
 /// How long a client waits for an answer that does not come, where it sets no limit of its own.
@@ -43,19 +43,19 @@ const SILENCE: Duration = Duration::from_secs(30);
 
 impl Wire {
     pub(super) fn new(dice: Dice, weather: Weather) -> Self {
-        Self { dice, weather, cut: Arc::default() }
+        Self { dice, weather, lost: Arc::default() }
     }
 
-    /// Cuts the connection, or mends it. Watches notice when they have something to deliver.
-    pub(super) fn set_cut(&self, cut: bool) {
-        self.cut.store(cut, Ordering::Relaxed);
+    /// Cuts the connection in one direction, or mends it. Watches notice when they have something to deliver.
+    pub(super) fn set_cut(&self, lost: Option<Lost>) {
+        *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = lost;
     }
 
-    fn is_cut(&self) -> bool {
-        self.cut.load(Ordering::Relaxed)
+    fn cut(&self) -> Option<Lost> {
+        *self.lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lost(&self) -> Duration {
+    fn silence(&self) -> Duration {
         if self.dice.chance(50) { SILENCE } else { self.dice.millis(0..100) }
     }
 }
@@ -63,8 +63,12 @@ impl Wire {
 impl Link for Wire {
     fn request(&self, passing: Passing<'_>) -> Passage {
         let there = self.dice.millis(0..5);
-        if self.is_cut() {
-            return Passage { there, fate: Fate::RequestLost, back: self.lost() };
+        match self.cut() {
+            None => {}
+            Some(Lost::Requests) => {
+                return Passage { there, fate: Fate::RequestLost, back: self.silence() };
+            }
+            Some(Lost::Answers) => return Passage { there, fate: Fate::AnswerLost, back: self.silence() },
         }
         let back = self.dice.millis(1..6);
         if !self.weather.is_bad() {
@@ -79,14 +83,16 @@ impl Link for Wire {
         };
         let back = match fate {
             Fate::Answered | Fate::Failed => back,
-            Fate::RequestLost | Fate::AnswerLost => self.lost(),
+            Fate::RequestLost | Fate::AnswerLost => self.silence(),
         };
         Passage { there, fate, back }
     }
 
     fn event(&self) -> Delivery {
-        if self.is_cut() {
-            return Delivery::Broken;
+        match self.cut() {
+            Some(Lost::Answers) => return Delivery::Broken,
+            // What the server sends by itself still arrives.
+            None | Some(Lost::Requests) => {}
         }
         if !self.weather.is_bad() {
             return Delivery::After(self.dice.millis(0..10));

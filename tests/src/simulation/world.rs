@@ -2,8 +2,12 @@
 
 use super::{
     dice::Dice,
+    gate::Gate,
+    heard::Heard,
     hypervisor::Judged,
     judge::Judge,
+    perform::Ends,
+    step::Step,
     wire::{Weather, Wire},
 };
 use crate::memory_api::{MemoryApi, Observer};
@@ -18,10 +22,17 @@ use kubexen_node_agent::{
     network::SimulatedNetwork,
     storage::{MemorySeeds, MemoryStorage, SharedLocation},
 };
-use kubexen_ownership::{HostName, MemoryStore};
+use kubexen_ownership::{HostBoot, HostName, MemoryStore};
 use kubexen_runtime::{Clock, clock::VirtualClock, telemetry::Readiness};
-use std::{collections::BTreeMap, sync::Arc};
-use tokio::task::{JoinHandle, spawn_local};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{
+    task::{JoinHandle, spawn_local},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -39,6 +50,9 @@ pub(super) const USERS: &str = "shop";
 pub(super) struct Process {
     pub(super) name: String,
     pub(super) wire: Wire,
+    /// Its connection to the pool's store.
+    pub(super) store: MemoryStore,
+    pub(super) gate: Gate,
     runs: u32,
     task: Option<JoinHandle<()>>,
 }
@@ -51,6 +65,11 @@ pub(super) struct HostSide {
     pub(super) storage: MemoryStorage,
     pub(super) seeds: MemorySeeds,
     pub(super) foreign: Uuid,
+    /// The boot that is known; another one means that the watchdog has reset the host.
+    boot_id: String,
+    /// How long it takes until the build of a domain begins.
+    pub(super) build_delay: Arc<Mutex<Duration>>,
+    /// Whether it was lost at least once, and all domains with it.
     pub(super) rebooted: bool,
     pub(super) agent: Process,
 }
@@ -69,12 +88,20 @@ pub(super) struct World {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) hosts: Vec<HostSide>,
     pub(super) controllers: Vec<Process>,
+    /// Faults under way.
+    pub(super) ends: Ends,
+    pub(super) began: Instant,
+    /// Whether the pool's store got a request that its client had given up.
+    pub(super) is_late: bool,
+    /// What was done so far.
+    pub(super) taken: Vec<Step>,
 }
 
 impl Process {
-    fn new(name: String, seed: u64, weather: &Weather) -> Self {
+    fn new(name: String, seed: u64, weather: &Weather, store: &MemoryStore) -> Self {
         let wire = Wire::new(Dice::new(seed, &name), weather.clone());
-        Self { name, wire, runs: 0, task: None }
+        let (store, gate) = (store.client(), Gate::default());
+        Self { name, wire, store, gate, runs: 0, task: None }
     }
 
     /// Whether it should be running.
@@ -114,6 +141,7 @@ impl World {
         api.add_namespace(USERS);
         let weather = Weather::bad();
         let san = SharedLocation::new("san-1", 1 << 40);
+        let pool_store = MemoryStore::new();
         let hosts = HOSTS
             .into_iter()
             .map(|name| {
@@ -128,32 +156,38 @@ impl World {
                 }
                 let local = BTreeMap::from([("local".to_owned(), 1 << 40)]);
                 let storage = MemoryStorage::new(local).reaching("san", &san);
-                let agent = Process::new(format!("agent-{name}"), seed, &weather);
+                let agent = Process::new(format!("agent-{name}"), seed, &weather, &pool_store);
                 HostSide {
                     name,
+                    boot_id: host.boot_id().unwrap_or_default(),
                     host,
                     storage,
                     seeds: MemorySeeds::default(),
                     foreign,
+                    build_delay: Arc::default(),
                     rebooted: false,
                     agent,
                 }
             })
             .collect();
         let controllers = (0..CONTROLLERS)
-            .map(|number| Process::new(format!("controller-{number}"), seed, &weather))
+            .map(|number| Process::new(format!("controller-{number}"), seed, &weather, &pool_store))
             .collect();
         Self {
             api,
             judge,
             dice: Dice::new(seed, "scenario"),
             weather,
-            pool_store: MemoryStore::new(),
+            pool_store,
             san,
             migrations: MemoryNetwork::new(),
             clock,
             hosts,
             controllers,
+            ends: Ends::default(),
+            began: Instant::now(),
+            is_late: false,
+            taken: Vec::new(),
         }
     }
 
@@ -166,7 +200,7 @@ impl World {
         process.runs += 1;
         let identity = format!("{}-{}", process.name, process.runs);
         self.judge.note(format_args!("{identity} starts"));
-        let store = self.pool_store.client();
+        let store = process.store.clone();
         let dependencies = ControllerDependencies {
             client: self.api.client(&process.name, Arc::new(process.wire.clone())),
             clock: Arc::clone(&self.clock),
@@ -175,8 +209,9 @@ impl World {
             pool_store: Some(PoolStore { ownership: Arc::new(store.clone()), liveness: Arc::new(store) }),
         };
         let options = Options { namespace: SYSTEM.to_owned(), identity };
-        process.task =
-            Some(spawn_local(kubexen_controller::run(dependencies, options, CancellationToken::new())));
+        process.gate = Gate::default();
+        let run = kubexen_controller::run(dependencies, options, CancellationToken::new());
+        process.task = Some(spawn_local(process.gate.clone().pass(run)));
     }
 
     /// Starts the agent of a host if it does not run.
@@ -197,6 +232,8 @@ impl World {
             inner: SimulatedHypervisor::new(side.host.clone()),
             judge: Arc::clone(&judge),
             owners: self.pool_store.clone(),
+            clock: Arc::clone(&self.clock),
+            delay: Arc::clone(&side.build_delay),
         };
         let dependencies = Dependencies {
             client: self.api.client(&side.agent.name, Arc::new(side.agent.wire.clone())),
@@ -204,17 +241,30 @@ impl World {
             storage: Arc::new(side.storage.clone()),
             seeds: Arc::new(side.seeds.clone()),
             network: Arc::new(SimulatedNetwork::new(["lan".to_owned()])),
-            ownership: Arc::new(self.pool_store.clone()),
-            liveness: Arc::new(self.pool_store.clone()),
+            ownership: Arc::new(side.agent.store.clone()),
+            liveness: Arc::new(Heard {
+                host: name.to_owned(),
+                inner: side.agent.store.clone(),
+                judge: Arc::clone(&judge),
+            }),
             watchdog: Arc::new(side.host.clone()),
             migrations: Arc::new(self.migrations.agent(&host)),
             clock: Arc::clone(&self.clock),
         };
-        side.agent.task = Some(spawn_local(async move {
+        side.agent.gate = Gate::default();
+        let reset = until_reset(side.host.clone(), side.boot_id.clone());
+        let run = side.agent.gate.clone().pass(async move {
             let metrics = Arc::new(Metrics::new(&mut Default::default()));
-            if let Err(error) = agent::run(host, catalogue(), dependencies, metrics).await {
-                judge.violated("set-up", error);
+            agent::run(host, catalogue(), dependencies, metrics).await
+        });
+        side.agent.task = Some(spawn_local(async move {
+            tokio::select! {
+                biased;
+                () = reset => {}
+                Err(error) = run => return judge.violated("set-up", error),
             }
+            judge.wake.notify_one();
+            std::future::pending().await
         }));
     }
 
@@ -237,6 +287,49 @@ impl World {
             process.check(&self.judge).await;
         }
     }
+
+    /// Hosts whose agents run at a boot that is fenced.
+    pub(super) fn fenced_hosts(&self) -> Vec<String> {
+        let fenced = self.pool_store.fenced_on_record();
+        let here = |side: &&HostSide| {
+            let is_here =
+                |boot: &HostBoot| boot.host.as_str() == side.name && boot.boot_id.as_str() == side.boot_id;
+            side.agent.is_up() && fenced.iter().any(is_here)
+        };
+        self.hosts.iter().filter(here).map(|side| side.name.to_owned()).collect()
+    }
+
+    /// Hosts whose watchdog has reset them since this was asked last.
+    pub(super) fn resets(&mut self) -> Vec<usize> {
+        let mut reset = Vec::new();
+        for (number, side) in self.hosts.iter_mut().enumerate() {
+            let boot_id = side.host.boot_id().unwrap_or_default();
+            if boot_id != side.boot_id {
+                side.boot_id = boot_id;
+                reset.push(number);
+            }
+        }
+        reset
+    }
+
+    /// A host loses its power, with its guests and its agent; it boots when its agent is started.
+    pub(super) async fn lose_host(&mut self, number: usize) {
+        let side = &mut self.hosts[number];
+        side.agent.crash(&self.judge).await;
+        self.judge.lost(side.name, self.clock.now());
+        if let Err(error) = side.host.reboot() {
+            self.judge.violated("set-up", error);
+        }
+        side.boot_id = side.host.boot_id().unwrap_or_default();
+        side.storage.reboot();
+        side.rebooted = true;
+    }
+}
+
+/// Waits until the host is at another boot.
+async fn until_reset(host: SimulatedHost, boot_id: String) {
+    let mut changes = host.changes();
+    while host.boot_id().is_ok_and(|now| now == boot_id) && changes.changed().await.is_ok() {}
 }
 
 fn catalogue() -> Catalogue {

@@ -10,6 +10,7 @@ mod cloud_init;
 mod cpu_levels;
 mod crashes;
 mod fixpoint;
+mod freeze;
 mod guest_facts;
 mod guests;
 mod life;

@@ -20,7 +20,7 @@ use std::time::Duration;
 pub const BACK: Duration = Duration::from_secs(120);
 
 /// A pool of its own, with a Pool object, a scene with shared storage, and hosts that can protect guests.
-async fn pool_of(hosts: usize, availability: Value) -> Result<(World, Scene)> {
+pub async fn pool_of(hosts: usize, availability: Value) -> Result<(World, Scene)> {
     let options = PoolOptions { hosts, hosts_per_process: 1, ..PoolOptions::default() };
     protecting(World::start(options).await?, availability).await
 }

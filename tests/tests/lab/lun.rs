@@ -90,7 +90,7 @@ async fn writes_again(host: &LabHost, uuid: &str) -> Result<()> {
 }
 
 /// Waits until the guest was started so many times; returns the number of ticks that it found on its disk then.
-async fn found_at_start(host: &LabHost, uuid: &str, boots: u32) -> Result<u64> {
+pub async fn found_at_start(host: &LabHost, uuid: &str, boots: u32) -> Result<u64> {
     says(host, uuid, &format!("DISK xvda boots={boots} log=")).await?;
     let console = console(host, uuid).await?;
     let found = console
@@ -104,7 +104,7 @@ fn runs(status: &VirtualMachineStatus) -> bool {
 }
 
 /// Makes a guest that logs what it counts on a disk on the LUN.
-async fn logging_guest(bed: &Bed, name: &'static str) -> Result<(Guest, String)> {
+pub async fn logging_guest(bed: &Bed, name: &'static str) -> Result<(Guest, String)> {
     let disk = format!("{name}-data");
     Guest::create_disk_in(bed, "san", &disk).await?;
     let spec = json!({

@@ -13,6 +13,7 @@ mod lun;
 mod lvm;
 mod maintenance;
 mod migrations;
+mod recovery;
 mod seeds;
 mod stops;
 mod suspension;

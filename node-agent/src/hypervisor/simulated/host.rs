@@ -109,6 +109,14 @@ impl SimulatedHost {
         self.with(Model::reboot)
     }
 
+    /// The identity of the present boot.
+    ///
+    /// # Errors
+    /// `Unreachable` when the host's files cannot be written.
+    pub fn boot_id(&self) -> Result<String, HypervisorError> {
+        self.with(|model, _| Ok(model.boot_id().to_owned()))
+    }
+
     /// When the watchdog resets the host, if it runs.
     ///
     /// # Errors
@@ -179,8 +187,9 @@ impl SimulatedHost {
         self.lock().faults.restores.lost = restores;
     }
 
-    /// Changes when the model does.
-    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+    /// Changes whenever the host does.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
     }
 

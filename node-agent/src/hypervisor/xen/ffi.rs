@@ -1,5 +1,5 @@
-//! The only module that calls C: libxl, loaded at run time and spoken to in its own JSON; and in [`features`] one
-//! function of the library below it.
+//! The only module that calls C: libxl, loaded at run time and spoken to in its own JSON; and in [`features`] and
+//! [`watchdog`] a function each of the library below it.
 //!
 //! libxl exports a `_from_json` or `_to_json` function for every type of its interface, so no layout of a C
 //! structure is known here, and one binary serves several Xen releases. A structure is a zeroed buffer many times
@@ -10,6 +10,8 @@
 mod changes;
 
 mod features;
+
+pub mod watchdog;
 
 use super::rounds::progress_line;
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};

@@ -9,6 +9,7 @@
 //! | list, pause, unpause, memory, CPUs | the crate `xenctrl`, on [a thread of its own](accounting) |
 //! | ownership token, shutdown request, events, what guests say | [`xenstore`] |
 //! | output of guests | [`console`] ptys |
+//! | Xen's watchdog | libxenctrl, on [a thread of its own](watchdog) |
 //!
 //! A domain's ownership token stands in xenstore at `/local/domain/<domid>/kubexen/token`, which only dom0 may write.
 //! It is written after everything else, so a domain that has it is whole; a restored one has `kubexen/restored` until then. The nodes live and end with the domain,
@@ -36,6 +37,7 @@ mod rounds;
 mod settings;
 pub mod supervisor;
 mod transfer;
+pub mod watchdog;
 pub mod worker;
 pub mod xenstore;
 

@@ -1,0 +1,307 @@
+//! In which store the records count: whether it is the one that the pool works with, or was made of a backup since.
+//!
+//! ```text
+//!   /kubexen/epoch   number, cluster         written when the pool begins, and when an operator confirms a restore
+//!
+//!   the record names the cluster that answers   → current
+//!   it names another, or none                   → frozen: the records may be old, nothing is decided by them
+//! ```
+//!
+//! etcd gives a cluster that is made of a snapshot another identity if its token or its members' addresses differ
+//! (`server/etcdserver/api/membership/cluster.go`, `genID`). The record is in the snapshot and names the cluster that it was
+//! taken of, so whoever reads both in one answer knows that the store was restored, and needs no memory for that. What a
+//! client remembers finds the rest: a store that is empty, one with a lower number than before, and a restore under the same
+//! identity, which shows in a revision that went back or leapt.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::protocol::{Compare, Transaction, Write};
+use crate::record::{Entry, Key};
+
+/// The only version of the value that there is so far.
+const VERSION: u32 = 1;
+
+/// More revisions a second than an etcd can make: a store that has moved faster was restored with its revision raised.
+const REVISIONS_PER_SECOND: u64 = 10_000;
+/// What a store may have moved by at once, whatever the time.
+const REVISIONS_AT_ONCE: u64 = 1_000_000;
+
+/// The stretch of time through which the records have no gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Epoch {
+    /// Counts the restores that were confirmed, from 1.
+    pub number: u64,
+    /// The cluster in which the records count; none as long as they count in none.
+    pub cluster: Option<u64>,
+}
+
+impl Epoch {
+    /// Reads what [`fmt::Display`] shows.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (number, cluster) = text.split_once('-')?;
+        Some(Self { number: number.parse().ok()?, cluster: u64::from_str_radix(cluster, 16).ok() })
+    }
+
+    /// The epoch after this one, in the same cluster.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self { number: self.number + 1, ..self }
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.cluster {
+            Some(cluster) => write!(f, "{}-{cluster:x}", self.number),
+            None => write!(f, "{}-none", self.number),
+        }
+    }
+}
+
+/// How the store that answers stands to the records in it, by one linearizable read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The cluster that answered.
+    pub cluster: u64,
+    /// The epoch on record, if there is one.
+    pub epoch: Option<Epoch>,
+    /// Whether this client has seen that the store is not what it was, although the record does not say so.
+    pub broken: bool,
+    /// The revision at which the record was written; 0 if there is none.
+    pub(crate) written: u64,
+}
+
+impl Standing {
+    /// Whether the records count: nothing is known to have been restored.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        !self.broken && self.epoch.is_none_or(|epoch| epoch.cluster == Some(self.cluster))
+    }
+
+    /// What this store is called by those who look at it: the number of its records, and the cluster that they are in.
+    #[must_use]
+    pub fn seen_as(&self) -> Epoch {
+        Epoch { number: self.epoch.map_or(0, |epoch| epoch.number), cluster: Some(self.cluster) }
+    }
+
+    /// The condition that the record is as it was seen.
+    pub(crate) fn unchanged(&self) -> Compare {
+        match self.written {
+            0 => Compare::Absent(Key::Epoch),
+            mod_revision => Compare::Unchanged { key: Key::Epoch, mod_revision },
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct EpochValue {
+    version: u32,
+    number: u64,
+    /// In hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cluster: Option<String>,
+}
+
+/// EPOCH: the records count in this epoch from now on, if the record is as it was seen.
+#[must_use]
+pub fn beginning(epoch: Epoch, seen: &Standing) -> Transaction {
+    let cluster = epoch.cluster.map(|cluster| format!("{cluster:x}"));
+    let value = EpochValue { version: VERSION, number: epoch.number, cluster };
+    let value = serde_json::to_vec(&value).expect("strings and numbers always have a JSON form");
+    Transaction { compares: vec![seen.unchanged()], writes: vec![Write::Put { key: Key::Epoch, value }] }
+}
+
+/// The epoch that an entry names. One that cannot be read names no cluster: the store is not trusted.
+fn decode(entry: &Entry) -> Epoch {
+    let cluster_of = |text: String| u64::from_str_radix(&text, 16).ok();
+    match serde_json::from_slice::<EpochValue>(&entry.value) {
+        Ok(EpochValue { version: VERSION, number, cluster }) => {
+            Epoch { number, cluster: cluster.and_then(cluster_of) }
+        }
+        Ok(EpochValue { version, .. }) => {
+            tracing::error!(version, "the record of the epoch has a version that this program does not know");
+            Epoch { number: 0, cluster: None }
+        }
+        Err(error) => {
+            tracing::error!(%error, "the record of the epoch cannot be read");
+            Epoch { number: 0, cluster: None }
+        }
+    }
+}
+
+/// What a client remembers of the store that it has worked with. Pure: it is told the time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Trust(Option<Known>);
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    number: u64,
+    cluster: u64,
+    revision: u64,
+    at: Instant,
+    broken: bool,
+}
+
+impl Known {
+    /// Whether a store at this revision can be the one that was known.
+    fn goes_on(&self, revision: u64, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).max(Duration::from_secs(1)).as_secs();
+        let most = passed.saturating_mul(REVISIONS_PER_SECOND).saturating_add(REVISIONS_AT_ONCE);
+        revision >= self.revision && revision - self.revision <= most
+    }
+}
+
+impl Trust {
+    /// The cluster that was worked with last.
+    pub(crate) fn cluster(&self) -> Option<u64> {
+        self.0.map(|known| known.cluster)
+    }
+
+    /// The newest revision of it that was seen.
+    pub(crate) fn revision(&self) -> u64 {
+        self.0.map_or(0, |known| known.revision)
+    }
+
+    /// Whether an answer is of the store that is known, which had at least the revision `floor` when the request was sent.
+    pub(crate) fn admits(&mut self, cluster: u64, revision: u64, floor: u64, now: Instant) -> bool {
+        let Some(known) = &mut self.0 else { return false };
+        // Answers overtake each other, so the newest revision says nothing of this one.
+        let goes_on = known.goes_on(revision.max(known.revision), now) && revision >= floor;
+        if known.broken || known.cluster != cluster || !goes_on {
+            return false;
+        }
+        (known.revision, known.at) = (known.revision.max(revision), now);
+        true
+    }
+
+    /// How the store stands whose record of the epoch was read, at this revision of it. `floor` as in [`Trust::admits`].
+    pub(crate) fn look(
+        &mut self,
+        (cluster, revision): (u64, u64),
+        entry: Option<&Entry>,
+        floor: u64,
+        now: Instant,
+    ) -> Standing {
+        let epoch = entry.map(decode);
+        let mut standing =
+            Standing { cluster, epoch, broken: false, written: entry.map_or(0, |entry| entry.mod_revision) };
+        let overtaken = |known: Known| {
+            known.cluster == cluster && (floor..known.revision).contains(&revision) && !known.broken
+        };
+        if self.0.is_some_and(overtaken) {
+            // What is known by now is newer.
+            return standing;
+        }
+        if !standing.is_current() {
+            if let Some(known) = self.0.as_mut().filter(|known| known.cluster == cluster) {
+                // It has been made to say so: what it answers counts no more before the next epoch.
+                known.broken = true;
+            }
+            return standing;
+        }
+        let number = epoch.map_or(0, |epoch| epoch.number);
+        match &mut self.0 {
+            Some(known) if number <= known.number => {
+                let same = number == known.number && cluster == known.cluster && !known.broken;
+                let newest = revision.max(known.revision);
+                if same && known.goes_on(newest, now) && revision >= floor {
+                    (known.revision, known.at) = (newest, now);
+                } else {
+                    known.broken = true;
+                    standing.broken = true;
+                }
+            }
+            // The first that is known, or an operator has confirmed it since.
+            Some(_) | None => self.0 = Some(Known { number, cluster, revision, at: now, broken: false }),
+        }
+        standing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(number: u64, cluster: Option<u64>) -> Entry {
+        let seen = Standing { cluster: 0, epoch: None, broken: false, written: 0 };
+        let transaction = beginning(Epoch { number, cluster }, &seen);
+        let Some(Write::Put { value, .. }) = transaction.writes.into_iter().next() else { panic!("no put") };
+        Entry { value, mod_revision: 3 }
+    }
+
+    #[test]
+    fn the_layout_of_the_value_is_the_one_that_other_versions_read() {
+        let text = |number, cluster| String::from_utf8(record(number, cluster).value).unwrap();
+        assert_eq!(text(2, Some(0xab)), r#"{"version":1,"number":2,"cluster":"ab"}"#);
+        assert_eq!(text(2, None), r#"{"version":1,"number":2}"#);
+        for bad in ["", "{}", r#"{"version":2,"number":2,"cluster":"ab"}"#] {
+            let entry = Entry { value: bad.into(), mod_revision: 3 };
+            assert_eq!(decode(&entry).cluster, None, "{bad}");
+        }
+        let epoch = Epoch { number: 2, cluster: Some(0xab) };
+        assert_eq!((epoch.to_string().as_str(), Epoch::parse("2-ab")), ("2-ab", Some(epoch)));
+        assert_eq!(Epoch::parse("ab"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_whose_record_names_another_cluster_is_frozen_for_those_who_remember_nothing() {
+        let mut trust = Trust::default();
+        let now = Instant::now();
+        for (cluster, current) in [(Some(1), true), (Some(2), false), (None, false)] {
+            let standing = trust.look((1, 10), Some(&record(1, cluster)), 0, now);
+            assert_eq!(standing.is_current(), current, "{cluster:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_client_remembers_finds_a_restore_that_the_record_does_not_show() {
+        let now = Instant::now();
+        let known = || {
+            let mut trust = Trust::default();
+            assert!(trust.look((1, 10), Some(&record(2, Some(1))), 0, now).is_current());
+            trust
+        };
+        let current = |mut trust: Trust, cluster, revision, entry: Option<&Entry>| {
+            trust.look((cluster, revision), entry, 10, now).is_current()
+        };
+        assert!(current(known(), 1, 500_000, Some(&record(2, Some(1)))), "it is the same");
+        assert!(!current(known(), 1, 9, Some(&record(2, Some(1)))), "its revision went back");
+        assert!(!current(known(), 1, 1_000_000_010, Some(&record(2, Some(1)))), "its revision leapt");
+        assert!(!current(known(), 3, 10, None), "it is empty");
+        assert!(!current(known(), 3, 10, Some(&record(1, Some(3)))), "its number went back");
+        assert!(current(known(), 3, 10, Some(&record(3, Some(3)))), "it was confirmed since");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_was_overtaken_by_the_next_epoch_is_no_break() {
+        let now = Instant::now();
+        let mut trust = Trust::default();
+        trust.look((1, 10), Some(&record(2, Some(1))), 0, now);
+        for old in [None, Some(record(1, Some(1))), Some(record(1, None))] {
+            assert!(!trust.look((1, 9), old.as_ref(), 8, now).broken);
+            assert!(trust.admits(1, 10, 10, now));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_has_seen_a_break_believes_nothing_before_the_next_epoch() {
+        let now = Instant::now();
+        let mut trust = Trust::default();
+        trust.look((1, 10), Some(&record(1, Some(1))), 11, now);
+        assert!(trust.admits(1, 11, 10, now));
+        assert!(trust.admits(1, 10, 10, now), "answers overtake each other");
+        assert!(!trust.admits(1, 10, 11, now), "it was sent after the newer one had come");
+        assert!(trust.look((1, 5), Some(&record(1, Some(1))), 11, now).broken);
+        assert!(!trust.admits(1, 20, 11, now));
+        assert!(trust.look((1, 20), Some(&record(1, Some(1))), 11, now).broken);
+        assert!(trust.look((1, 21), Some(&record(2, Some(1))), 11, now).is_current());
+        assert!(trust.admits(1, 22, 21, now));
+        assert!(!trust.look((1, 23), Some(&record(2, None)), 11, now).is_current());
+        assert!(!trust.admits(1, 24, 23, now), "it was made to say so");
+    }
+}

@@ -1,0 +1,71 @@
+//! What a host has heard of the pool's store, with the judge beside it.
+
+use super::judge::Judge;
+use async_trait::async_trait;
+use kubexen_ownership::{
+    HostBoot, LeaseId, MemoryStore, StoreError,
+    liveness::{Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Voter},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// Tells the judge when a request was sent whose answer made the host live for longer.
+#[derive(Debug)]
+pub(super) struct Heard {
+    pub(super) host: String,
+    pub(super) inner: MemoryStore,
+    pub(super) judge: Arc<Judge>,
+}
+
+#[async_trait]
+impl Liveness for Heard {
+    async fn join(&self, me: &HostBoot, agent: &str, lease: Duration) -> Result<Join, StoreError> {
+        let sent = Instant::now();
+        let answer = self.inner.join(me, agent, lease).await?;
+        if let Join::Joined(_) = answer {
+            self.judge.heard(&self.host, sent);
+        }
+        Ok(answer)
+    }
+
+    async fn renew(&self, lease: LeaseId) -> Result<bool, StoreError> {
+        let sent = Instant::now();
+        let renewed = self.inner.renew(lease).await?;
+        if renewed {
+            self.judge.heard(&self.host, sent);
+        }
+        Ok(renewed)
+    }
+
+    async fn leave(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.inner.leave(lease).await
+    }
+
+    async fn roll(&self) -> Result<Roll, StoreError> {
+        self.inner.roll().await
+    }
+
+    async fn fence(&self, boot: &HostBoot, record: &FenceRecord) -> Result<Fence, StoreError> {
+        self.inner.fence(boot, record).await
+    }
+
+    async fn unfence(&self, boot: &HostBoot) -> Result<(), StoreError> {
+        self.inner.unfence(boot).await
+    }
+
+    async fn standing(&self) -> Result<Standing, StoreError> {
+        self.inner.standing().await
+    }
+
+    async fn begin_epoch(&self, epoch: Epoch, seen: &Standing) -> Result<bool, StoreError> {
+        self.inner.begin_epoch(epoch, seen).await
+    }
+
+    async fn voters(&self) -> Result<Vec<Voter>, StoreError> {
+        self.inner.voters().await
+    }
+
+    async fn shortest_lease(&self) -> Result<Duration, StoreError> {
+        self.inner.shortest_lease().await
+    }
+}

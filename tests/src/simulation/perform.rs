@@ -1,0 +1,386 @@
+//! Carries out steps, and ends what lasts.
+
+use super::{
+    step::{Action, Call, Failure, Kind, Lost},
+    users,
+    world::{HostSide, Process, USERS, World},
+};
+use crate::memory_api::Perfect;
+use kube::{
+    Api, Client,
+    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
+    core::Resource,
+};
+use kubexen_crds::{
+    Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineMigration,
+};
+use kubexen_node_agent::hypervisor::DomainState;
+use kubexen_ownership::{Cut, HostName};
+use serde_json::{Value, json};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// How long guests of a host that listens take to power off.
+const SHUTDOWN_TIME: Duration = Duration::from_secs(2);
+/// How long a host takes from a reset to the start of its agent.
+const BOOT_TIME: Duration = Duration::from_secs(30);
+
+/// The end of something that lasts.
+#[derive(Clone, Debug)]
+enum End {
+    Start(String),
+    Resume(String),
+    MendApi(String),
+    MendStore(String),
+    StorageOutage(usize),
+    HypervisorOutage(usize),
+    DeafGuests(usize),
+    StoreOutage,
+    StoreFull,
+    LateRequests,
+    Link(HostName, HostName),
+}
+
+/// The ends of what lasts, and the process that is to crash at a write.
+#[derive(Debug, Default)]
+pub(super) struct Ends {
+    due: Vec<(Instant, End)>,
+    /// How long the process will be away that crashes at its write.
+    away: Duration,
+}
+
+impl World {
+    /// Does what a step says. What cannot be done because of how things stand by now is left undone.
+    pub(super) async fn perform(&mut self, action: &Action) {
+        self.judge.note(format_args!("step: {action}"));
+        self.carry_out(action).await;
+    }
+
+    /// As [`World::perform`], without a line in the trace.
+    pub(super) async fn carry_out(&mut self, action: &Action) {
+        match action {
+            Action::Create { kind, object } => self.create(*kind, object.clone()).await,
+            Action::Change { kind, name, change } => self.change(*kind, name, change.clone()).await,
+            Action::Delete { kind, name } => self.delete(*kind, name).await,
+            Action::Machine { name, availability, disk } => {
+                for action in users::plain_machine(name, availability, disk.as_deref()) {
+                    Box::pin(self.carry_out(&action)).await;
+                }
+            }
+            Action::ConfirmDead { host } => {
+                let boot = self.api.object("hosts", "", host).map(|host| host["status"]["bootID"].clone());
+                let confirmed = json!({"spec": {"fencing": {"confirmedDead": boot}}});
+                self.change(Kind::Host, host, confirmed).await;
+            }
+            Action::Expect { machine, on } => self.expect(machine, on.as_deref()),
+            Action::ExpectFenced { host, fenced } => self.expect_fenced(host, *fenced),
+            Action::Crash { process, r#for } => {
+                let judge = Arc::clone(&self.judge);
+                if let Some(running) = self.process(process).filter(|process| process.is_up()) {
+                    running.crash(&judge).await;
+                    self.until(r#for.duration(), End::Start(process.clone()));
+                }
+            }
+            Action::CrashAtWrite { process, write, r#for } => {
+                self.judge.arm(process, *write);
+                self.ends.away = r#for.duration();
+            }
+            Action::Pause { process, r#for } => {
+                if let Some(running) = self.process(process) {
+                    running.gate.set_shut(true);
+                    self.until(r#for.duration(), End::Resume(process.clone()));
+                }
+            }
+            Action::CutFromApi { process, lost, r#for } => {
+                if let Some(running) = self.process(process) {
+                    running.wire.set_cut(Some(*lost));
+                    self.until(r#for.duration(), End::MendApi(process.clone()));
+                }
+            }
+            Action::CutFromStore { process, lost, r#for } => {
+                if let Some(running) = self.process(process) {
+                    running.store.set_cut(match lost {
+                        Lost::Requests => Cut::Requests,
+                        Lost::Answers => Cut::Answers,
+                    });
+                    self.until(r#for.duration(), End::MendStore(process.clone()));
+                }
+            }
+            Action::CompactApi {} => self.api.compact(),
+            Action::CutPower { host, r#for } => {
+                let Some(number) = self.number(host) else { return };
+                self.lose_host(number).await;
+                self.until(r#for.duration(), End::Start(self.hosts[number].agent.name.clone()));
+            }
+            Action::HypervisorOutage { host, r#for } => {
+                let Some(number) = self.number(host) else { return };
+                self.hosts[number].host.set_unreachable(true);
+                self.until(r#for.duration(), End::HypervisorOutage(number));
+            }
+            Action::FailCall { host, call, failure } => self.fail_call(host, *call, *failure),
+            Action::DeafGuests { host, r#for } => {
+                let Some(number) = self.number(host) else { return };
+                self.hosts[number].host.set_shutdown_time(None);
+                self.until(r#for.duration(), End::DeafGuests(number));
+            }
+            Action::StopGuest { host, machine, reason } => {
+                let Some(number) = self.number(host) else { return };
+                if let Some(uid) = self.uid_of(machine) {
+                    // A domain that is not there, half built or being taken apart has no guest to stop.
+                    drop(self.hosts[number].host.stop_guest(uid, *reason));
+                }
+            }
+            Action::StorageOutage { host, r#for } => {
+                let Some(number) = self.number(host) else { return };
+                self.hosts[number].storage.set_outage(true);
+                self.until(r#for.duration(), End::StorageOutage(number));
+            }
+            Action::FailStorage { host, failure } => {
+                let Some(number) = self.number(host) else { return };
+                let storage = &self.hosts[number].storage;
+                match failure {
+                    Failure::Refused => storage.refuse_next(1),
+                    Failure::Hangs | Failure::Untold => storage.lose_answers(1),
+                }
+            }
+            Action::CutLink { from, to, after_bytes, r#for } => {
+                if let (Ok(from), Ok(to)) = (HostName::new(from.as_str()), HostName::new(to.as_str())) {
+                    self.migrations.cut(&from, &to, *after_bytes);
+                    self.until(r#for.duration(), End::Link(from, to));
+                }
+            }
+            Action::StoreOutage { r#for } => {
+                self.pool_store.set_outage(true);
+                self.until(r#for.duration(), End::StoreOutage);
+            }
+            Action::StoreOutageAfterWrite { r#for } => {
+                self.pool_store.begin_outage_after_next_write();
+                self.until(r#for.duration(), End::StoreOutage);
+            }
+            Action::StoreElection {} => self.pool_store.elect_leader(),
+            Action::StoreFull { r#for } => {
+                self.pool_store.set_full(true);
+                self.until(r#for.duration(), End::StoreFull);
+            }
+            Action::StoreLoses { lost: Lost::Requests } => self.pool_store.lose_requests(1),
+            Action::StoreLoses { lost: Lost::Answers } => self.pool_store.lose_answers(1),
+            Action::StoreDelays { r#for } => {
+                self.pool_store.delay_requests(1);
+                self.until(r#for.duration(), End::LateRequests);
+            }
+            Action::StoreClock { percent_fast } => self.pool_store.set_clock(*percent_fast),
+        }
+    }
+
+    /// When something that lasts ends next.
+    pub(super) fn next_end(&self) -> Option<Instant> {
+        self.ends.due.iter().map(|(at, _)| *at).min()
+    }
+
+    /// Ends what is due, deals with hosts that were reset and with a process whose write came, and complains about processes
+    /// that ended by themselves.
+    pub(super) async fn tick(&mut self) {
+        let now = Instant::now();
+        let (due, later): (Vec<_>, Vec<_>) = self.ends.due.drain(..).partition(|(at, _)| *at <= now);
+        self.ends.due = later;
+        due.into_iter().for_each(|(_, end)| self.end(end));
+        for number in self.resets() {
+            let side = &mut self.hosts[number];
+            let (name, agent) = (side.name, side.agent.name.clone());
+            self.judge.note(format_args!("{name} was reset by its watchdog"));
+            side.agent.crash(&self.judge).await;
+            side.storage.reboot();
+            side.rebooted = true;
+            self.until(BOOT_TIME, End::Start(agent));
+        }
+        if self.judge.is_crash_due()
+            && let Some(name) = self.judge.disarm()
+        {
+            let (judge, away) = (Arc::clone(&self.judge), self.ends.away);
+            if let Some(process) = self.process(&name) {
+                process.crash(&judge).await;
+                self.until(away, End::Start(name));
+            }
+        }
+        self.check_processes().await;
+    }
+
+    /// Ends all faults, those included that wait for their moment.
+    pub(super) fn end_faults(&mut self) {
+        self.judge.note("faults end");
+        std::mem::take(&mut self.ends.due).into_iter().for_each(|(_, end)| self.end(end));
+        self.judge.disarm();
+        self.weather.calm_down();
+        self.pool_store.end_faults();
+        self.pool_store.set_clock(0);
+        for side in &self.hosts {
+            side.storage.refuse_next(0);
+            side.storage.lose_answers(0);
+            side.host.refuse_creates(0);
+            side.host.hang_creates(0);
+            side.host.lose_creates(0);
+            side.host.refuse_suspends(0);
+            side.host.hang_suspends(0);
+            side.host.lose_suspends(0);
+            side.host.refuse_restores(0);
+            side.host.hang_restores(0);
+            side.host.lose_restores(0);
+            side.host.set_shutdown_time(Some(SHUTDOWN_TIME));
+        }
+        self.start_everything();
+    }
+
+    fn expect(&self, machine: &str, on: Option<&str>) {
+        let uid = self.uid_of(machine);
+        let runs_on = |side: &&HostSide| {
+            let domains = side.host.domains().unwrap_or_default();
+            domains.iter().any(|domain| Some(domain.uuid) == uid && domain.state == DomainState::Running)
+        };
+        let found: Vec<_> = self.hosts.iter().filter(runs_on).map(|side| side.name).collect();
+        if found != on.into_iter().collect::<Vec<_>>() {
+            let wanted = on.unwrap_or("no host");
+            self.judge.violated(
+                "expectation",
+                format_args!("{machine} is to run on {wanted}, and runs on {found:?}"),
+            );
+        }
+    }
+
+    fn expect_fenced(&self, host: &str, fenced: bool) {
+        let object = self.api.object("hosts", "", host);
+        let boot = object.as_ref().and_then(|object| object["status"]["bootID"].as_str()).unwrap_or_default();
+        let on_record = self.pool_store.fenced_on_record();
+        let is_fenced =
+            on_record.iter().any(|record| record.host.as_str() == host && record.boot_id.as_str() == boot);
+        if is_fenced != fenced {
+            self.judge
+                .violated("expectation", format_args!("that {host} is fenced at {boot} is {is_fenced}"));
+        }
+    }
+
+    fn uid_of(&self, machine: &str) -> Option<Uuid> {
+        let object = self.api.object("virtualmachines", USERS, machine)?;
+        object["metadata"]["uid"].as_str()?.parse().ok()
+    }
+
+    fn until(&mut self, time: Duration, end: End) {
+        if let End::Start(process) = &end {
+            // A process that was to start sooner does not start while its host is off.
+            self.ends.due.retain(|(_, other)| !matches!(other, End::Start(other) if other == process));
+        }
+        self.ends.due.push((Instant::now() + time, end));
+    }
+
+    fn end(&mut self, end: End) {
+        match end {
+            End::Start(process) => {
+                let agent = self.hosts.iter().position(|side| side.agent.name == process);
+                let controller = self.controllers.iter().position(|one| one.name == process);
+                if let Some(number) = agent {
+                    self.start_agent(number);
+                }
+                if let Some(number) = controller {
+                    self.start_controller(number);
+                }
+            }
+            End::Resume(process) => self.with_process(&process, |process| process.gate.set_shut(false)),
+            End::MendApi(process) => self.with_process(&process, |process| process.wire.set_cut(None)),
+            End::MendStore(process) => {
+                self.with_process(&process, |process| process.store.set_cut(Cut::None))
+            }
+            End::StorageOutage(number) => self.hosts[number].storage.set_outage(false),
+            End::HypervisorOutage(number) => self.hosts[number].host.set_unreachable(false),
+            End::DeafGuests(number) => self.hosts[number].host.set_shutdown_time(Some(SHUTDOWN_TIME)),
+            End::StoreOutage => self.pool_store.end_faults(),
+            End::StoreFull => self.pool_store.set_full(false),
+            End::LateRequests => {
+                self.judge.note("the late request arrives");
+                self.is_late = true;
+                self.pool_store.deliver_delayed();
+            }
+            End::Link(from, to) => self.migrations.mend(&from, &to),
+        }
+    }
+
+    fn with_process(&mut self, name: &str, work: impl FnOnce(&mut Process)) {
+        if let Some(process) = self.process(name) {
+            work(process);
+        }
+    }
+
+    fn number(&self, host: &str) -> Option<usize> {
+        self.hosts.iter().position(|side| side.name == host)
+    }
+
+    fn fail_call(&self, host: &str, call: Call, failure: Failure) {
+        let Some(number) = self.number(host) else { return };
+        let host = &self.hosts[number].host;
+        match (call, failure) {
+            (Call::Create, Failure::Refused) => host.refuse_creates(1),
+            (Call::Create, Failure::Hangs) => host.hang_creates(1),
+            (Call::Create, Failure::Untold) => host.lose_creates(1),
+            (Call::Suspend, Failure::Refused) => host.refuse_suspends(1),
+            (Call::Suspend, Failure::Hangs) => host.hang_suspends(1),
+            (Call::Suspend, Failure::Untold) => host.lose_suspends(1),
+            (Call::Restore, Failure::Refused) => host.refuse_restores(1),
+            (Call::Restore, Failure::Hangs) => host.hang_restores(1),
+            (Call::Restore, Failure::Untold) => host.lose_restores(1),
+        }
+    }
+
+    /// Makes an object, unless it is there already.
+    pub(super) async fn create(&self, kind: Kind, object: Value) {
+        match serde_json::from_value(object) {
+            Ok(object) => {
+                self.said(self.objects(kind).create(&PostParams::default(), &object).await.map(drop))
+            }
+            Err(error) => self.judge.violated("set-up", error),
+        }
+    }
+
+    /// Changes an object by a merge patch, if it is there.
+    pub(super) async fn change(&self, kind: Kind, name: &str, change: Value) {
+        let patch = Patch::Merge(change);
+        self.said(self.objects(kind).patch(name, &PatchParams::default(), &patch).await.map(drop));
+    }
+
+    /// Deletes an object, if it is there.
+    pub(super) async fn delete(&self, kind: Kind, name: &str) {
+        self.said(self.objects(kind).delete(name, &DeleteParams::default()).await.map(drop));
+    }
+
+    /// The objects of a kind as people see them, who are never cut off.
+    fn objects(&self, kind: Kind) -> Api<DynamicObject> {
+        let client: Client = self.api.client("user", Arc::new(Perfect));
+        match kind {
+            Kind::Host => Api::all_with(client, &resource::<Host>()),
+            Kind::Network => Api::all_with(client, &resource::<Network>()),
+            Kind::Pool => Api::all_with(client, &resource::<Pool>()),
+            Kind::StorageRepository => Api::all_with(client, &resource::<StorageRepository>()),
+            Kind::Secret => {
+                let secret = resource::<k8s_openapi::api::core::v1::Secret>();
+                Api::namespaced_with(client, USERS, &secret)
+            }
+            Kind::VirtualDisk => Api::namespaced_with(client, USERS, &resource::<VirtualDisk>()),
+            Kind::VirtualMachine => Api::namespaced_with(client, USERS, &resource::<VirtualMachine>()),
+            Kind::VirtualMachineMigration => {
+                Api::namespaced_with(client, USERS, &resource::<VirtualMachineMigration>())
+            }
+        }
+    }
+
+    /// People meet conflicts and missing objects; anything else is a fault of the simulation.
+    fn said(&self, answer: Result<(), kube::Error>) {
+        match answer {
+            Ok(()) => {}
+            Err(kube::Error::Api(status))
+                if status.is_not_found() || status.is_conflict() || status.is_already_exists() => {}
+            Err(error) => self.judge.violated("set-up", error),
+        }
+    }
+}
+
+fn resource<K: Resource<DynamicType = ()>>() -> ApiResource {
+    ApiResource::erase::<K>(&())
+}
