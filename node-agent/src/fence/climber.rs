@@ -46,23 +46,44 @@ impl Fence {
     }
 
     /// Does what is due on this rung; whether it has to be looked at again soon.
+    ///
+    /// After guests were destroyed it looks again at once: the watchdog, which counts in whole seconds, may be due before the next
+    /// look, and would take the guests along that nobody guards.
     async fn act(&self, rung: Rung) -> bool {
         if rung < Rung::Pause && self.frozen().is_some() {
             // What stands still goes on when it is certain whose it is.
             return false;
         }
+        let Some(steps) = self.due(rung).await else { return rung >= Rung::Pause };
+        self.take_all(&steps).await;
+        if !steps.iter().any(|step| matches!(step, Step::Destroy(_))) {
+            return steps.iter().any(|step| *step != Step::Disarm);
+        }
+        match self.due(rung).await {
+            Some(rest) if rest == [Step::Disarm] => {
+                self.take_all(&rest).await;
+                false
+            }
+            Some(_) | None => true,
+        }
+    }
+
+    /// What is due on this rung; nothing if the guests cannot be listed.
+    async fn due(&self, rung: Rung) -> Option<Vec<Step>> {
         let domains = match timeout(LIMIT, self.hypervisor.domains()).await {
             Ok(Ok(domains)) => domains,
             Ok(Err(error)) => {
                 error!(%error, "guarded guests could not be listed");
-                return rung >= Rung::Pause;
+                return None;
             }
-            Err(_elapsed) => return rung >= Rung::Pause,
+            Err(_elapsed) => return None,
         };
         let guarded = self.lock().guarded.clone().unwrap_or_default();
-        let steps = decide(rung, &guarded, &domains);
+        Some(decide(rung, &guarded, &domains))
+    }
+
+    async fn take_all(&self, steps: &[Step]) {
         join_all(steps.iter().map(|step| self.take(*step))).await;
-        steps.iter().any(|step| *step != Step::Disarm)
     }
 
     async fn take(&self, step: Step) {
