@@ -133,9 +133,11 @@ impl Hypervisor for Judged {
 
     async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError> {
         let owner = self.owners.owner_on_record(VmUid(uuid));
-        let is_elsewhere =
-            owner.is_some_and(|owner| owner.phase != Phase::Running || owner.host.as_str() != self.host);
-        self.judge.destroying(&self.host, uuid, is_elsewhere);
+        let is_elsewhere = owner
+            .as_ref()
+            .is_some_and(|owner| owner.phase != Phase::Running || owner.host.as_str() != self.host);
+        let is_guarded = owner.is_some_and(|owner| owner.guarded);
+        self.judge.destroying(&self.host, uuid, is_elsewhere, is_guarded);
         self.inner.destroy(uuid).await
     }
 

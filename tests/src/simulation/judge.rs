@@ -208,8 +208,9 @@ impl Judge {
         self.lock().disks.lose(host, at);
     }
 
-    /// An agent is about to take a domain apart. `is_elsewhere` says that the guest is another host's, or in a volume.
-    pub(super) fn destroying(&self, host: &str, uuid: Uuid, is_elsewhere: bool) {
+    /// An agent is about to take a domain apart. `is_elsewhere` says that the guest is another host's, or in a volume;
+    /// `is_guarded` that the host has promised to stop it.
+    pub(super) fn destroying(&self, host: &str, uuid: Uuid, is_elsewhere: bool, is_guarded: bool) {
         let (present, record, is_silent) = {
             let state = self.lock();
             let is_silent = state.heard.get(host).is_some_and(Heard::is_silent);
@@ -219,8 +220,11 @@ impl Judge {
         };
         let Some(present) = present else { return };
         self.note(format_args!("{host} destroy {uuid} {:?}", present.state));
-        if is_silent && present.token.is_some() {
-            // The promise of the host: what it guards stops when it hears nothing of the pool's store.
+        // A promise that was begun may be on record nowhere yet.
+        let is_promised =
+            is_guarded || record.as_deref().is_some_and(|record| record["spec"]["protected"] == true);
+        if is_silent && is_promised {
+            // What a host guards stops when it hears nothing of the pool's store.
             return;
         }
         if let Err(why) = may_be_destroyed(&present, record.as_deref(), is_elsewhere) {

@@ -101,8 +101,8 @@ impl Outcome {
         }
         let last = &self.trace[self.trace.len().saturating_sub(SHOWN)..];
         Some(format!(
-            "seed {seed}: {violations}\nthe end of its trace:\n{last}\nto see it all: cargo run -p kubexen-testbed -- \
-             simulate --seed {seed}",
+            "seed {seed}: {violations}\nthe end of its trace:\n{last}\nto see it all: cargo xtask simulate --seed {seed}; \
+             to make it short: the same with --shrink",
             seed = self.seed,
             violations = self.violations.join("; "),
             last = last.join("\n"),
@@ -253,7 +253,11 @@ impl World {
         let schedule = Schedule { seed, bad_weather, steps, end: self.now() };
         if !self.judge.is_upset() {
             // A host that has just lost its power does not start a guest within the time in which late writes land.
-            self.wait(disks::LATE_WRITES + Duration::from_secs(2)).await;
+            let off = disks::LATE_WRITES + Duration::from_secs(2);
+            self.wait(off).await;
+            while self.last_loss.elapsed() < off {
+                self.wait(Duration::from_secs(1)).await;
+            }
             self.end_faults();
             let users = Users::of(self);
             settle::judge(self, &users).await;

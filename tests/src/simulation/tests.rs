@@ -106,13 +106,13 @@ async fn a_token_that_goes_back_breaks_a_promise() {
 #[tokio::test(start_paused = true)]
 async fn a_running_domain_is_destroyed_only_when_its_object_says_so() {
     let judge = judge_with_a_domain_on("host-a").await;
-    judge.destroying("host-a", UUID, false);
+    judge.destroying("host-a", UUID, false, false);
     assert_eq!(broken(&judge), ["I4"], "without an object");
     judge.wrote(write(None, &domain(false)));
-    judge.destroying("host-a", UUID, false);
+    judge.destroying("host-a", UUID, false, false);
     assert_eq!(broken(&judge), ["I4", "I4"], "with an object that is wanted");
     judge.wrote(write(Some(&domain(false)), &domain(true)));
-    judge.destroying("host-a", UUID, false);
+    judge.destroying("host-a", UUID, false, false);
     assert_eq!(broken(&judge).len(), 2, "with an object that is being deleted");
 }
 

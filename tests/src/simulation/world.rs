@@ -91,6 +91,8 @@ pub(super) struct World {
     /// Faults under way.
     pub(super) ends: Ends,
     pub(super) began: Instant,
+    /// When a host was found to have lost its guests last.
+    pub(super) last_loss: Instant,
     /// Whether the pool's store got a request that its client had given up.
     pub(super) is_late: bool,
     /// What was done so far.
@@ -186,6 +188,7 @@ impl World {
             controllers,
             ends: Ends::default(),
             began: Instant::now(),
+            last_loss: Instant::now(),
             is_late: false,
             taken: Vec::new(),
         }
@@ -299,13 +302,18 @@ impl World {
         self.hosts.iter().filter(here).map(|side| side.name.to_owned()).collect()
     }
 
-    /// Hosts whose watchdog has reset them since this was asked last.
+    /// Hosts whose watchdog has reset them since this was asked last. Nothing was started there since, so what they logged last is
+    /// the end of their guests, if they had any.
     pub(super) fn resets(&mut self) -> Vec<usize> {
         let mut reset = Vec::new();
         for (number, side) in self.hosts.iter_mut().enumerate() {
             let boot_id = side.host.boot_id().unwrap_or_default();
             if boot_id != side.boot_id {
                 side.boot_id = boot_id;
+                if let Some(last) = side.host.start_log().unwrap_or_default().last() {
+                    self.judge.lost(side.name, last.at);
+                }
+                self.last_loss = Instant::now();
                 reset.push(number);
             }
         }
@@ -317,6 +325,7 @@ impl World {
         let side = &mut self.hosts[number];
         side.agent.crash(&self.judge).await;
         self.judge.lost(side.name, self.clock.now());
+        self.last_loss = Instant::now();
         if let Err(error) = side.host.reboot() {
             self.judge.violated("set-up", error);
         }
