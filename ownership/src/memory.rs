@@ -44,6 +44,8 @@ pub struct MemoryStore {
 #[derive(Debug, Default)]
 struct Connection {
     cut: Cut,
+    /// How long an answer is under way.
+    latency: Duration,
     trust: Trust,
 }
 
@@ -77,6 +79,11 @@ impl MemoryStore {
         self.connection().cut = cut;
     }
 
+    /// Lets each answer to this client and its clones be under way for so long.
+    pub fn set_latency(&self, latency: Duration) {
+        self.connection().latency = latency;
+    }
+
     /// Begins or ends an outage: during it no request is executed, none is answered, and no lease ends. A new leader ends it.
     pub fn set_outage(&self, outage: bool) {
         let mut state = self.lock();
@@ -102,10 +109,17 @@ impl MemoryStore {
         self.lock().percent_fast = percent_fast;
     }
 
-    /// Boots that were fenced while they were live, which nobody can do; for those who judge from outside.
+    /// Boots that were fenced and live at one time, which cannot be; for those who judge from outside.
     #[must_use]
     pub fn fenced_alive(&self) -> Vec<HostBoot> {
         self.lock().fenced_alive.clone()
+    }
+
+    /// Virtual machines that were saved and then said to run without having been resumed, which cannot be; for those who judge
+    /// from outside.
+    #[must_use]
+    pub fn started_afresh(&self) -> Vec<VmUid> {
+        self.lock().started_afresh.clone()
     }
 
     /// What the store holds, as a backup of it.
@@ -260,15 +274,26 @@ impl MemoryStore {
     /// Executes a request, unless a fault keeps it from that, or its answer from coming back.
     async fn request<T>(&self, execute: impl FnOnce(&mut State) -> T) -> Result<T, RequestError> {
         tokio::task::yield_now().await;
-        let cut = self.connection().cut;
-        let mut state = self.lock();
         let fault = |fault: Fault| RequestError::NoAnswer(fault.into());
-        state.reachable().map_err(fault)?;
-        if cut == Cut::Requests {
+        let (cut, latency) = {
+            let connection = self.connection();
+            (connection.cut, connection.latency)
+        };
+        let answer = {
+            let mut state = self.lock();
+            state.reachable().map_err(fault)?;
+            if cut == Cut::Requests {
+                return Err(fault(Fault::Cut));
+            }
+            execute(&mut state)
+        };
+        if cut == Cut::Answers {
             return Err(fault(Fault::Cut));
         }
-        let answer = execute(&mut state);
-        if cut == Cut::Answers { Err(fault(Fault::Cut)) } else { Ok(answer) }
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+        Ok(answer)
     }
 }
 

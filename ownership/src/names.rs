@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use kubexen_mutants::Mutant;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -196,7 +197,7 @@ impl Owner {
     /// Whether it is `host`, at this very boot.
     #[must_use]
     pub fn is(&self, host: &HostBoot) -> bool {
-        self.host == host.host && self.boot_id == host.boot_id
+        self.host == host.host && (self.boot_id == host.boot_id || Mutant::BootNotCompared.is_active())
     }
 }
 

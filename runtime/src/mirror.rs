@@ -20,6 +20,7 @@ use kube::{
     core::DeserializeGuard,
     runtime::watcher::{self, Event},
 };
+use kubexen_mutants::Mutant;
 use serde::de::DeserializeOwned;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -268,6 +269,15 @@ where
                 {
                     *object = Arc::clone(newer);
                 }
+            }
+            if Mutant::RelistWithoutDiff.is_active() {
+                listed.extend(
+                    before
+                        .clone()
+                        .into_iter()
+                        .filter(|(key, _)| !listed.contains_key(key))
+                        .collect::<Vec<_>>(),
+                );
             }
             state.objects = listed;
             let newest = state.objects.values().map(|object| version_of(&**object)).max().unwrap_or(0);

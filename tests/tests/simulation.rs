@@ -1,9 +1,11 @@
 //! The suite of whole pools under virtual time: what the pool promises holds whatever fails, seed by seed.
 
 use kubexen_testbed::simulation::{
-    Schedule, first_difference, replay, scenario::story, simulate, simulate_all,
+    first_difference, replay,
+    scenario::{read_all, story},
+    simulate, simulate_all,
 };
-use std::{fs, path::Path};
+use std::path::Path;
 
 #[test]
 fn every_promise_is_kept_under_a_thousand_schedules_of_faults() {
@@ -22,19 +24,14 @@ fn every_promise_is_kept_under_a_thousand_schedules_of_faults() {
 #[test]
 fn every_scenario_keeps_its_promises_and_goes_as_its_story_tells() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
-    let mut paths: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "scenario"));
-    paths.sort();
-    assert!(paths.len() >= 40, "{} scenarios", paths.len());
+    let scenarios = read_all(&folder).unwrap();
+    assert!(scenarios.len() >= 40, "{} scenarios", scenarios.len());
     let mut settings = insta::Settings::clone_current();
     settings.set_snapshot_path(folder.join("stories"));
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
     let mut broken = Vec::new();
-    for path in paths {
-        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        let text = fs::read_to_string(&path).unwrap();
-        let schedule: Schedule = text.parse().unwrap_or_else(|error| panic!("{name}: {error:#}"));
+    for (name, schedule) in scenarios {
         assert!(schedule.expectations() > 0, "{name} expects nothing");
         let outcome = replay(&schedule);
         broken.extend(outcome.violations.iter().map(|how| format!("{name}: {how}")));

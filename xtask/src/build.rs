@@ -62,6 +62,14 @@ pub fn xen_agent(profile: Profile) -> Result<()> {
     Ok(())
 }
 
+/// Builds the program that runs the mutants, and tells where it is. No other program has them in it.
+pub fn mutants() -> Result<PathBuf> {
+    const PROGRAM: &str = "kubexen-mutants";
+    let features = ["--features", "kubexen-testbed/mutants"];
+    run(cargo()?.args(["build", "--workspace", "--bin", PROGRAM]).args(features))?;
+    Ok(Profile::Dev.folder().join(PROGRAM))
+}
+
 /// Builds everything that runs against a real control plane.
 pub fn everything(profile: Profile, xen: bool) -> Result<()> {
     tools::ensure()?;

@@ -45,6 +45,9 @@ enum Verb {
     /// Run whole pools under virtual time, with faults by seed or from a scenario
     #[command(disable_help_flag = true)]
     Simulate(testbed::Arguments),
+    /// Build faults into the pool on purpose, and show that the suite finds every one of them
+    #[command(disable_help_flag = true)]
+    Mutants(testbed::Arguments),
     /// Start a real Kubernetes control plane on this machine and keep it up until Ctrl-C
     #[command(disable_help_flag = true)]
     ControlPlane(testbed::Arguments),
@@ -72,6 +75,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Lab(arguments) => testbed::run(testbed::Part::Lab, &arguments),
         Verb::Bench(arguments) => testbed::run(testbed::Part::Bench, &arguments),
         Verb::Simulate(arguments) => testbed::run(testbed::Part::Simulate, &arguments),
+        Verb::Mutants(arguments) => testbed::run_mutants(&arguments),
         Verb::ControlPlane(arguments) => testbed::run(testbed::Part::ControlPlane, &arguments),
     }
 }

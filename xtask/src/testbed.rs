@@ -1,4 +1,5 @@
-//! `cargo xtask demo`, `lab`, `bench`, `simulate` and `control-plane`: build what they need, then become `kubexen-testbed`.
+//! `cargo xtask demo`, `lab`, `bench`, `simulate` and `control-plane`: build what they need, then become `kubexen-testbed`;
+//! and `mutants`, which becomes `kubexen-mutants`.
 
 use std::ffi::OsString;
 use std::process::Command;
@@ -80,6 +81,11 @@ pub fn run(part: Part, arguments: &Arguments) -> Result<()> {
     let mut testbed = Command::new(needs.profile.folder().join("kubexen-testbed"));
     testbed.arg(part.name()).args(&arguments.arguments).env("KUBEXEN_TOOLS", tools());
     become_program(&mut testbed)
+}
+
+/// Runs the mutants; it does not return but where they cannot be started.
+pub fn run_mutants(arguments: &Arguments) -> Result<()> {
+    become_program(Command::new(build::mutants()?).args(&arguments.arguments))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What a machine's look is told of the death of its host, pure.
 
+use kubexen_mutants::Mutant;
 use kubexen_ownership::{
     HostBoot, Owner, Phase, Token,
     liveness::{FenceRecord, Roll},
@@ -98,7 +99,7 @@ fn may_be_stolen(owner: &Owner, record: &FenceRecord, seen: &Seen<'_>) -> Result
     let proven = record.proof.covers_unguarded();
     match seen.halt {
         Some(halt) => Err(halt.hold()),
-        None if !owner.guarded && !proven => Err(Hold::NotGuarded),
+        None if !owner.guarded && !proven && !Mutant::UnguardedStolen.is_active() => Err(Hold::NotGuarded),
         None if seen.brake && !proven => Err(Hold::StormBrake),
         None => Ok(owner.token),
     }

@@ -7,6 +7,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use kubexen_crds::{Host, RestartPriority, VirtualMachine, names::host_namespace, virtual_machine::Phase};
+use kubexen_mutants::{Mutant, wall_clock};
 use kubexen_ownership::{
     BootId, HostBoot, HostName, Owner, StoreError, VmUid,
     liveness::{Brake, Fence, FenceRecord, Judge, Roll, Verdict, Voter},
@@ -95,7 +96,10 @@ impl Watch {
         let mut roll = store.liveness.roll().await?;
         let stands = epoch::look(context, store, &seen, &roll).await?;
         let policy = Policy::of(pool.as_deref(), stands.as_ref().err().cloned());
-        let now = Instant::now();
+        let now = match Mutant::WallClock.is_active() {
+            false => Instant::now(),
+            true => Instant::from_std(wall_clock(context.clock.now().as_millisecond())),
+        };
         match stands {
             Ok(epoch) => note_epoch(context, epoch),
             // What was seen of the store that was says nothing of this one.
@@ -203,7 +207,11 @@ impl Watch {
                 return Ok(());
             }
             let record = FenceRecord { by: context.recovery.by.clone(), proof, revision: roll.revision };
-            match store.liveness.fence(&boot, &record).await? {
+            let fenced = match Mutant::StealWithoutFence.is_active() {
+                false => store.liveness.fence(&boot, &record).await?,
+                true => Fence::Fenced(record),
+            };
+            match fenced {
                 Fence::Fenced(record) => {
                     info!(%boot, ?proof, "fenced");
                     context.metrics.recovery().fenced(say::proof_label(proof));

@@ -215,6 +215,7 @@ fn run(observed: &Observed) -> Plan {
             )),
             None => start(observed),
         },
+        [domain] if suspension::is_overtaken(observed, domain) => suspension::give_way(observed, domain),
         [domain] => keep(observed, domain),
         [_, _, ..] => Plan::act(Action::SettleDuplicates {
             domains: live.iter().map(|domain| Key::of(&***domain)).collect(),

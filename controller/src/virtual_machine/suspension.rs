@@ -26,7 +26,7 @@ use crate::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kubexen_crds::{
-    ByteQuantity, Domain, VirtualDisk, VirtualDiskSpec, VirtualMachine,
+    ByteQuantity, Domain, VirtualDisk, VirtualDiskSpec, VirtualMachine, condition,
     domain::{DomainPhase, DomainPowerState, Machine, SavedState},
     names::{CONTROLLER_FINALIZER, host_object_name, suspended_disk},
     virtual_disk::{Reclaim, Source},
@@ -99,6 +99,24 @@ pub(crate) fn is_saved(domain: &Domain) -> bool {
         status.phase == Some(DomainPhase::Suspended)
             && status.observed_generation == domain.metadata.generation
     }) && domain.spec.power_state == DomainPowerState::Suspended
+}
+
+/// Whether the Domain was to start a guest that has been saved elsewhere since, as its agent says: it was asked for long ago, and
+/// came late.
+pub(crate) fn is_overtaken(observed: &Observed, domain: &Domain) -> bool {
+    let Some(status) = &domain.status else { return false };
+    let refused =
+        condition::find(&status.conditions, "Ready").is_some_and(|ready| ready.reason == "Suspended");
+    refused
+        && status.phase == Some(DomainPhase::Failed)
+        && domain.spec.saved_state.is_none()
+        && observed.suspended().is_some()
+}
+
+/// The end of such a Domain.
+pub(crate) fn give_way(observed: &Observed, domain: &Arc<Domain>) -> Plan {
+    let why = "the guest is saved, and is resumed under another Domain";
+    Plan { actions: vec![deletion(domain)], ..Plan::say(status::stopping(domain, observed.host_ready, why)) }
 }
 
 /// Whether what the disk of a machine holds is of no use any more. Both are to be read from the server.
@@ -189,6 +207,9 @@ fn save(observed: &Observed, domain: &Arc<Domain>) -> Plan {
     };
     if is_saved(domain) {
         return saved(observed, domain);
+    }
+    if is_overtaken(observed, domain) {
+        return give_way(observed, domain);
     }
     let moves =
         observed.empty_domains.iter().chain([domain]).any(|part| migration::under_way(part).is_some());

@@ -9,6 +9,7 @@ use super::{
 };
 use kube::ResourceExt;
 use kubexen_crds::{Domain, names::AGENT_FINALIZER};
+use kubexen_mutants::Mutant;
 use kubexen_ownership::{ClaimDisk, DiskUid, Owner, Phase, Start, Token, VmUid};
 use kubexen_runtime::{
     events::Severity,
@@ -119,15 +120,22 @@ pub(super) async fn record(
 async fn start(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applied, ReconcileError> {
     let _starting = domains.starts.read().await;
     domains.fence.may_work()?;
-    let token = match domains.ownership.start(VmUid(uuid), &domains.me).await? {
-        Start::Acquired(token) | Start::AlreadyMine(token) => token,
+    let (token, is_new) = match domains.ownership.start(VmUid(uuid), &domains.me).await? {
+        Start::Acquired(token) => (token, true),
+        Start::AlreadyMine(token) => (token, false),
+        Start::Refused(owner) if Mutant::StartWithoutOwner.is_active() => (owner.token, true),
         Start::Refused(Owner { phase: Phase::Saved(disk) | Phase::Resuming(disk), .. }) => {
             return Err(ReconcileError::Saved(disk));
         }
         Start::Refused(owner) => return Err(ReconcileError::OwnedElsewhere(owner.host.to_string())),
     };
     let guarded = if domain.spec.protected { domains.fence.guard(uuid, token).await? } else { None };
-    let token = guarded.unwrap_or(token);
+    let token = match guarded {
+        Some(token) => token,
+        None if is_new => token,
+        // What was promised of an earlier run may still be on record, and nobody would keep it.
+        None => domains.fence.unguard(uuid, token).await?,
+    };
     claim_disks(domains, domain, VmUid(uuid), token).await?;
     let config = resolve::configuration(domains, domain, uuid, token).await?;
     let domid = domains.hypervisor.create(&config).await?;
@@ -142,6 +150,9 @@ pub(super) async fn claim_disks(
     vm: VmUid,
     token: Token,
 ) -> Result<(), ReconcileError> {
+    if Mutant::DiskNotClaimed.is_active() {
+        return Ok(());
+    }
     let saved = domain.spec.saved_state.as_ref().map(|saved| saved.volume.as_str());
     let saved = saved.zip(resolve::saved_disk(domain));
     for (volume, disk) in resolve::shared_disks(domain).chain(saved) {
@@ -216,7 +227,9 @@ async fn give_disks_back(domains: &Domains, domain: &Domain, vm: VmUid) -> Resul
 
 /// The domain is gone: gives back what it had, then lets the object go.
 async fn finish(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applied, ReconcileError> {
-    detach(domains, domain, uuid).await?;
+    if !Mutant::FinalizerBeforeDetach.is_active() {
+        detach(domains, domain, uuid).await?;
+    }
     let vm = VmUid(uuid);
     if let Some(owner) = domains.ownership.owner(vm).await?
         && owner.host == domains.me.host

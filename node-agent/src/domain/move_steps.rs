@@ -13,6 +13,7 @@ use crate::{
 };
 use futures::FutureExt;
 use kubexen_crds::{Domain, DomainMigration, domain::DomainPowerState};
+use kubexen_mutants::Mutant;
 use kubexen_ownership::{Abort, HostBoot, HostName, Token, VmUid};
 use kubexen_runtime::events::Severity;
 use std::num::NonZeroU64;
@@ -113,7 +114,11 @@ fn disks(domains: &Domains, domain: &Domain) -> Vec<VolumeId> {
 /// The guest stays here: after the abort no commit can take it away, so it may run on.
 async fn take_back(domains: &Domains, uuid: Uuid, part: &Move) -> Result<Applied, ReconcileError> {
     let OwnedBy::Me(token) = part.owner else { return Err(ReconcileError::Outdated) };
-    match domains.ownership.abort(VmUid(uuid), &domains.me, token).await? {
+    let answer = match Mutant::ResumeWithoutAbort.is_active() {
+        false => domains.ownership.abort(VmUid(uuid), &domains.me, token).await?,
+        true => Abort::Aborted(token),
+    };
+    match answer {
         Abort::Aborted(token) => {
             domains.hypervisor.claim(uuid, token.0).await?;
             domains.hypervisor.resume(uuid).await?;

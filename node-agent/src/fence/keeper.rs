@@ -2,6 +2,7 @@
 
 use super::{Fence, Guarded, timing};
 use kubexen_crds::Profile;
+use kubexen_mutants::Mutant;
 use kubexen_ownership::{
     Phase, StoreError,
     liveness::{Epoch, FenceRecord, Join, Standing, Timing},
@@ -37,14 +38,6 @@ impl Fence {
         loop {
             let (profile, refusal) = policy();
             let timing = timing(profile);
-            {
-                let vitals = &mut self.lock().vitals;
-                if timing.deadline < vitals.timing().deadline {
-                    // From before the shorter lease is asked for.
-                    vitals.set_timing(timing);
-                    joined = None;
-                }
-            }
             let sent = Instant::now();
             if checked != Some(timing) {
                 match self.check(timing).await {
@@ -144,11 +137,12 @@ impl Fence {
         let held = self.lock().vitals.lease();
         if let Some(held) = held {
             let sent = Instant::now();
-            if !self.liveness.renew(held).await? {
+            if !self.liveness.renew(held).await? && !Mutant::EndedLeaseIgnored.is_active() {
                 warn!("the lease has ended");
                 self.lock().vitals.ended(held);
                 return Ok(Beat::Ended);
             }
+            let sent = if Mutant::DeadlineFromAnswer.is_active() { Instant::now() } else { sent };
             self.lock().vitals.answered(held, sent);
             if made_for_it {
                 return Ok(Beat::Answered);
@@ -156,6 +150,7 @@ impl Fence {
             if !may_join {
                 return Ok(Beat::Kept);
             }
+            self.prepare(timing);
         }
         let sent = Instant::now();
         match self.liveness.join(&self.me, env!("CARGO_PKG_VERSION"), timing.lease).await {
@@ -170,13 +165,14 @@ impl Fence {
             Err(error) => {
                 match (held, &error) {
                     (None, _) => {}
-                    (Some(held), StoreError::Unknown { .. }) => {
+                    (Some(held), StoreError::Unknown { .. }) if !Mutant::LostJoinForgotten.is_active() => {
                         // The host may be live on the lease that was asked for, so to renew the other one proves nothing.
                         self.lock().vitals.ended(held);
                     }
                     (
                         Some(_),
-                        StoreError::Unavailable { .. }
+                        StoreError::Unknown { .. }
+                        | StoreError::Unavailable { .. }
                         | StoreError::Corrupt { .. }
                         | StoreError::Contended { .. }
                         | StoreError::Frozen
@@ -190,6 +186,17 @@ impl Fence {
                 Err(error)
             }
         }
+    }
+
+    /// Another lease is about to be asked for, and whether it was granted may stay unknown: a shorter one counts from now on.
+    fn prepare(&self, timing: Timing) {
+        {
+            let vitals = &mut self.lock().vitals;
+            if timing.deadline < vitals.timing().deadline && !Mutant::OldDeadlineKept.is_active() {
+                vitals.set_timing(timing);
+            }
+        }
+        self.move_watchdog();
     }
 
     /// A renewal was answered: the deadline moves, once it is known whether there is anything to guard.
@@ -207,6 +214,12 @@ impl Fence {
                 self.disarm();
             }
         }
+        self.move_watchdog();
+        self.changed.notify_one();
+    }
+
+    /// Sets the watchdog to the deadline, if there is anything to guard.
+    fn move_watchdog(&self) {
         let remaining = {
             let state = self.lock();
             let guards = state.guarded.as_ref().is_some_and(|guarded| !guarded.is_empty());
@@ -214,11 +227,10 @@ impl Fence {
             deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
         };
         if let Some(remaining) = remaining
-            && let Err(error) = self.watchdog.set(remaining)
+            && let Err(error) = self.set_watchdog(remaining)
         {
             warn!(%error, "the watchdog's deadline could not be moved");
         }
-        self.changed.notify_one();
     }
 
     /// The guests that an agent of this boot has promised to stop.

@@ -2,6 +2,7 @@
 
 use super::Guarded;
 use crate::hypervisor::{DomainInfo, DomainState};
+use kubexen_mutants::Mutant;
 use kubexen_ownership::liveness::Rung;
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -33,6 +34,7 @@ pub(super) fn decide(rung: Rung, guarded: &BTreeMap<Uuid, Guarded>, domains: &[D
             let runs = here.iter().filter(|(domain, _)| can_run(domain.state));
             runs.map(|(domain, _)| Step::Pause(domain.uuid)).collect()
         }
+        Rung::Stop | Rung::Reset if Mutant::GuestsNotStopped.is_active() => Vec::new(),
         Rung::Stop | Rung::Reset if here.is_empty() => vec![Step::Disarm],
         Rung::Stop | Rung::Reset => here.iter().map(|(domain, _)| Step::Destroy(domain.uuid)).collect(),
     }

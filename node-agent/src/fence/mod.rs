@@ -26,6 +26,7 @@ pub use watchdog::{Watchdog, WatchdogError};
 
 use crate::{domain::ReconcileError, hypervisor::Hypervisor};
 use kubexen_crds::{HostProtection, Profile, ProtectionState};
+use kubexen_mutants::Mutant;
 use kubexen_ownership::{
     Guard, HostBoot, OwnershipStore, StoreError, Token, VmUid,
     liveness::{Epoch, Liveness, Rung, Standing, Timing, Vitals},
@@ -33,6 +34,7 @@ use kubexen_ownership::{
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use tokio::{sync::Notify, time::Instant};
 use tracing::{info, warn};
@@ -226,7 +228,7 @@ impl Fence {
             };
             let Some(guarded) = &mut state.guarded else { return Ok(None) };
             guarded.entry(guest).or_default();
-            self.watchdog.set(deadline.saturating_duration_since(Instant::now()))?;
+            self.set_watchdog(deadline.saturating_duration_since(Instant::now()))?;
         }
         self.changed.notify_one();
         match self.ownership.guard(VmUid(guest), &self.me, token, true).await? {
@@ -269,6 +271,10 @@ impl Fence {
         }
     }
 
+    fn set_watchdog(&self, remaining: Duration) -> Result<(), WatchdogError> {
+        if Mutant::WatchdogNotArmed.is_active() { Ok(()) } else { self.watchdog.set(remaining) }
+    }
+
     fn disarm(&self) {
         if let Err(error) = self.watchdog.disarm() {
             warn!(%error, "the watchdog could not be disarmed");
@@ -278,6 +284,15 @@ impl Fence {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No section under this lock can panic half-way through a change, so a poisoned state is a whole one.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        // What was promised outlives the agent.
+        if Mutant::DisarmAtExit.is_active() {
+            self.disarm();
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{hypervisor::DomainConfig, storage::VolumeId};
 use futures::StreamExt;
+use kubexen_mutants::Mutant;
 use kubexen_ownership::{Abort, Commit, HostBoot, HostName, Owner, Token, VmUid};
 use std::time::Duration;
 use tokio::{
@@ -97,6 +98,9 @@ impl Arrival {
         };
         let done = async {
             until_ended(&end, self.receive(&world, &mut sender, receiver)).await?;
+            if Mutant::UnpauseBeforeCommit.is_active() {
+                self.take_over(&world, hello.token).await?;
+            }
             // From here on nothing but the store decides, so nobody can call it off.
             let token = self.commit(&world, &hello).await?;
             self.take_over(&world, token).await
@@ -184,7 +188,9 @@ impl Arrival {
     async fn take_over(&self, world: &World, token: Token) -> Result<(), Failure> {
         let uuid = self.config.uuid;
         world.hypervisor.claim(uuid, token.0).await?;
-        mine(world, world.ownership.owner(VmUid(uuid)).await?)?;
+        if !Mutant::UnpauseBeforeCommit.is_active() {
+            mine(world, world.ownership.owner(VmUid(uuid)).await?)?;
+        }
         if self.runs {
             world.hypervisor.unpause(uuid).await?;
         }

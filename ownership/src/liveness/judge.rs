@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use kubexen_mutants::Mutant;
 use tokio::time::Instant;
 
 use super::{Proof, Roll};
@@ -81,7 +82,7 @@ impl Judge {
         let silent = owning.iter().filter(|boot| !roll.live.contains_key(*boot));
         let silent = silent.map(|boot| {
             let gone = *self.gone.entry(boot.clone()).or_insert(now);
-            let over = now.saturating_duration_since(gone) >= self.grace;
+            let over = now.saturating_duration_since(gone) >= self.grace || Mutant::NoGrace.is_active();
             let proof = if confirmed.contains(boot) {
                 Some(Proof::Confirmed)
             } else {
@@ -108,7 +109,8 @@ fn brake(roll: &Roll, owning: &BTreeSet<HostBoot>, alive: &BTreeSet<&HostName>, 
     let hosts = owning.iter().map(|boot| &boot.host).chain(alive.iter().copied()).collect::<BTreeSet<_>>();
     let share = usize::try_from(share).unwrap_or(usize::MAX);
     let allowed = (hosts.len().saturating_mul(share) / 100).max(1);
-    (silent.len() > allowed).then_some(Brake { silent: silent.len(), allowed })
+    (silent.len() > allowed && !Mutant::NoStormBrake.is_active())
+        .then_some(Brake { silent: silent.len(), allowed })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! executed then, the key would go back to the earlier lease, which nobody renews, and a host that renews its lease without
 //! fail would be found gone.
 
+use kubexen_mutants::Mutant;
 use serde::{Deserialize, Serialize};
 
 use super::{FenceRecord, Proof, Roll};
@@ -57,7 +58,13 @@ fn unreadable(key: &Key, reason: &str) -> FenceRecord {
 pub fn joining(me: &HostBoot, agent: &str, lease: LeaseId, live: Option<&Entry>) -> Transaction {
     let key = Key::Live(me.clone());
     let value = encode(&LiveValue { version: VERSION, agent: agent.to_owned() });
-    let compares = vec![Compare::Absent(Key::Fenced(me.clone())), as_seen(key.clone(), live)];
+    let mut compares = Vec::new();
+    if !Mutant::FencedMayJoin.is_active() {
+        compares.push(Compare::Absent(Key::Fenced(me.clone())));
+    }
+    if !Mutant::JoinOverLaterJoin.is_active() {
+        compares.push(as_seen(key.clone(), live));
+    }
     Transaction { compares, writes: vec![Write::PutLeased { key, value, lease }] }
 }
 

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use kubexen_mutants::Mutant;
 use tokio::time::Instant;
 
 use crate::drive::RequestError;
 use crate::liveness::Voter;
-use crate::names::{HostBoot, LeaseId};
+use crate::names::{HostBoot, LeaseId, Phase, VmUid};
 use crate::protocol::{Compare, Outcome, Transaction, Write};
-use crate::record::{Entry, Key};
+use crate::record::{Entry, Key, decode};
 use crate::store::StoreError;
 
 /// The election timeout of the modelled etcd, which is etcd's default.
@@ -35,8 +36,10 @@ pub(super) struct State {
     pub(super) faults: Faults,
     /// By how much leases run faster than the clocks of others.
     pub(super) percent_fast: u32,
-    /// Boots that were fenced while they were live.
+    /// Boots that were fenced and live at one time.
     pub(super) fenced_alive: Vec<HostBoot>,
+    /// Virtual machines that were saved, and had a host that runs them without having been resumed.
+    pub(super) started_afresh: Vec<VmUid>,
     pub(super) under_way: Vec<Transaction>,
     pub(super) voters: Vec<Voter>,
 }
@@ -54,6 +57,7 @@ impl Default for State {
             faults: Faults::default(),
             percent_fast: 0,
             fenced_alive: Vec::new(),
+            started_afresh: Vec::new(),
             under_way: Vec::new(),
             voters: Vec::new(),
         }
@@ -120,11 +124,22 @@ impl State {
                     {
                         self.fenced_alive.push(boot.clone());
                     }
-                    self.entries.insert(key.clone(), Entry { value: value.clone(), mod_revision });
+                    let entry = Entry { value: value.clone(), mod_revision };
+                    if let Key::Owner(vm) = key
+                        && self.is_started_afresh(transaction, key, &entry)
+                    {
+                        self.started_afresh.push(*vm);
+                    }
+                    self.entries.insert(key.clone(), entry);
                     self.leased.remove(key);
                     self.revision = mod_revision;
                 }
                 Write::PutLeased { key, value, lease } => {
+                    if let Key::Live(boot) = key
+                        && self.entries.contains_key(&Key::Fenced(boot.clone()))
+                    {
+                        self.fenced_alive.push(boot.clone());
+                    }
                     self.entries.insert(key.clone(), Entry { value: value.clone(), mod_revision });
                     self.leased.insert(key.clone(), *lease);
                     self.revision = mod_revision;
@@ -138,6 +153,18 @@ impl State {
             }
         }
         Outcome::Executed { revision: self.revision }
+    }
+
+    /// Whether what is saved is said to run. Only in a store that was restored may it do so already.
+    fn is_started_afresh(&self, transaction: &Transaction, key: &Key, after: &Entry) -> bool {
+        let phase = |entry: &Entry| decode(entry).map(|owner| owner.phase).ok();
+        let saved = self.entries.get(key).and_then(phase).is_some_and(|phase| match phase {
+            Phase::Saved(_) => true,
+            Phase::Running | Phase::Resuming(_) => false,
+        });
+        saved
+            && phase(after) == Some(Phase::Running)
+            && !transaction.compares.iter().any(|compare| compare.key() == Key::Epoch)
     }
 
     /// Whether the store would turn the transaction away, because a lease that it names has ended.
@@ -165,6 +192,9 @@ impl State {
         for key in keys {
             self.leased.remove(&key);
             self.entries.remove(&key);
+            if let (true, Key::Live(boot)) = (Mutant::OwnerOnLease.is_active(), &key) {
+                self.entries.retain(|_, entry| !decode(entry).is_ok_and(|owner| owner.is(boot)));
+            }
         }
     }
 

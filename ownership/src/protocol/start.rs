@@ -1,5 +1,7 @@
 //! START: a host asks to run a virtual machine.
 
+use kubexen_mutants::Mutant;
+
 use super::{Compare, Decision, Verb, put_owner, unchanged};
 use crate::names::{HostBoot, Owner, Phase, Token, VmUid};
 use crate::record::Key;
@@ -29,10 +31,13 @@ impl Verb for StartVerb<'_> {
         let condition = match owner {
             None => Compare::Absent(Key::Owner(self.vm)),
             // What is saved is resumed, never started afresh.
+            Some(owner) if Mutant::SavedStartedAfresh.is_active() && owner.phase != Phase::Running => {
+                unchanged(self.vm, owner)
+            }
             Some(owner) if owner.host != self.me.host || owner.phase != Phase::Running => {
                 return Decision::Answer(Start::Refused(owner.clone()));
             }
-            Some(owner) if owner.boot_id != self.me.boot_id => unchanged(self.vm, owner),
+            Some(owner) if !owner.is(self.me) => unchanged(self.vm, owner),
             // The record was not mine when the lost transaction was sent, so it became mine since.
             Some(owner) if unresolved => return Decision::Answer(Start::Acquired(owner.token)),
             Some(owner) => return Decision::Answer(Start::AlreadyMine(owner.token)),

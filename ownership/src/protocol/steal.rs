@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use kubexen_mutants::Mutant;
+
 use super::{Compare, Decision, Transaction, Verb, Write, unchanged};
 use crate::names::{HostBoot, Owner, Phase, Token, VmUid};
 use crate::record::{Entry, Key, encode};
@@ -36,12 +38,15 @@ impl Verb for StealVerb<'_> {
             Some((owner, phase @ (Phase::Running | Phase::Resuming(_))))
                 if owner.token == self.token && owner.is(self.from) =>
             {
-                let compares = vec![
+                let mut compares = vec![
                     unchanged(self.vm, owner),
                     Compare::Absent(Key::Live(self.from.clone())),
                     Compare::Present(Key::Fenced(self.from.clone())),
                     Compare::Present(Key::Live(self.to.clone())),
                 ];
+                if Mutant::StealWithoutFence.is_active() {
+                    compares.remove(2);
+                }
                 let write = Write::Put { key: Key::Owner(self.vm), value: encode(self.to, phase, false) };
                 Decision::Execute(Transaction { compares, writes: vec![write] })
             }

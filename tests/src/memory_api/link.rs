@@ -22,6 +22,8 @@ pub enum Fate {
     Failed,
     /// It never arrives; the connection breaks.
     RequestLost,
+    /// The connection breaks, and so much later it arrives and is executed, whoever sent it.
+    Late(Duration),
     /// It is executed, and the connection breaks before the answer.
     AnswerLost,
 }

@@ -30,7 +30,7 @@ use futures::{
     future::ready,
     stream::{BoxStream, once},
 };
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full, StreamBody};
 use kube::{Client, client::Body};
 use kubexen_runtime::Clock;
@@ -174,30 +174,49 @@ impl MemoryApi {
                 Ok(refused(&Refusal::new(failed, "InternalError", "failure injected")))
             }
             Fate::RequestLost => broken(),
-            Fate::Answered | Fate::AnswerLost => {
-                let answer = request::place(&parts.uri).and_then(|place| {
-                    if watch {
-                        let watched = watch::Watch::begin(self, &place, &query, Arc::clone(&link))?;
-                        return Ok(response(StatusCode::OK, watched.lines()));
-                    }
-                    let body = if body.is_empty() {
-                        Value::Null
-                    } else {
-                        serde_json::from_slice(&body).map_err(|e| Refusal::bad_request(e.to_string()))?
-                    };
-                    let selection = Selection::of(&place, &query)?;
-                    self.execute(client, &parts.method, &place, &selection, body)
+            Fate::Late(late) => {
+                let (api, client) = (self.clone(), client.to_owned());
+                tokio::spawn(async move {
+                    sleep(late).await;
+                    drop(api.answer(&client, &parts.method, &parts.uri, &body));
                 });
-                match passage.fate {
-                    Fate::AnswerLost => broken(),
-                    Fate::Answered | Fate::Failed | Fate::RequestLost => {
-                        Ok(answer.unwrap_or_else(|refusal| refused(&refusal)))
-                    }
-                }
+                broken()
+            }
+            Fate::AnswerLost => {
+                drop(self.answer(client, &parts.method, &parts.uri, &body));
+                broken()
+            }
+            Fate::Answered => {
+                let answer = match watch {
+                    true => request::place(&parts.uri).and_then(|place| {
+                        let watched = watch::Watch::begin(self, &place, &query, Arc::clone(&link))?;
+                        Ok(response(StatusCode::OK, watched.lines()))
+                    }),
+                    false => self.answer(client, &parts.method, &parts.uri, &body),
+                };
+                Ok(answer.unwrap_or_else(|refusal| refused(&refusal)))
             }
         };
         sleep(passage.back).await;
         answer
+    }
+
+    /// What a request that is no watch does.
+    fn answer(
+        &self,
+        client: &str,
+        method: &Method,
+        uri: &Uri,
+        body: &[u8],
+    ) -> Result<Response<Lines>, Refusal> {
+        let place = request::place(uri)?;
+        let body = if body.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(body).map_err(|error| Refusal::bad_request(error.to_string()))?
+        };
+        let selection = Selection::of(&place, &request::query(uri))?;
+        self.execute(client, method, &place, &selection, body)
     }
 
     fn execute(

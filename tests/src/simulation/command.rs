@@ -18,6 +18,9 @@ pub struct SimulateCommand {
     /// Run the schedule that is written in this file, and print how it went.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "seeds"])]
     scenario: Option<PathBuf>,
+    /// With a scenario: print its trace instead, which has every write.
+    #[arg(long, requires = "scenario", conflicts_with = "shrink")]
+    trace: bool,
     /// Leave out what is not needed to break the same promise, and print what is left as a scenario.
     #[arg(long, conflicts_with = "seeds")]
     shrink: bool,
@@ -50,7 +53,7 @@ impl SimulateCommand {
         let broken = !outcome.violations.is_empty();
         if self.shrink {
             print!("{}", shrink(&outcome.schedule));
-        } else if self.scenario.is_some() {
+        } else if self.scenario.is_some() && !self.trace {
             print!("{}", story(&outcome));
         } else {
             if !self.json {

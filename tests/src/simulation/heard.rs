@@ -4,9 +4,12 @@ use super::judge::Judge;
 use async_trait::async_trait;
 use kubexen_ownership::{
     HostBoot, LeaseId, MemoryStore, StoreError,
-    liveness::{Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Voter},
+    liveness::{Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Timing, Voter},
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::time::Instant;
 
 /// Tells the judge when a request was sent whose answer made the host live for longer.
@@ -15,6 +18,19 @@ pub(super) struct Heard {
     pub(super) host: String,
     pub(super) inner: MemoryStore,
     pub(super) judge: Arc<Judge>,
+    /// The times that the host has joined with.
+    pub(super) timing: Mutex<Timing>,
+}
+
+impl Heard {
+    pub(super) fn new(host: &str, inner: MemoryStore, judge: Arc<Judge>) -> Self {
+        Self { host: host.to_owned(), inner, judge, timing: Mutex::new(Timing::DEFAULT) }
+    }
+
+    fn heard(&self, sent: Instant) {
+        let deadline = self.timing.lock().unwrap_or_else(PoisonError::into_inner).deadline;
+        self.judge.heard(&self.host, sent, deadline);
+    }
 }
 
 #[async_trait]
@@ -23,7 +39,9 @@ impl Liveness for Heard {
         let sent = Instant::now();
         let answer = self.inner.join(me, agent, lease).await?;
         if let Join::Joined(_) = answer {
-            self.judge.heard(&self.host, sent);
+            let joined = if lease == Timing::FAST.lease { Timing::FAST } else { Timing::DEFAULT };
+            *self.timing.lock().unwrap_or_else(PoisonError::into_inner) = joined;
+            self.heard(sent);
         }
         Ok(answer)
     }
@@ -32,7 +50,7 @@ impl Liveness for Heard {
         let sent = Instant::now();
         let renewed = self.inner.renew(lease).await?;
         if renewed {
-            self.judge.heard(&self.host, sent);
+            self.heard(sent);
         }
         Ok(renewed)
     }

@@ -10,6 +10,7 @@ use kubexen_node_agent::hypervisor::{
     simulated::{SimulatedHost, StartEvent, StartRecord},
 };
 use kubexen_ownership::liveness::Timing;
+use kubexen_runtime::Clock;
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,6 +26,7 @@ use uuid::Uuid;
 #[derive(Debug)]
 pub(super) struct Judge {
     began: Instant,
+    clock: Arc<dyn Clock>,
     state: Mutex<State>,
     /// Told when the write came after which a process is to crash.
     pub(super) wake: Notify,
@@ -36,7 +38,12 @@ struct Heard {
     before: Option<Instant>,
     last: Instant,
     told: Instant,
+    /// When the host is to have stopped what it guards; none once that was judged.
+    due: Option<Instant>,
 }
+
+/// What a host has more than its deadline: its watchdog counts in whole seconds.
+const ROUNDING: Duration = Duration::from_secs(1);
 
 impl Heard {
     /// Whether the host was silent for so long that it stops what it guards. What it has begun then it may end within a
@@ -54,6 +61,8 @@ struct State {
     violations: Vec<String>,
     /// The largest token seen of each virtual machine, by uid.
     tokens: BTreeMap<String, u64>,
+    /// The boot at which each virtual machine was built last, and under which token.
+    builds: BTreeMap<Uuid, (String, u64)>,
     /// Present Domain objects, by namespace and the uid of their virtual machine.
     domains: BTreeMap<(String, String), Arc<Value>>,
     machines: BTreeSet<Uuid>,
@@ -71,14 +80,16 @@ struct State {
 }
 
 impl Judge {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
         let now = Instant::now();
         Self {
             began: now,
+            clock,
             state: Mutex::new(State {
                 trace: Vec::new(),
                 violations: Vec::new(),
                 tokens: BTreeMap::new(),
+                builds: BTreeMap::new(),
                 domains: BTreeMap::new(),
                 machines: BTreeSet::new(),
                 hosts: BTreeMap::new(),
@@ -180,6 +191,14 @@ impl Judge {
         if token < newest {
             self.violated("I3", format_args!("{host} builds {uuid} under {token} after {newest}"));
         }
+        let boot = self.lock().hosts.get(host).and_then(|host| host.boot_id().ok()).unwrap_or_default();
+        let before = self.lock().builds.insert(uuid, (boot.clone(), token));
+        if before.is_some_and(|(before, under)| before != boot && token <= under) {
+            self.violated(
+                "I3",
+                format_args!("{host} builds {uuid} under {token}, the token of an earlier boot"),
+            );
+        }
         self.lock().tokens.insert(uuid.to_string(), token.max(newest));
     }
 
@@ -196,11 +215,52 @@ impl Judge {
         self.lock().disks.give(at, host, uuid, devices);
     }
 
-    /// A host sent a request at this moment that made it live for longer.
-    pub(super) fn heard(&self, host: &str, sent: Instant) {
+    /// A host sent a request at this moment that made it live for longer, and is to have stopped what it guards a `deadline`
+    /// later.
+    pub(super) fn heard(&self, host: &str, sent: Instant, deadline: Duration) {
         let mut state = self.lock();
         let before = state.heard.get(host).map(|heard| heard.last);
-        state.heard.insert(host.to_owned(), Heard { before, last: sent, told: Instant::now() });
+        let due = sent + deadline + ROUNDING;
+        state
+            .heard
+            .insert(host.to_owned(), Heard { before, last: sent, told: Instant::now(), due: Some(due) });
+    }
+
+    /// The next moment at which a host is to have stopped what it guards, if it hears nothing until then.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.lock().heard.values().filter_map(|heard| heard.due).min()
+    }
+
+    /// Judges hosts that have heard nothing for their deadline: what they guard has stopped by then, or they were reset.
+    pub(super) fn judge_silence(&self, is_guarded: impl Fn(&str, Uuid) -> bool) {
+        let now = Instant::now();
+        let mut silent = Vec::new();
+        for (host, heard) in &mut self.lock().heard {
+            if let Some(due) = heard.due.take_if(|due| *due <= now) {
+                silent.push((host.clone(), due));
+            }
+        }
+        for (host, due) in silent {
+            for guest in self.running_since(&host, due) {
+                if is_guarded(&host, guest) {
+                    self.violated("I8", format_args!("{guest} runs on {host}, which should have stopped it"));
+                }
+            }
+        }
+    }
+
+    /// The guests that run on a host, and have since this moment or longer.
+    fn running_since(&self, host: &str, since: Instant) -> Vec<Uuid> {
+        let Some(host) = self.lock().hosts.get(host).cloned() else { return Vec::new() };
+        let (domains, log) = (host.domains().unwrap_or_default(), host.start_log().unwrap_or_default());
+        let (now, age) = (self.clock.now(), since.elapsed());
+        let runs_for = |guest: Uuid| {
+            let begins = |record: &&StartRecord| record.uuid == guest && record.event != StartEvent::Claim;
+            Duration::try_from(now.duration_since(log.iter().rev().find(begins)?.at)).ok()
+        };
+        let running = domains.into_iter().filter(|domain| domain.state == DomainState::Running);
+        let running = running.map(|domain| domain.uuid);
+        running.filter(|guest| runs_for(*guest).is_some_and(|time| time >= age)).collect()
     }
 
     /// A host lost its power or was reset, and its guests with it.

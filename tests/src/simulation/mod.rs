@@ -5,7 +5,8 @@
 //!   users ──▶ MemoryApi ◀──wire──▶ 2 controllers         wires delay, lose and break; watches are late
 //!                │  ▲  ◀──wire──▶ 3 agents ──▶ simulated hosts, storage, pool store: each with its faults
 //!                ▼  │                                    any process crashes at any moment
-//!              the judge: I1 I3 I4 while it happens, L1 L4 L5 I6 after faults have stopped
+//!              the judge: I1 I3 I4 I7 I8 while it happens, I1 I2 I3 I5 by the whole history,
+//!                         L1 L3 L4 L5 I6 after faults have stopped
 //! ```
 //!
 //! A schedule is some minutes of people and faults, then calm until a host in maintenance is empty or says why not, until the desired state is reached, a minute without a
@@ -23,6 +24,8 @@ mod hypervisor;
 mod judge;
 #[cfg(test)]
 mod ladder_tests;
+#[cfg(feature = "mutants")]
+pub mod mutants;
 mod perform;
 #[cfg(test)]
 mod recovery_tests;
@@ -144,7 +147,15 @@ fn in_virtual_time(work: impl Future<Output = Outcome>) -> Outcome {
 }
 
 /// Runs the schedules of these seeds on as many threads as the machine has CPUs, and hands each outcome to `seen`.
-pub fn simulate_all(seeds: Range<u64>, seen: impl FnMut(Outcome) + Send) {
+pub fn simulate_all(seeds: Range<u64>, mut seen: impl FnMut(Outcome) + Send) {
+    simulate_until(seeds, |outcome| {
+        seen(outcome);
+        false
+    });
+}
+
+/// As [`simulate_all`], until `seen` says that it has seen enough: what is under way then is still handed to it.
+pub fn simulate_until(seeds: Range<u64>, seen: impl FnMut(Outcome) -> bool + Send) {
     let (next, seen) = (AtomicU64::new(seeds.start), Mutex::new(seen));
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
@@ -156,7 +167,9 @@ pub fn simulate_all(seeds: Range<u64>, seen: impl FnMut(Outcome) + Send) {
                         return;
                     }
                     let outcome = simulate(seed);
-                    seen.lock().unwrap_or_else(PoisonError::into_inner)(outcome);
+                    if seen.lock().unwrap_or_else(PoisonError::into_inner)(outcome) {
+                        next.store(seeds.end, Ordering::Relaxed);
+                    }
                 }
             });
         }
@@ -265,6 +278,9 @@ impl World {
         }
         for boot in self.pool_store.fenced_alive() {
             self.judge.violated("I5", format_args!("{boot} was fenced while it was live"));
+        }
+        for vm in self.pool_store.started_afresh() {
+            self.judge.violated("I7", format_args!("{vm} was saved, and was started afresh"));
         }
         let (violations, trace, writes) = self.judge.verdict();
         Outcome { seed, violations, schedule, trace, writes, lasted: self.began.elapsed() }

@@ -15,9 +15,12 @@ use kubexen_crds::{
     Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineMigration,
 };
 use kubexen_node_agent::hypervisor::DomainState;
-use kubexen_ownership::{Cut, HostName};
+use kubexen_ownership::{Cut, HostName, VmUid};
 use serde_json::{Value, json};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -33,6 +36,8 @@ enum End {
     Resume(String),
     MendApi(String),
     MendStore(String),
+    SlowStore(String),
+    LateCreates(String),
     StorageOutage(usize),
     HypervisorOutage(usize),
     DeafGuests(usize),
@@ -169,13 +174,39 @@ impl World {
                 self.pool_store.delay_requests(1);
                 self.until(r#for.duration(), End::LateRequests);
             }
+            Action::StoreBackup {} => self.backup = Some(self.pool_store.backup()),
+            Action::StoreRestore {} => {
+                if let Some(backup) = &self.backup {
+                    self.is_late = true;
+                    self.pool_store.restore(backup);
+                }
+            }
+            Action::ConfirmRestore {} => {
+                let pool = self.api.object("pools", "", "default").unwrap_or_default();
+                if let Some(epoch) = pool["status"]["availability"]["freeze"].as_str() {
+                    let confirmed = json!({"spec": {"availability": {"confirmedEpoch": epoch}}});
+                    self.change(Kind::Pool, "default", confirmed).await;
+                }
+            }
+            Action::LateCreates { process, kind, late, r#for } => {
+                let late = Some((kind.clone(), late.duration()));
+                self.with_process(process, |process| process.wire.delay_creates(late));
+                self.until(r#for.duration(), End::LateCreates(process.clone()));
+            }
+            Action::SlowStore { process, late, r#for } => {
+                self.with_process(process, |process| process.store.set_latency(late.duration()));
+                self.until(r#for.duration(), End::SlowStore(process.clone()));
+            }
+            Action::SetClock { process, ahead } => {
+                self.with_process(process, |process| process.ahead.store(*ahead, Ordering::Relaxed));
+            }
             Action::StoreClock { percent_fast } => self.pool_store.set_clock(*percent_fast),
         }
     }
 
     /// When something that lasts ends next.
     pub(super) fn next_end(&self) -> Option<Instant> {
-        self.ends.due.iter().map(|(at, _)| *at).min()
+        self.ends.due.iter().map(|(at, _)| *at).chain(self.judge.next_due()).min()
     }
 
     /// Ends what is due, deals with hosts that were reset and with a process whose write came, and complains about processes
@@ -194,6 +225,11 @@ impl World {
             side.rebooted = true;
             self.until(BOOT_TIME, End::Start(agent));
         }
+        let store = &self.pool_store;
+        self.judge.judge_silence(|host, guest| {
+            let owner = store.owner_on_record(VmUid(guest));
+            owner.is_some_and(|owner| owner.guarded && owner.host.as_str() == host)
+        });
         if self.judge.is_crash_due()
             && let Some(name) = self.judge.disarm()
         {
@@ -214,6 +250,9 @@ impl World {
         self.weather.calm_down();
         self.pool_store.end_faults();
         self.pool_store.set_clock(0);
+        for process in self.hosts.iter().map(|side| &side.agent).chain(&self.controllers) {
+            process.ahead.store(0, Ordering::Relaxed);
+        }
         for side in &self.hosts {
             side.storage.refuse_next(0);
             side.storage.lose_answers(0);
@@ -288,6 +327,12 @@ impl World {
             End::MendApi(process) => self.with_process(&process, |process| process.wire.set_cut(None)),
             End::MendStore(process) => {
                 self.with_process(&process, |process| process.store.set_cut(Cut::None))
+            }
+            End::LateCreates(process) => {
+                self.with_process(&process, |process| process.wire.delay_creates(None));
+            }
+            End::SlowStore(process) => {
+                self.with_process(&process, |process| process.store.set_latency(Duration::ZERO));
             }
             End::StorageOutage(number) => self.hosts[number].storage.set_outage(false),
             End::HypervisorOutage(number) => self.hosts[number].host.set_unreachable(false),

@@ -17,7 +17,13 @@ use super::{
     step::{Action, Step},
 };
 use anyhow::{Context, Result, ensure};
-use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 impl FromStr for Schedule {
     type Err = anyhow::Error;
@@ -49,6 +55,23 @@ impl fmt::Display for Schedule {
         }
         writeln!(f, "{:>8}.{:03} end", self.end.as_secs(), self.end.subsec_millis())
     }
+}
+
+/// All scenarios of a folder with their names, in the order of these.
+///
+/// # Errors
+/// When the folder or one of them cannot be read, with its name.
+pub fn read_all(folder: &Path) -> Result<Vec<(String, Schedule)>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("Cannot read {}", folder.display()))?;
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "scenario"));
+    paths.sort();
+    let read = |path: &PathBuf| -> Result<(String, Schedule)> {
+        let text = fs::read_to_string(path)?;
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        Ok((name, text.parse()?))
+    };
+    paths.iter().map(|path| read(path).with_context(|| path.display().to_string())).collect()
 }
 
 /// What a person wants to know of how a scenario went: steps, what became of hosts and guests, and what was told about

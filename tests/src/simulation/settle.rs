@@ -1,6 +1,7 @@
 //! What must hold once faults have stopped.
 
 use super::{
+    step::Action,
     users::{self, Users},
     world::World,
 };
@@ -59,6 +60,8 @@ async fn emptied(world: &mut World) {
     let host = users::keep_one_in_maintenance(world).await;
     let began = Instant::now();
     loop {
+        // Nothing moves while the pool's store is not confirmed.
+        world.carry_out(&Action::ConfirmRestore {}).await;
         world.tick().await;
         let Some(why) = not_emptied(world, host) else { break };
         if began.elapsed() > REACHED_WITHIN {

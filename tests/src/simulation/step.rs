@@ -118,6 +118,10 @@ pub enum Action {
     CrashAtWrite { process: String, write: usize, r#for: Seconds },
     /// A process does not run for a while, and notices nothing.
     Pause { process: String, r#for: Seconds },
+    /// What a process asks the API server to make of this kind, by plural, is made so much later, whatever became of the process.
+    LateCreates { process: String, kind: String, late: Seconds, r#for: Seconds },
+    /// What the pool's store answers a process comes so much later.
+    SlowStore { process: String, late: Seconds, r#for: Seconds },
     /// A process and the API server do not hear of each other.
     CutFromApi { process: String, lost: Lost, r#for: Seconds },
     /// A process and the pool's store do not hear of each other.
@@ -152,6 +156,14 @@ pub enum Action {
     StoreLoses { lost: Lost },
     /// The pool's store gets one transaction long after its client has given up.
     StoreDelays { r#for: Seconds },
+    /// The pool's store is copied.
+    StoreBackup {},
+    /// The pool's store is replaced by what its last copy holds.
+    StoreRestore {},
+    /// Somebody confirms the restored store, if all hosts have put their guests on record in it.
+    ConfirmRestore {},
+    /// The wall clock of a process is so many seconds ahead of the others', or behind.
+    SetClock { process: String, ahead: i64 },
     /// The pool's store counts seconds of leases too fast, by so many percent.
     StoreClock { percent_fast: u32 },
 }

@@ -29,7 +29,7 @@ use uuid::Uuid;
 const UUID: Uuid = Uuid::from_u128(1);
 
 async fn judge_with_a_domain_on(host: &str) -> Judge {
-    let judge = Judge::new();
+    let judge = Judge::new(Arc::new(VirtualClock::starting_at(jiff::Timestamp::UNIX_EPOCH)));
     for name in ["host-a", "host-b"] {
         let clock = Arc::new(VirtualClock::starting_at(jiff::Timestamp::UNIX_EPOCH));
         let simulated = SimulatedHost::in_memory(name, Profile::default(), clock);

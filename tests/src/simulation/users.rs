@@ -298,7 +298,7 @@ pub(super) async fn want_what_can_be(world: &mut World) {
     for host in world.fenced_hosts() {
         world.perform(&Action::CutPower { host, r#for: Seconds(15.0) }).await;
     }
-    for action in wanted(world) {
+    for action in wanted(world).into_iter().chain([Action::ConfirmRestore {}]) {
         world.carry_out(&action).await;
     }
 }

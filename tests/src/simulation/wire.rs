@@ -36,6 +36,8 @@ pub(super) struct Wire {
     dice: Dice,
     weather: Weather,
     lost: Arc<Mutex<Option<Lost>>>,
+    /// The plural of a kind, and how late objects of it are made.
+    late: Arc<Mutex<Option<(String, Duration)>>>,
 }
 
 /// How long a client waits for an answer that does not come, where it sets no limit of its own.
@@ -43,12 +45,24 @@ const SILENCE: Duration = Duration::from_secs(30);
 
 impl Wire {
     pub(super) fn new(dice: Dice, weather: Weather) -> Self {
-        Self { dice, weather, lost: Arc::default() }
+        Self { dice, weather, lost: Arc::default(), late: Arc::default() }
     }
 
     /// Cuts the connection in one direction, or mends it. Watches notice when they have something to deliver.
     pub(super) fn set_cut(&self, lost: Option<Lost>) {
         *self.lost.lock().unwrap_or_else(PoisonError::into_inner) = lost;
+    }
+
+    /// Lets requests that make objects of this kind, by plural, arrive so much later than their client gives up.
+    pub(super) fn delay_creates(&self, late: Option<(String, Duration)>) {
+        *self.late.lock().unwrap_or_else(PoisonError::into_inner) = late;
+    }
+
+    fn late(&self, passing: Passing<'_>) -> Option<Duration> {
+        let late = self.late.lock().unwrap_or_else(PoisonError::into_inner);
+        let (plural, late) = late.as_ref()?;
+        let makes = passing.method == "POST" && passing.path.rsplit('/').next() == Some(plural.as_str());
+        makes.then_some(*late)
     }
 
     fn cut(&self) -> Option<Lost> {
@@ -63,6 +77,9 @@ impl Wire {
 impl Link for Wire {
     fn request(&self, passing: Passing<'_>) -> Passage {
         let there = self.dice.millis(0..5);
+        if let Some(late) = self.late(passing) {
+            return Passage { there, fate: Fate::Late(late), back: Duration::ZERO };
+        }
         match self.cut() {
             None => {}
             Some(Lost::Requests) => {
@@ -83,7 +100,7 @@ impl Link for Wire {
         };
         let back = match fate {
             Fate::Answered | Fate::Failed => back,
-            Fate::RequestLost | Fate::AnswerLost => self.silence(),
+            Fate::RequestLost | Fate::AnswerLost | Fate::Late(_) => self.silence(),
         };
         Passage { there, fate, back }
     }

@@ -11,7 +11,7 @@ use super::{
     wire::{Weather, Wire},
 };
 use crate::memory_api::{MemoryApi, Observer};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kubexen_controller::{Dependencies as ControllerDependencies, Options, PoolStore};
 use kubexen_node_agent::{
     agent::{self, Dependencies},
@@ -22,11 +22,14 @@ use kubexen_node_agent::{
     network::SimulatedNetwork,
     storage::{MemorySeeds, MemoryStorage, SharedLocation},
 };
-use kubexen_ownership::{HostBoot, HostName, MemoryStore};
+use kubexen_ownership::{Backup, HostBoot, HostName, MemoryStore};
 use kubexen_runtime::{Clock, clock::VirtualClock, telemetry::Readiness};
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -55,6 +58,22 @@ pub(super) struct Process {
     pub(super) gate: Gate,
     runs: u32,
     task: Option<JoinHandle<()>>,
+    /// By how many seconds its wall clock is ahead.
+    pub(super) ahead: Arc<AtomicI64>,
+}
+
+/// The wall clock of a process, which may be set.
+#[derive(Debug)]
+struct OwnClock {
+    right: Arc<dyn Clock>,
+    ahead: Arc<AtomicI64>,
+}
+
+impl Clock for OwnClock {
+    fn now(&self) -> Timestamp {
+        let ahead = SignedDuration::from_secs(self.ahead.load(Ordering::Relaxed));
+        self.right.now().saturating_add(ahead).unwrap_or(Timestamp::MAX)
+    }
 }
 
 /// A host: what outlives its agent, and the agent.
@@ -93,8 +112,10 @@ pub(super) struct World {
     pub(super) began: Instant,
     /// When a host was found to have lost its guests last.
     pub(super) last_loss: Instant,
-    /// Whether the pool's store got a request that its client had given up.
+    /// Whether the pool's store got a request that its client had given up, or was restored.
     pub(super) is_late: bool,
+    /// What the pool's store held when it was copied last.
+    pub(super) backup: Option<Backup>,
     /// What was done so far.
     pub(super) taken: Vec<Step>,
 }
@@ -103,7 +124,11 @@ impl Process {
     fn new(name: String, seed: u64, weather: &Weather, store: &MemoryStore) -> Self {
         let wire = Wire::new(Dice::new(seed, &name), weather.clone());
         let (store, gate) = (store.client(), Gate::default());
-        Self { name, wire, store, gate, runs: 0, task: None }
+        Self { name, wire, store, gate, runs: 0, task: None, ahead: Arc::default() }
+    }
+
+    fn clock(&self, right: &Arc<dyn Clock>) -> Arc<dyn Clock> {
+        Arc::new(OwnClock { right: Arc::clone(right), ahead: Arc::clone(&self.ahead) })
     }
 
     /// Whether it should be running.
@@ -136,7 +161,7 @@ impl World {
     pub(super) fn new(seed: u64) -> Self {
         let origin = Timestamp::from_second(1_800_000_000).unwrap_or_default();
         let clock: Arc<dyn Clock> = Arc::new(VirtualClock::starting_at(origin));
-        let judge = Arc::new(Judge::new());
+        let judge = Arc::new(Judge::new(Arc::clone(&clock)));
         let observer: Arc<dyn Observer> = Arc::<Judge>::clone(&judge);
         let api = MemoryApi::new(&format!("seed {seed}"), Arc::clone(&clock), Some(observer));
         api.add_namespace(SYSTEM);
@@ -190,6 +215,7 @@ impl World {
             began: Instant::now(),
             last_loss: Instant::now(),
             is_late: false,
+            backup: None,
             taken: Vec::new(),
         }
     }
@@ -206,7 +232,7 @@ impl World {
         let store = process.store.clone();
         let dependencies = ControllerDependencies {
             client: self.api.client(&process.name, Arc::new(process.wire.clone())),
-            clock: Arc::clone(&self.clock),
+            clock: process.clock(&self.clock),
             readiness: Readiness::default(),
             metrics: kubexen_controller::Metrics::new(&mut Default::default()),
             pool_store: Some(PoolStore { ownership: Arc::new(store.clone()), liveness: Arc::new(store) }),
@@ -245,14 +271,10 @@ impl World {
             seeds: Arc::new(side.seeds.clone()),
             network: Arc::new(SimulatedNetwork::new(["lan".to_owned()])),
             ownership: Arc::new(side.agent.store.clone()),
-            liveness: Arc::new(Heard {
-                host: name.to_owned(),
-                inner: side.agent.store.clone(),
-                judge: Arc::clone(&judge),
-            }),
+            liveness: Arc::new(Heard::new(name, side.agent.store.clone(), Arc::clone(&judge))),
             watchdog: Arc::new(side.host.clone()),
             migrations: Arc::new(self.migrations.agent(&host)),
-            clock: Arc::clone(&self.clock),
+            clock: side.agent.clock(&self.clock),
         };
         side.agent.gate = Gate::default();
         let reset = until_reset(side.host.clone(), side.boot_id.clone());

@@ -181,11 +181,11 @@ async fn ahead(host: &LabHost) -> Result<f64> {
     Ok(there - (before + after) / 2.0)
 }
 
-/// When the host says that it stopped all guests that it guarded, in seconds by its clock.
-fn stopped_at(host: &LabHost) -> Result<f64> {
+/// When the host's agent said last what holds all of these words, in seconds by its clock.
+fn said_at(host: &LabHost, words: &[&str]) -> Result<f64> {
     let log = std::fs::read_to_string(host.agent_log())?;
-    let line = log.lines().rfind(|line| line.contains("all guarded guests are stopped"));
-    let line = line.context("it did not")?;
+    let line = log.lines().rfind(|line| words.iter().all(|word| line.contains(word)));
+    let line = line.with_context(|| format!("the agent of {} never said {words:?}", host.name()))?;
     // Each piece begins with the end of the escape sequence that gives it its colour.
     let time = line.split('\x1b').find_map(|piece| piece.split_once('m')?.1.parse::<Timestamp>().ok());
     let time = time.with_context(|| format!("no time in {line:?}"))?;
@@ -286,8 +286,8 @@ async fn a_protected_guest_of_a_host_that_is_cut_off_is_stopped_before_it_starts
     } else {
         reset_at(home)?
     };
-    let born = other.check(&format!("stat -c %W /srv/kubexen/state/console/{uuid}.log")).await?;
-    let started = born.trim().parse::<f64>()? - ahead(other).await?;
+    // It is let run after that.
+    let started = said_at(other, &["built", "castaway"])? - ahead(other).await?;
     eprintln!("{:.1} s passed between its end there and its beginning here", started - stopped);
     ensure!(stopped + 2.0 * CLOCK_ERROR < started, "it was stopped at {stopped} and started at {started}");
     Ok(())
@@ -313,7 +313,7 @@ async fn spared(bed: &Bed, protected: &Protected, found: u64) -> Result<f64> {
         status.protection.as_ref().is_some_and(|said| said.message.contains("this boot was fenced"))
     })
     .await?;
-    Ok(stopped_at(home)? - ahead(home).await?)
+    Ok(said_at(home, &["all guarded guests are stopped"])? - ahead(home).await?)
 }
 
 #[tokio::test]

@@ -101,6 +101,19 @@ fn a_machine_that_is_off_has_nothing_to_suspend() {
 }
 
 #[test]
+fn a_domain_that_comes_after_its_guest_was_saved_gives_way_to_one_that_resumes_it() {
+    let mut late = in_phase(domain_on("a"), DomainPhase::Failed);
+    let status = late.status.as_mut().unwrap();
+    let refused = Wanted::new("Ready", State::False, "Suspended", "the guest is saved");
+    status.conditions = condition::set(&[], vec![refused], None, jiff::Timestamp::UNIX_EPOCH);
+    for machine in [with_memory_of(vm()), with_memory_of(to_be_suspended())] {
+        assert_eq!(decide(&observed(machine, vec![late.clone()])).actions, [delete_on("a")]);
+    }
+    let never_saved = observed(vm(), vec![late]);
+    assert!(!decide(&never_saved).actions.contains(&delete_on("a")), "the status tells whether it was");
+}
+
+#[test]
 fn a_machine_that_runs_again_forgets_what_was_saved_step_by_step() {
     let resuming = |phase| {
         let mut domain = saving(phase);
