@@ -15,13 +15,16 @@ use crate::{
     virtual_disk, virtual_machine,
     watched::Watched,
 };
+use futures::FutureExt;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Client, api::ListParams};
 use kubexen_crds::{
     Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineMigration,
     Volume,
 };
-use kubexen_runtime::{Clock, Key, Outcome, WorkQueue, events, telemetry::Readiness, write::limited};
+use kubexen_runtime::{
+    Clock, Key, Outcome, WorkQueue, concurrent::run_all, events, telemetry::Readiness, write::limited,
+};
 use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -101,7 +104,7 @@ pub async fn run(dependencies: Dependencies, options: Options, shutdown: Cancell
         readiness.set(false);
     };
     let mut background = pin!(async {
-        futures::join!(watch_all(&context), writer.run(client), refresh(&context));
+        run_all([watch_all(&context).boxed(), writer.run(client).boxed(), refresh(&context).boxed()]).await;
     });
     tokio::select! {
         biased;
@@ -112,18 +115,19 @@ pub async fn run(dependencies: Dependencies, options: Options, shutdown: Cancell
 
 /// Keeps all mirrors true, for ever.
 async fn watch_all(context: &Context) {
-    futures::join!(
-        watch::<VirtualMachine>(context),
-        watch::<VirtualMachineMigration>(context),
-        watch::<VirtualDisk>(context),
-        watch::<Network>(context),
-        watch::<StorageRepository>(context),
-        watch::<Host>(context),
-        watch::<Pool>(context),
-        watch::<Domain>(context),
-        watch::<Volume>(context),
-        watch::<Lease>(context),
-    );
+    run_all([
+        watch::<VirtualMachine>(context).boxed(),
+        watch::<VirtualMachineMigration>(context).boxed(),
+        watch::<VirtualDisk>(context).boxed(),
+        watch::<Network>(context).boxed(),
+        watch::<StorageRepository>(context).boxed(),
+        watch::<Host>(context).boxed(),
+        watch::<Pool>(context).boxed(),
+        watch::<Domain>(context).boxed(),
+        watch::<Volume>(context).boxed(),
+        watch::<Lease>(context).boxed(),
+    ])
+    .await;
 }
 
 async fn watch<K: Watched>(context: &Context) {
@@ -172,17 +176,18 @@ async fn term(context: &Context) {
         &queues.migrations,
         view.domains.list().iter().filter_map(|domain| migration::key_of(domain)),
     );
-    futures::join!(
-        work::<Host>(context, &queues.hosts, FEW, crate::host::reconcile),
-        work::<Pool>(context, &queues.pools, FEW, pool::reconcile),
-        work::<StorageRepository>(context, &queues.repositories, FEW, storage_repository::reconcile),
-        work::<Network>(context, &queues.networks, FEW, network::reconcile),
-        work::<VirtualDisk>(context, &queues.disks, CONCURRENCY, virtual_disk::reconcile),
-        work::<VirtualMachine>(context, &queues.machines, CONCURRENCY, virtual_machine::reconcile),
-        work::<VirtualMachineMigration>(context, &queues.migrations, FEW, migration::reconcile),
-        scheduler::run(context),
-        recovery::run(context),
-    );
+    run_all([
+        work::<Host>(context, &queues.hosts, FEW, crate::host::reconcile).boxed(),
+        work::<Pool>(context, &queues.pools, FEW, pool::reconcile).boxed(),
+        work::<StorageRepository>(context, &queues.repositories, FEW, storage_repository::reconcile).boxed(),
+        work::<Network>(context, &queues.networks, FEW, network::reconcile).boxed(),
+        work::<VirtualDisk>(context, &queues.disks, CONCURRENCY, virtual_disk::reconcile).boxed(),
+        work::<VirtualMachine>(context, &queues.machines, CONCURRENCY, virtual_machine::reconcile).boxed(),
+        work::<VirtualMachineMigration>(context, &queues.migrations, FEW, migration::reconcile).boxed(),
+        scheduler::run(context).boxed(),
+        recovery::run(context).boxed(),
+    ])
+    .await;
 }
 
 /// Sees everything that an earlier leader made, however far behind the watches are: a machine whose Domain were not

@@ -6,7 +6,7 @@
 use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt, sync::LazyLock};
 
 /// A set of CPU features. As text: its words in hexadecimal, joined by `-`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -112,13 +112,16 @@ impl FeatureSet {
 
     /// The set of the features with these names; a name of no feature is left out.
     pub fn from_names<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        static PLACES: LazyLock<BTreeMap<&str, (usize, usize)>> = LazyLock::new(|| {
+            let words = NAMES.iter().enumerate();
+            let places = words.flat_map(|(word, names)| {
+                names.split_whitespace().enumerate().map(move |(bit, name)| (name, (word, bit)))
+            });
+            places.filter(|(name, _)| *name != "-").collect()
+        });
         let mut set = Self::default();
-        for name in names {
-            for (word, known) in set.0.iter_mut().zip(NAMES) {
-                if let Some(bit) = known.split_whitespace().position(|known| known == name && known != "-") {
-                    *word |= 1 << bit;
-                }
-            }
+        for (word, bit) in names.into_iter().filter_map(|name| PLACES.get(name)) {
+            set.0[*word] |= 1 << bit;
         }
         set
     }

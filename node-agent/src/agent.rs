@@ -22,13 +22,14 @@ use crate::{
     network::HostNetwork,
     storage::{Seeds, Storage},
 };
+use futures::FutureExt;
 use kube::{Api, Client, ResourceExt, runtime::watcher};
 use kubexen_crds::{Domain, names::host_namespace};
 use kubexen_ownership::{
     BootId, HostBoot, HostName, InvalidName, OwnershipStore,
     liveness::{Epoch, Liveness},
 };
-use kubexen_runtime::{Clock, Key, Outcome, WorkQueue, events};
+use kubexen_runtime::{Clock, Key, Outcome, WorkQueue, concurrent::run_all, events};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -185,35 +186,34 @@ async fn run_one_boot(
         let disarmed = told.disarmed.then(|| "the pool is disarmed".to_owned());
         (told.profile, disarmed.or(told.refused))
     };
-    let work = async {
-        tokio::join!(
-            fence.run(policy),
-            async {
-                loop {
-                    fence.protection_changed().await;
-                    facts_changed.notify_one();
-                    // Guests are guarded from now on, or no more.
-                    queue_all_domains(&mirrors, &queue);
-                }
-            },
-            watch(&world.client, &me.host, &mirrors, &queue, &facts_changed),
-            work(&domains, &queue, &metrics),
-            follow_hypervisor(&domains, &queue, &facts_changed),
-            look_at_everything(&mirrors, &queue),
-            look_at_guests(&domains, &queue, &facts_changed, &metrics),
-            give_back_strays(&domains, &thawed),
-            keep_on_record(&domains, &queue, &thawed),
-            domains.sessions.run(|guest| queue_domains(&mirrors, &queue, &[guest], &facts_changed)),
-            migration::receive_connections(&*world.migrations, &domains.sessions),
-            publish(&publisher, &facts_changed),
-            host::beat(world.client.clone(), me.clone(), Arc::clone(&world.clock)),
-            event_writer.run(world.client.clone()),
-        )
+    let say_protection = async {
+        loop {
+            fence.protection_changed().await;
+            facts_changed.notify_one();
+            // Guests are guarded from now on, or no more.
+            queue_all_domains(&mirrors, &queue);
+        }
     };
+    let work = run_all([
+        fence.run(policy).boxed(),
+        say_protection.boxed(),
+        watch(&world.client, &me.host, &mirrors, &queue, &facts_changed).boxed(),
+        work(&domains, &queue, &metrics).boxed(),
+        follow_hypervisor(&domains, &queue, &facts_changed).boxed(),
+        look_at_everything(&mirrors, &queue).boxed(),
+        look_at_guests(&domains, &queue, &facts_changed, &metrics).boxed(),
+        give_back_strays(&domains, &thawed).boxed(),
+        keep_on_record(&domains, &queue, &thawed).boxed(),
+        domains.sessions.run(|guest| queue_domains(&mirrors, &queue, &[guest], &facts_changed)).boxed(),
+        migration::receive_connections(&*world.migrations, &domains.sessions).boxed(),
+        publish(&publisher, &facts_changed).boxed(),
+        host::beat(world.client.clone(), me.clone(), Arc::clone(&world.clock)).boxed(),
+        event_writer.run(world.client.clone()).boxed(),
+    ]);
     tokio::select! {
         biased;
         () = until_reset(&*world.hypervisor, me.boot_id.as_str()) => info!("the host was reset"),
-        _ = work => {}
+        () = work => {}
     }
     Ok(())
 }
@@ -242,26 +242,33 @@ async fn watch(
     let namespace = host_namespace(host.as_str());
     let own_host = watcher::Config::default().fields(&format!("metadata.name={host}"));
     let namespaced = || watcher::Config::default();
-    tokio::join!(
-        mirrors.domains.run(Api::namespaced(client.clone(), &namespace), namespaced(), |change| {
-            queue.add(Task::Domain(change.key.clone()));
-            if change.before.is_none() || change.after.is_none() {
-                facts_changed.notify_one();
-            }
-            if change.after.is_none() {
-                // Whoever waits for a volume of this domain, or to delete it, can go on.
-                for volume in change.before.iter().flat_map(|gone| gone.spec.volumes()) {
-                    queue_users(mirrors, queue, &change.key.namespace, volume);
-                    queue.add(Task::Volume(Key::new(change.key.namespace.clone(), volume)));
+    run_all([
+        mirrors
+            .domains
+            .run(Api::namespaced(client.clone(), &namespace), namespaced(), |change| {
+                queue.add(Task::Domain(change.key.clone()));
+                if change.before.is_none() || change.after.is_none() {
+                    facts_changed.notify_one();
                 }
-            }
-        }),
-        mirrors.volumes.run(Api::namespaced(client.clone(), &namespace), namespaced(), |change| {
-            queue.add(Task::Volume(change.key.clone()));
-            queue_users(mirrors, queue, &change.key.namespace, &change.key.name);
-        }),
-        mirrors.hosts.run(Api::all(client.clone()), own_host, |_| facts_changed.notify_one()),
-    );
+                if change.after.is_none() {
+                    // Whoever waits for a volume of this domain, or to delete it, can go on.
+                    for volume in change.before.iter().flat_map(|gone| gone.spec.volumes()) {
+                        queue_users(mirrors, queue, &change.key.namespace, volume);
+                        queue.add(Task::Volume(Key::new(change.key.namespace.clone(), volume)));
+                    }
+                }
+            })
+            .boxed(),
+        mirrors
+            .volumes
+            .run(Api::namespaced(client.clone(), &namespace), namespaced(), |change| {
+                queue.add(Task::Volume(change.key.clone()));
+                queue_users(mirrors, queue, &change.key.namespace, &change.key.name);
+            })
+            .boxed(),
+        mirrors.hosts.run(Api::all(client.clone()), own_host, |_| facts_changed.notify_one()).boxed(),
+    ])
+    .await;
 }
 
 /// Queues the domains that name this volume.

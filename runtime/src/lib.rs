@@ -6,6 +6,7 @@
 //! API server in memory.
 
 pub mod clock;
+pub mod concurrent;
 pub mod connect;
 pub mod events;
 pub mod mirror;

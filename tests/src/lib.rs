@@ -12,3 +12,7 @@ pub mod progress;
 pub mod proxy;
 pub mod scratch;
 pub mod simulation;
+
+/// A schedule of the simulation is millions of small allocations.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

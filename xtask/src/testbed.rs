@@ -61,6 +61,10 @@ impl Part {
         }
         match self {
             Self::Demo => Needs { tools: true, xen_agent: has("--xen"), profile: Profile::Dev },
+            // Thousands of schedules are worth a build that takes longer.
+            Self::Simulate if has("--seeds") => {
+                Needs { tools: false, xen_agent: false, profile: Profile::Release }
+            }
             Self::Lab | Self::Simulate => Needs { tools: false, xen_agent: false, profile: Profile::Dev },
             Self::Bench => {
                 Needs { tools: true, xen_agent: has("domain") || has("migrate"), profile: Profile::Release }

@@ -79,6 +79,13 @@ impl Plan {
 
 /// What to do about a migration.
 pub(crate) fn decide(observed: &Observed, now: Timestamp) -> Plan {
+    let mut plan = decide_of_two(observed, now);
+    plan.actions.extend(observed.surplus.iter().filter_map(deletion));
+    plan
+}
+
+/// The same, with one destination at the most.
+fn decide_of_two(observed: &Observed, now: Timestamp) -> Plan {
     let Some(migration) = &observed.migration else { return call_off(observed) };
     let phase = migration.status.as_ref().and_then(|status| status.phase);
     if phase.is_some_and(MigrationPhase::is_final) {

@@ -29,6 +29,8 @@ pub(crate) struct Observed {
     pub(crate) told_to_send: bool,
     /// The Domain that the guest goes to, once there is one.
     pub(crate) destination: Option<Arc<Domain>>,
+    /// Domains on other hosts that were to be the destination too: one that was asked for and came late.
+    pub(crate) surplus: Vec<Arc<Domain>>,
     /// Where the destination's agent listens.
     pub(crate) address: Option<String>,
     /// Whether the source's host reports.
@@ -89,8 +91,14 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         })
     };
     let domains = view.domains_of_machine(&machine_key);
-    let destination = domains.iter().find(|domain| ours(domain, MigrationRole::Destination)).cloned();
     let told = domains.iter().find(|domain| ours(domain, MigrationRole::Source)).cloned();
+    let peer = told.as_ref().and_then(|told| Some(told.spec.migration.as_ref()?.peer.clone()));
+    let mut surplus: Vec<_> =
+        domains.iter().filter(|domain| ours(domain, MigrationRole::Destination)).cloned().collect();
+    // The one that has the guest, or else the one that the guest is sent to.
+    surplus.sort_by_key(|domain| (super::is_empty(domain), peer.as_deref() != Some(host_of(domain))));
+    let destination = (!surplus.is_empty()).then(|| surplus.remove(0));
+    surplus.retain(|domain| super::is_empty(domain));
     let told_to_send = told.is_some();
     let source = match told {
         Some(source) => Some(source),
@@ -118,6 +126,7 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         source,
         told_to_send,
         destination,
+        surplus,
         beginning,
     })
 }

@@ -118,6 +118,7 @@ fn unbegun() -> Observed {
         source: Some(Arc::new(domain("a"))),
         told_to_send: false,
         destination: None,
+        surplus: Vec::new(),
         address: None,
         source_ready: true,
         beginning: Some(beginning()),
@@ -372,6 +373,21 @@ fn the_guest_is_in_one_domain_at_every_stage() {
             assert_eq!(full.len() + empty.len(), 2);
             assert!(full.iter().all(|domain| !is_empty(domain)));
         }
+    }
+}
+
+#[test]
+fn a_destination_that_was_asked_for_and_came_late_goes_whatever_becomes_of_the_move() {
+    let late = part("c", MigrationRole::Destination, None);
+    let gone = Action::DeleteDomain { domain: Key::of(&late), uid: late.metadata.uid.clone().unwrap() };
+    for move_of_two in [
+        going(source(None), Some(destination(Some(MigrationStage::Awaiting)))),
+        going(source(Some(MigrationStage::Committed)), Some(destination(Some(MigrationStage::Committed)))),
+    ] {
+        let before = decide(&move_of_two, NOW);
+        let with_late = Observed { surplus: vec![Arc::new(late.clone())], ..move_of_two };
+        let actions = [before.actions, vec![gone.clone()]].concat();
+        assert_eq!(decide(&with_late, NOW), Plan { actions, ..before });
     }
 }
 

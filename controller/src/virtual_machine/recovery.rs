@@ -24,6 +24,7 @@ use super::{
     decide::{Action, Plan},
     observe::{Lost, Observed, host_of},
     problem::Problem,
+    references::{Resolved, Site},
     status,
 };
 use crate::{
@@ -50,6 +51,8 @@ pub(super) fn recover(observed: &Observed) -> Option<Plan> {
         // A Domain is there: the guest starts as any other.
         LossKind::Given(to) if others.iter().any(|other| host_of(other) == Some(to.host.as_str())) => None,
         LossKind::Given(to) => match &observed.references {
+            // It has been given a disk since that is elsewhere: that host gives back what it does not start.
+            Ok(resolved) if !is_reached(resolved, to.host.as_str()) => None,
             Ok(_) => Some(Plan::act(recovery_to(loss, to.host.as_str())).keeping_place()),
             Err(problem) => unresolved(domain, from, problem),
         },
@@ -93,6 +96,14 @@ fn place(observed: &Observed, loss: &Loss, domain: Option<&Domain>, others: &[&A
             }
         }
     }
+}
+
+/// Whether no disk of the machine is on another host alone.
+fn is_reached(resolved: &Resolved, host: &str) -> bool {
+    resolved.disks.iter().all(|disk| match &disk.site {
+        Site::On(on) => on == host,
+        Site::New { .. } | Site::Shared { .. } => true,
+    })
 }
 
 fn recovery_to(loss: &Loss, host: &str) -> Action {

@@ -76,8 +76,10 @@ pub(crate) fn saved_state(disk: &Disk) -> SavedState {
 pub(crate) fn is_resumed(domain: &Domain) -> bool {
     let Some(status) = &domain.status else { return false };
     let on = match status.phase {
-        Some(DomainPhase::Running | DomainPhase::Paused | DomainPhase::Halted | DomainPhase::Preserved) => {
-            true
+        Some(DomainPhase::Halted | DomainPhase::Preserved) => true,
+        // An agent that could not look, or found the guest still suspended, has the phase from before.
+        Some(DomainPhase::Running | DomainPhase::Paused) => {
+            condition::find(&status.conditions, "Ready").is_none_or(|ready| ready.status == "True")
         }
         Some(
             DomainPhase::Pending
@@ -105,9 +107,8 @@ pub(crate) fn is_saved(domain: &Domain) -> bool {
 /// came late.
 pub(crate) fn is_overtaken(observed: &Observed, domain: &Domain) -> bool {
     let Some(status) = &domain.status else { return false };
-    let refused =
-        condition::find(&status.conditions, "Ready").is_some_and(|ready| ready.reason == "Suspended");
-    refused
+    let ready = condition::find(&status.conditions, "Ready");
+    ready.is_some_and(|ready| ready.reason == "Suspended")
         && status.phase == Some(DomainPhase::Failed)
         && domain.spec.saved_state.is_none()
         && observed.suspended().is_some()

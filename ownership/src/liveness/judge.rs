@@ -16,7 +16,7 @@ pub struct Silence {
     pub boot: HostBoot,
     /// When this judge last saw it live, if it did.
     pub last_seen: Option<Instant>,
-    /// When this judge first saw that it is not live.
+    /// When this judge first saw that it is not live, or let go of the brake after that: the grace counts from then.
     pub gone: Instant,
     /// What a fence record may be written with now that proves more than the one there is; none if it is not time yet.
     pub due: Option<Proof>,
@@ -48,13 +48,14 @@ pub struct Judge {
     grace: Duration,
     seen: BTreeMap<HostBoot, Instant>,
     gone: BTreeMap<HostBoot, Instant>,
+    braked: bool,
 }
 
 impl Judge {
     /// A judge that has seen nothing yet, and waits this long after it has first seen a boot gone.
     #[must_use]
     pub fn new(grace: Duration) -> Self {
-        Self { grace, seen: BTreeMap::new(), gone: BTreeMap::new() }
+        Self { grace, seen: BTreeMap::new(), gone: BTreeMap::new(), braked: false }
     }
 
     /// Another grace holds from now on.
@@ -79,6 +80,11 @@ impl Judge {
         self.gone.retain(|boot, _| owning.contains(boot) && !roll.live.contains_key(boot));
         let alive: BTreeSet<&HostName> = roll.live.keys().map(|boot| &boot.host).collect();
         let brake = brake(roll, owning, &alive, share);
+        if self.braked && brake.is_none() {
+            // What ended many leases at once may have ended those that are left too: their hosts are given time to join anew.
+            self.gone.values_mut().for_each(|gone| *gone = now);
+        }
+        self.braked = brake.is_some();
         let silent = owning.iter().filter(|boot| !roll.live.contains_key(*boot));
         let silent = silent.map(|boot| {
             let gone = *self.gone.entry(boot.clone()).or_insert(now);
@@ -193,7 +199,9 @@ mod tests {
         assert_eq!(court.due_at(60), [(boot(1, 1), Proof::Confirmed)], "the brake does not hold a person");
         let by = FenceRecord { by: String::new(), proof: Proof::Confirmed, revision: 0 };
         court.roll.fenced.insert(boot(1, 1), by);
-        assert_eq!(court.due_at(61), [(boot(2, 1), Proof::LeaseEnded)], "one is left");
+        assert_eq!(court.due_at(61), []);
+        assert_eq!(court.due_at(70), [], "the one that is left has the whole grace to come back");
+        assert_eq!(court.due_at(71), [(boot(2, 1), Proof::LeaseEnded)]);
     }
 
     #[test]

@@ -70,12 +70,13 @@ pub struct MemoryApi {
     store: Arc<Mutex<Store>>,
     clock: Arc<dyn Clock>,
     observer: Option<Arc<dyn Observer>>,
-    revision: Arc<signal::Sender<u64>>,
+    /// Told when an object of the kind with this index was written.
+    written: Arc<[signal::Sender<()>]>,
 }
 
 impl fmt::Debug for MemoryApi {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryApi").field("revision", &*self.revision.borrow()).finish_non_exhaustive()
+        f.debug_struct("MemoryApi").finish_non_exhaustive()
     }
 }
 
@@ -90,7 +91,7 @@ impl MemoryApi {
             store: Arc::new(Mutex::new(Store::new(name))),
             clock,
             observer,
-            revision: Arc::new(signal::Sender::new(0)),
+            written: (0..resources::Resource::count()).map(|_| signal::Sender::new(())).collect(),
         };
         api.add_namespace("default");
         api
@@ -132,7 +133,7 @@ impl MemoryApi {
     pub fn compact(&self) {
         self.lock().compact();
         // Whoever waits looks again.
-        self.revision.send_modify(|_| {});
+        self.written.iter().for_each(|kind| kind.send_replace(()));
     }
 
     /// The object of one of KubeXen's kinds, by plural, namespace (empty for cluster-scoped kinds) and name.
@@ -258,7 +259,6 @@ impl MemoryApi {
                 return Err(Refusal::new(code, "MethodNotAllowed", "the server does not allow this method"));
             }
         };
-        let revision = store.revision();
         drop(store);
         let (change, answer) = match written {
             Written::Same(object) => return Ok(whole(StatusCode::OK, &object)),
@@ -267,7 +267,7 @@ impl MemoryApi {
         };
         let Change { resource, before, object, deleted, .. } = change;
         self.tell(client, &resource.kind, before.as_deref(), &object, deleted);
-        self.revision.send_replace(revision);
+        self.written[resource.index].send_replace(());
         let code = if method == Method::POST { StatusCode::CREATED } else { StatusCode::OK };
         if method == Method::DELETE && deleted && resource.kind != "Namespace" {
             let meta = &object["metadata"];

@@ -14,6 +14,8 @@ pub(super) struct Resource {
     pub(super) namespaced: bool,
     /// Only kinds of KubeXen have a generation, a status of its own, and defaults.
     pub(super) custom: bool,
+    /// Its place among all kinds.
+    pub(super) index: usize,
     schema: Value,
 }
 
@@ -34,6 +36,11 @@ impl Resource {
     /// The kind with this plural in this group and version.
     pub(super) fn find(group: &str, version: &str, plural: &str) -> Option<&'static Self> {
         all().get(&(group.to_owned(), plural.to_owned())).filter(|resource| resource.version == version)
+    }
+
+    /// How many kinds there are.
+    pub(super) fn count() -> usize {
+        all().len()
     }
 
     /// `apiVersion` of its objects.
@@ -62,9 +69,12 @@ fn all() -> &'static BTreeMap<(String, String), Resource> {
             kind: kind.to_owned(),
             namespaced,
             custom: false,
+            index: 0,
             schema: Value::Null,
         });
-        built_in.chain(custom()).map(|one| ((one.group.clone(), one.plural.clone()), one)).collect()
+        let all = built_in.chain(custom()).enumerate();
+        let all = all.map(|(index, one)| Resource { index, ..one });
+        all.map(|one| ((one.group.clone(), one.plural.clone()), one)).collect()
     })
 }
 
@@ -78,6 +88,7 @@ fn custom() -> impl Iterator<Item = Resource> {
             kind: spec.names.kind.clone(),
             namespaced: spec.scope == "Namespaced",
             custom: true,
+            index: 0,
             schema: version
                 .schema
                 .and_then(|schema| serde_json::to_value(schema.open_api_v3_schema).ok())

@@ -43,6 +43,10 @@ pub(super) struct Store {
     revision: u64,
     /// Changes up to this revision are forgotten.
     compacted: u64,
+    /// The last change of each kind, by its index.
+    last: BTreeMap<usize, u64>,
+    /// The last change of each kind that is forgotten.
+    forgotten: BTreeMap<usize, u64>,
     made: u64,
     objects: BTreeMap<String, BTreeMap<Name, Arc<Value>>>,
     log: BTreeMap<u64, Change>,
@@ -55,6 +59,8 @@ impl Store {
             name: name.to_owned(),
             revision: 1,
             compacted: 0,
+            last: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
             made: 0,
             objects: BTreeMap::new(),
             log: BTreeMap::new(),
@@ -68,6 +74,7 @@ impl Store {
     /// Forgets the changes so far: who has not seen them has to list.
     pub(super) fn compact(&mut self) {
         self.compacted = self.revision;
+        self.forgotten.clone_from(&self.last);
         self.log.clear();
     }
 
@@ -88,9 +95,14 @@ impl Store {
         objects.filter(|object| selection.shows(object)).cloned().collect()
     }
 
+    /// Whether changes after this revision are forgotten.
+    pub(super) fn has_forgotten(&self, revision: u64) -> bool {
+        revision < self.compacted
+    }
+
     /// The first change after `revision` that a watch of `selection` shows.
     pub(super) fn after(&self, revision: u64, resource: &Resource, selection: &Selection) -> Next {
-        if revision < self.compacted {
+        if self.forgotten.get(&resource.index).is_some_and(|forgotten| revision < *forgotten) {
             return Next::Expired;
         }
         let shown = |change: &Change| {
@@ -280,6 +292,7 @@ impl Store {
 
     fn noted(&mut self, change: Change) -> Change {
         self.log.insert(self.revision, change.clone());
+        self.last.insert(change.resource.index, self.revision);
         change
     }
 }

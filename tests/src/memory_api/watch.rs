@@ -27,8 +27,10 @@ pub(super) struct Watch {
     resource: &'static Resource,
     selection: Selection,
     link: Arc<dyn Link>,
-    written: signal::Receiver<u64>,
+    written: signal::Receiver<()>,
     seen: u64,
+    /// Whether what it is to begin with was forgotten before it began.
+    expired: bool,
     ends: Instant,
     bookmark: Option<Instant>,
     over: bool,
@@ -51,8 +53,9 @@ impl Watch {
             resource: place.resource,
             selection: Selection::of(place, query)?,
             link,
-            written: api.revision.subscribe(),
+            written: api.written[place.resource.index].subscribe(),
             seen,
+            expired: api.lock().has_forgotten(seen),
             ends: now + lasts.map_or(LONGEST, Duration::from_secs),
             bookmark: query.contains_key("allowWatchBookmarks").then(|| now + BOOKMARKS),
             over: false,
@@ -71,7 +74,10 @@ impl Watch {
     async fn next(&mut self) -> Option<Result<Vec<u8>, io::Error>> {
         while !self.over {
             self.written.borrow_and_update();
-            let next = self.api.lock().after(self.seen, self.resource, &self.selection);
+            let next = match self.expired {
+                true => Next::Expired,
+                false => self.api.lock().after(self.seen, self.resource, &self.selection),
+            };
             match next {
                 Next::Change(revision, change) => {
                     let Delivery::After(delay) = self.link.event() else {

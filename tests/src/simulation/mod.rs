@@ -53,7 +53,6 @@ use tokio::{
     task::LocalSet,
     time::{Instant, sleep_until},
 };
-use users::Users;
 use world::World;
 
 /// What is done to a pool.
@@ -272,8 +271,7 @@ impl World {
                 self.wait(Duration::from_secs(1)).await;
             }
             self.end_faults();
-            let users = Users::of(self);
-            settle::judge(self, &users).await;
+            settle::judge(self).await;
             self.judge.judge_history();
         }
         for boot in self.pool_store.fenced_alive() {

@@ -339,3 +339,37 @@ async fn a_steal_whose_answer_is_lost_is_settled_by_a_read() {
     };
     LocalSet::new().run_until(test).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_recovery_costs_seven_writes_for_each_machine_and_seven_for_its_host_and_the_pool() {
+    let test = async {
+        let mut stage = Stage::set(json!({})).await;
+        let names = ["one", "two", "three"];
+        stage.machines_on("host-a", &names.map(|name| (name, protected()))).await;
+        sleep(Duration::from_mins(1)).await;
+        let known = stage.world.judge.verdict().1.len();
+        stage.cut_power("host-a").await;
+        for name in names {
+            stage.until("it is back", |stage| stage.is_ready_on(name).is_some_and(|on| on != "host-a")).await;
+        }
+        sleep(Duration::from_mins(2)).await;
+        let (_, trace, _) = stage.world.judge.verdict();
+        let writes = |of: &dyn Fn(&str, &str) -> bool| {
+            let written = |line: &&String| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
+                [_, _, "creates" | "changes" | "ends", kind, object, ..] => of(kind, object),
+                _ => false,
+            };
+            trace.iter().skip(known).filter(written).count()
+        };
+        for name in names {
+            let of_machine = |kind: &str, object: &str| {
+                ["VirtualMachine", "Domain"].contains(&kind) && object.ends_with(name)
+            };
+            assert_eq!(writes(&of_machine), 7, "{name}:\n{}", trace[known..].join("\n"));
+        }
+        let of_pool = |kind: &str, object: &str| kind == "Pool" || object == "/host-a";
+        assert_eq!(writes(&of_pool), 7);
+        stage.nothing_is_broken();
+    };
+    LocalSet::new().run_until(test).await;
+}

@@ -1,11 +1,7 @@
 //! What must hold once faults have stopped.
 
-use super::{
-    step::Action,
-    users::{self, Users},
-    world::World,
-};
-use kube::{ResourceExt, api::ListParams};
+use super::{step::Action, users, world::World};
+use kube::ResourceExt;
 use kubexen_crds::{
     ByteQuantity, MigrationPhase, VirtualMachine, VirtualMachineMigration, condition,
     virtual_machine::{Phase, PowerState},
@@ -15,6 +11,7 @@ use kubexen_node_agent::{
     storage::{Seeds, Storage},
 };
 use kubexen_ownership::OwnershipStore;
+use serde::Deserialize;
 use serde_json::Value;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -28,17 +25,18 @@ const QUIET: Duration = Duration::from_mins(1);
 const QUIET_WITHIN: Duration = Duration::from_mins(30);
 /// Within this time after the last object was deleted nothing is left of anything (I6).
 const GONE_WITHIN: Duration = Duration::from_mins(10);
-const LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked whether something has come about.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Judges L5, L1, L4 and I6, in this order.
-pub(super) async fn judge(world: &mut World, users: &Users) {
+pub(super) async fn judge(world: &mut World) {
     for settles in [Settles::Emptied, Settles::Reached, Settles::Quiet, Settles::Reached] {
         if world.judge.is_upset() {
             return;
         }
         match settles {
             Settles::Emptied => emptied(world).await,
-            Settles::Reached => reached(world, users).await,
+            Settles::Reached => reached(world).await,
             Settles::Quiet => quiet(world).await,
         }
     }
@@ -99,12 +97,12 @@ fn not_emptied(world: &World, host: &str) -> Option<String> {
 }
 
 /// Every machine gets to where its spec says.
-async fn reached(world: &mut World, users: &Users) {
+async fn reached(world: &mut World) {
     let began = Instant::now();
     loop {
         users::want_what_can_be(world).await;
         world.tick().await;
-        let Some(why) = unmet(world, users).await else { break };
+        let Some(why) = unmet(world) else { break };
         if began.elapsed() > REACHED_WITHIN {
             return world.judge.violated("L1", why);
         }
@@ -126,18 +124,21 @@ async fn quiet(world: &mut World) {
 }
 
 /// The first thing that is not as it should be.
-async fn unmet(world: &World, users: &Users) -> Option<String> {
-    let machines = match users.machines.list(&ListParams::default()).await {
-        Ok(list) => list.items,
-        Err(error) => return Some(error.to_string()),
+fn unmet(world: &World) -> Option<String> {
+    let (machines, migrations) =
+        (world.api.objects("virtualmachines"), world.api.objects("virtualmachinemigrations"));
+    let unmet = machines.iter().find_map(|machine| match VirtualMachine::deserialize(&**machine) {
+        Ok(machine) => machine_unmet(world, &machine),
+        Err(error) => Some(error.to_string()),
+    });
+    let endless = || {
+        migrations.iter().find_map(|migration| match VirtualMachineMigration::deserialize(&**migration) {
+            Ok(migration) => migration_unmet(&migration),
+            Err(error) => Some(error.to_string()),
+        })
     };
-    let migrations = match users.migrations.list(&ListParams::default()).await {
-        Ok(list) => list.items,
-        Err(error) => return Some(error.to_string()),
-    };
-    let endless = migrations.iter().find_map(migration_unmet);
-    let unmet = machines.iter().find_map(|machine| machine_unmet(world, machine)).or(endless);
-    unmet.or_else(|| world.api.objects("virtualdisks").iter().find_map(|disk| disk_unmet(world, disk)))
+    let disks = || world.api.objects("virtualdisks").iter().find_map(|disk| disk_unmet(world, disk));
+    unmet.or_else(endless).or_else(disks)
 }
 
 /// A disk that was made in shared storage is there in its full size, and one host looks after it.

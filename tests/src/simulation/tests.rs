@@ -1,11 +1,6 @@
 //! The judge notices what it is there for.
 
-use super::{
-    judge::Judge,
-    settle,
-    users::{self, Users},
-    world::World,
-};
+use super::{judge::Judge, settle, users, world::World};
 use crate::memory_api::{Observer, Perfect, Write};
 use kube::{
     Api,
@@ -22,7 +17,7 @@ use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     task::{LocalSet, spawn_local},
-    time::sleep,
+    time::{Instant, sleep},
 };
 use uuid::Uuid;
 
@@ -104,6 +99,29 @@ async fn a_token_that_goes_back_breaks_a_promise() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_domain_that_is_built_at_another_boot_under_an_old_token_breaks_a_promise() {
+    let judge = judge_with_a_domain_on("host-c").await;
+    judge.creating("host-a", UUID, 5);
+    judge.creating("host-a", UUID, 5);
+    assert!(!judge.is_upset(), "a host may build its guest again");
+    judge.creating("host-b", UUID, 5);
+    assert_eq!(broken(&judge), ["I3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guarded_guest_that_runs_on_a_silent_host_breaks_a_promise() {
+    let deadline = Duration::from_secs(20);
+    for (silence, guarded, promises) in [(20, true, 0), (22, false, 0), (22, true, 1)] {
+        let judge = judge_with_a_domain_on("host-a").await;
+        judge.heard("host-a", Instant::now(), deadline);
+        sleep(Duration::from_secs(silence)).await;
+        judge.judge_silence(|_, _| guarded);
+        judge.judge_silence(|_, _| guarded);
+        assert_eq!(broken(&judge), vec!["I8"; promises], "after {silence} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_running_domain_is_destroyed_only_when_its_object_says_so() {
     let judge = judge_with_a_domain_on("host-a").await;
     judge.destroying("host-a", UUID, false, false);
@@ -120,14 +138,13 @@ async fn a_running_domain_is_destroyed_only_when_its_object_says_so() {
 async fn broken_by(sabotage: impl AsyncFnOnce(&World)) -> Vec<String> {
     let judge = async {
         let mut world = World::new(1);
-        let users = Users::of(&world);
         world.weather.calm_down();
         world.begin().await;
         for action in users::make_machine(&world, "vm-0") {
             world.perform(&action).await;
         }
         sabotage(&world).await;
-        settle::judge(&mut world, &users).await;
+        settle::judge(&mut world).await;
         broken(&world.judge)
     };
     LocalSet::new().run_until(judge).await

@@ -4,31 +4,14 @@ use super::{
     step::{Action, Kind, Seconds},
     world::{HOSTS, USERS, World},
 };
-use crate::memory_api::Perfect;
-use kube::{Api, Client};
-use kubexen_crds::{VirtualMachine, VirtualMachineMigration, names::RESTART_REQUESTED_AT};
+use kubexen_crds::names::RESTART_REQUESTED_AT;
 use serde_json::{Value, json};
-use std::sync::Arc;
 
 /// How many machines people work with.
 pub(super) const MACHINES: usize = 5;
 
-/// What people look at, who are never cut off.
-#[derive(Clone)]
-pub(super) struct Users {
-    pub(super) migrations: Api<VirtualMachineMigration>,
-    pub(super) machines: Api<VirtualMachine>,
-}
-
 /// Makes a guest say of itself what agents in guests do.
 const AGENT: &str = "kubexen.agent kubexen.address=10.0.0.7/24";
-
-impl Users {
-    pub(super) fn of(world: &World) -> Self {
-        let client: Client = world.api.client("user", Arc::new(Perfect));
-        Self { migrations: Api::namespaced(client.clone(), USERS), machines: Api::namespaced(client, USERS) }
-    }
-}
 
 /// What a pool needs before its first machine.
 pub(super) fn set_up() -> Vec<Action> {

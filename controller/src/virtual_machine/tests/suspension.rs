@@ -5,7 +5,7 @@ use crate::virtual_machine::{
     references::{Disk, Site},
     suspension::{StateDisk, may_be_discarded, new_state_disk, saved_machine, saved_state, state_size},
 };
-use kubexen_crds::{VirtualDisk, virtual_machine::Suspended};
+use kubexen_crds::{VirtualDisk, condition, virtual_machine::Suspended};
 
 /// The disk for the guest's memory, on this host.
 pub(super) fn state_disk(host: &str) -> StateDisk {
@@ -132,6 +132,11 @@ fn a_machine_that_runs_again_forgets_what_was_saved_step_by_step() {
     assert!(matches!(&decide(&runs).actions[..], [Action::DiscardState(_)]));
     runs.state = None;
     assert_eq!(status_after(&runs).suspended, None);
+    let mut stands = resuming(DomainPhase::Running);
+    let status = Arc::make_mut(&mut stands.domains[0]).status.as_mut().unwrap();
+    let still = Wanted::new("Ready", State::False, "Suspended", "it was suspended and not resumed");
+    status.conditions = condition::set(&[], vec![still], None, jiff::Timestamp::UNIX_EPOCH);
+    assert!(decide(&stands).actions.is_empty(), "its agent has to let it go on first");
 }
 
 #[test]
