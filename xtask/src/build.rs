@@ -37,6 +37,9 @@ impl Profile {
 /// lab runs inside dom0.
 pub const XEN: &str = "kubexen-node-agent/xen,kubexen-node-agent/conformance";
 
+/// The feature that builds the program that runs the mutants.
+pub const MUTANTS: &str = "kubexen-testbed/mutants";
+
 /// The node agent's program.
 const AGENT: &str = "kubexen-node-agent";
 
@@ -65,8 +68,7 @@ pub fn xen_agent(profile: Profile) -> Result<()> {
 /// Builds the program that runs the mutants, and tells where it is. No other program has them in it.
 pub fn mutants() -> Result<PathBuf> {
     const PROGRAM: &str = "kubexen-mutants";
-    let features = ["--features", "kubexen-testbed/mutants"];
-    run(cargo()?.args(["build", "--workspace", "--bin", PROGRAM]).args(features))?;
+    run(cargo()?.args(["build", "--workspace", "--bin", PROGRAM, "--features", MUTANTS]))?;
     Ok(Profile::Dev.folder().join(PROGRAM))
 }
 

@@ -8,13 +8,13 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::build::XEN;
+use crate::build::{MUTANTS, XEN};
 use crate::repository::{cargo, installed, run as run_command};
 use crate::{crds, docs, packages};
 
 /// Check formatting, clippy, rustdoc, generated files, licences and the book
 ///
-/// Every check runs, also after one that failed. Clippy runs on the node agent's feature xen too, where Xen's headers and
+/// Every check runs, also after one that failed. Clippy runs on the node agent's feature xen and the mutants too, where Xen's headers and
 /// libclang are installed or can be (root on Debian).
 #[derive(Debug, Args)]
 pub struct Arguments {}
@@ -33,7 +33,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let checks: [(&str, Check); 8] = [
         ("rustfmt", rustfmt),
         ("clippy", clippy),
-        ("clippy with feature xen", clippy_xen),
+        ("clippy with features xen and mutants", clippy_xen),
         ("rustdoc", rustdoc),
         ("generated files", generated_files),
         ("licences", licences),
@@ -82,7 +82,8 @@ fn clippy_xen() -> Result<Outcome> {
         return Ok(Outcome::Skipped(format!("{error:#}")));
     }
     let mut command = cargo()?;
-    command.args(["clippy", "--quiet", "--locked", "--workspace", "--features", XEN, "--all-targets"]);
+    let features = format!("{XEN},{MUTANTS}");
+    command.args(["clippy", "--quiet", "--locked", "--workspace", "--features", &features, "--all-targets"]);
     run_command(command.args(["--", "-Dwarnings"]))?;
     Ok(Outcome::Done)
 }
