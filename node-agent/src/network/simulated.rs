@@ -12,7 +12,6 @@ use std::{
 #[derive(Clone, Debug, Default)]
 pub struct SimulatedNetwork {
     uplinks: Arc<Mutex<BTreeMap<String, Uplink>>>,
-    addresses: Arc<Mutex<BTreeSet<IpAddr>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -26,7 +25,7 @@ impl SimulatedNetwork {
     pub fn new(uplinks: impl IntoIterator<Item = String>) -> Self {
         let uplink = |name: String| (name.clone(), Uplink { bridge: format!("br-{name}"), up: true });
         let uplinks = uplinks.into_iter().map(uplink).collect();
-        Self { uplinks: Arc::new(Mutex::new(uplinks)), addresses: Arc::default() }
+        Self { uplinks: Arc::new(Mutex::new(uplinks)) }
     }
 
     /// Takes an uplink down, or brings it up again.
@@ -34,11 +33,6 @@ impl SimulatedNetwork {
         if let Some(found) = self.lock().get_mut(uplink) {
             found.up = up;
         }
-    }
-
-    /// Gives the host these addresses.
-    pub fn set_addresses(&self, addresses: impl IntoIterator<Item = IpAddr>) {
-        *self.addresses.lock().unwrap_or_else(PoisonError::into_inner) = addresses.into_iter().collect();
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Uplink>> {
@@ -53,7 +47,7 @@ impl HostNetwork for SimulatedNetwork {
     }
 
     async fn addresses(&self) -> BTreeSet<IpAddr> {
-        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        BTreeSet::new()
     }
 
     async fn bridge(&self, uplink: &str) -> Result<String, NetworkError> {

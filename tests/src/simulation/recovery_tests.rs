@@ -11,7 +11,7 @@ use kubexen_controller::LEASE;
 use kubexen_crds::{Host, MachineRecovery, Pool, VirtualDisk, VirtualMachine};
 use kubexen_ownership::{
     BootId, HostBoot, HostName, Owner, OwnershipStore, VmUid,
-    liveness::{Liveness, Timing},
+    liveness::{Liveness, Timing, Voter},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -369,6 +369,40 @@ async fn a_recovery_costs_seven_writes_for_each_machine_and_seven_for_its_host_a
         }
         let of_pool = |kind: &str, object: &str| kind == "Pool" || object == "/host-a";
         assert_eq!(writes(&of_pool), 7);
+        stage.nothing_is_broken();
+    };
+    LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_with_most_of_its_members_on_one_host_protects_nobody_until_another_is_elsewhere() {
+    let members = |addresses: [&str; 3]| {
+        let member = |address: &str| Voter::new(address, [format!("https://{address}:2380").as_str()]);
+        addresses.map(member).to_vec()
+    };
+    let test = async {
+        let mut stage = Stage::set(json!({})).await;
+        stage.world.pool_store.set_voters(members(["host-a", "host-a", "host-b"]));
+        let redundant = |stage: &Stage| {
+            let pool = stage.world.api.object("pools", "", "default").unwrap();
+            condition(&pool["status"], "StoreRedundant").is_some_and(|said| said["status"] == "True")
+        };
+        stage.until("the Pool says so", |stage| !redundant(stage)).await;
+        stage.machines_on("host-b", &[("one", json!({}))]).await;
+        let protect = json!({"spec": {"availability": protected()}});
+        stage.machines.patch("one", &PatchParams::default(), &Patch::Merge(protect)).await.unwrap();
+        let reason = |stage: &Stage| {
+            let machine = stage.machine("one");
+            condition(&machine["status"], "Protected").map(|said| said["status"] == "True")
+        };
+        stage.until("the machine says so", |stage| reason(stage) == Some(false)).await;
+        sleep(Duration::from_mins(1)).await;
+        assert!(!stage.owner_of("one").await.unwrap().guarded, "nobody could give it to another host");
+        stage.world.pool_store.set_voters(members(["host-a", "host-b", "elsewhere"]));
+        stage.until("the Pool says that it is mended", redundant).await;
+        stage.until_guarded("one").await;
+        stage.cut_power("host-b").await;
+        stage.until("it is back", |stage| stage.is_ready_on("one").is_some_and(|on| on != "host-b")).await;
         stage.nothing_is_broken();
     };
     LocalSet::new().run_until(test).await;
