@@ -178,6 +178,12 @@ impl MemoryStore {
         drive::owner_in(&key, state.entries.get(&key)).ok().flatten()
     }
 
+    /// Whether the records count: the store was not restored from a copy, or that was confirmed; for those who judge from outside.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.look(&self.lock()).is_current()
+    }
+
     /// The disks that there are records of, whatever fails; for those who judge from outside.
     #[must_use]
     pub fn disks_on_record(&self) -> Vec<DiskUid> {

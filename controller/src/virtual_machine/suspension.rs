@@ -203,6 +203,8 @@ fn save(observed: &Observed, domain: &Arc<Domain>) -> Plan {
     // A guest that waits for its user data runs before it can be saved.
     let missing = cloud_init::is_missing(domain).then(|| Action::CopyUserData { domain: Key::of(&**domain) });
     let as_it_is = || Plan {
+        // Nobody is told when the Secret that is to be copied comes.
+        again: missing.is_some().then_some(LATER),
         actions: missing.into_iter().collect(),
         ..Plan::say(status::of_domain(domain, host, observed.host_ready, &Synchronized::AsTheHostSays))
     };

@@ -10,7 +10,7 @@ use super::{
 use kube::ResourceExt;
 use kubexen_crds::{Domain, names::AGENT_FINALIZER};
 use kubexen_mutants::Mutant;
-use kubexen_ownership::{ClaimDisk, DiskUid, Owner, Phase, Start, Token, VmUid};
+use kubexen_ownership::{Abort, ClaimDisk, DiskUid, Owner, Phase, Start, Token, VmUid};
 use kubexen_runtime::{
     events::Severity,
     write::{self, WriteError},
@@ -122,6 +122,12 @@ async fn start(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applied
     domains.fence.may_work()?;
     let (token, is_new) = match domains.ownership.start(VmUid(uuid), &domains.me).await? {
         Start::Acquired(token) => (token, true),
+        Start::AlreadyMine(token) if domains.fence.is_outdated(token) => {
+            match domains.ownership.abort(VmUid(uuid), &domains.me, token).await? {
+                Abort::Aborted(token) => (token, true),
+                Abort::Refused(_) => return Err(ReconcileError::Outdated),
+            }
+        }
         Start::AlreadyMine(token) => (token, false),
         Start::Refused(owner) if Mutant::StartWithoutOwner.is_active() => (owner.token, true),
         Start::Refused(Owner { phase: Phase::Saved(disk) | Phase::Resuming(disk), .. }) => {

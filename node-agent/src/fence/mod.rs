@@ -141,6 +141,12 @@ impl Fence {
         self.lock().standing.filter(|standing| !standing.is_current())
     }
 
+    /// Whether an ownership was recorded before the store's epoch began, so that a guest must not be started under its token.
+    #[must_use]
+    pub fn is_outdated(&self, token: Token) -> bool {
+        self.lock().standing.is_some_and(|standing| standing.predates(token))
+    }
+
     /// Waits until the store stands otherwise than before.
     pub async fn turned(&self) {
         self.turned.notified().await;

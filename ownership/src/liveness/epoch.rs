@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::names::Token;
 use crate::protocol::{Compare, Transaction, Write};
 use crate::record::{Entry, Key};
 
@@ -83,6 +84,13 @@ impl Standing {
     pub fn is_current(&self) -> bool {
         let is_current = !self.broken && self.epoch.is_none_or(|epoch| epoch.cluster == Some(self.cluster));
         is_current || Mutant::FreezeIgnored.is_active()
+    }
+
+    /// Whether a record with this token is from before the epoch began: a larger token may have been given out since, in the store
+    /// that was.
+    #[must_use]
+    pub fn predates(&self, token: Token) -> bool {
+        token.0 < self.written
     }
 
     /// What this store is called by those who look at it: the number of its records, and the cluster that they are in.

@@ -17,7 +17,7 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
     let lost = *dice.pick(&[Lost::Requests, Lost::Answers]);
     let failure = *dice.pick(&[Failure::Refused, Failure::Hangs, Failure::Untold]);
     let of = |milliseconds: u64| Seconds::from(dice.millis(100..milliseconds));
-    vec![match dice.below(38) {
+    vec![match dice.below(36) {
         0 | 1 => Action::Crash { process, r#for: of(20_000) },
         2..5 => Action::CrashAtWrite { process, write: 1 + dice.below(6), r#for: of(20_000) },
         // So long that others do what it would have done.
@@ -67,11 +67,9 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
         33 => Action::SlowStore { process, late: of(3_000), r#for: of(30_000) },
         34 => {
             let controller = format!("controller-{}", dice.below(world.controllers.len()));
-            let kind = (*dice.pick(&["domains", "domains", "volumes"])).to_owned();
-            Action::LateCreates { process: controller, kind, late: of(60_000), r#for: of(5_000) }
+            let (kind, late) = ("domains".to_owned(), of(60_000));
+            Action::LateCreates { process: controller, kind, late, r#for: of(5_000) }
         }
-        35 => Action::StoreBackup {},
-        36 => Action::StoreRestore {},
         _ => Action::CompactApi {},
     }]
 }

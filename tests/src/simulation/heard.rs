@@ -3,7 +3,7 @@
 use super::judge::Judge;
 use async_trait::async_trait;
 use kubexen_ownership::{
-    HostBoot, LeaseId, MemoryStore, StoreError,
+    HostBoot, LeaseId, MemoryStore, StoreError, VmUid,
     liveness::{Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Timing, Voter},
 };
 use std::{
@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
+use uuid::Uuid;
 
 /// Tells the judge when a request was sent whose answer made the host live for longer.
 #[derive(Debug)]
@@ -29,7 +30,11 @@ impl Heard {
 
     fn heard(&self, sent: Instant) {
         let deadline = self.timing.lock().unwrap_or_else(PoisonError::into_inner).deadline;
-        self.judge.heard(&self.host, sent, deadline);
+        let is_guarded = |guest: Uuid| {
+            let owner = self.inner.owner_on_record(VmUid(guest));
+            owner.is_some_and(|owner| owner.guarded && owner.host.as_str() == self.host)
+        };
+        self.judge.heard(&self.host, sent, deadline, is_guarded);
     }
 }
 

@@ -33,13 +33,15 @@ pub(super) struct Judge {
 }
 
 /// When a host sent its last two requests to the pool's store that were answered with a lease, and when the last answer came.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Heard {
     before: Option<Instant>,
     last: Instant,
     told: Instant,
     /// When the host is to have stopped what it guards; none once that was judged.
     due: Option<Instant>,
+    /// What it guarded then, as far as the store said. It may not be told that the store has taken that back.
+    promised: BTreeSet<Uuid>,
 }
 
 /// What a host has more than its deadline: its watchdog counts in whole seconds.
@@ -217,13 +219,20 @@ impl Judge {
 
     /// A host sent a request at this moment that made it live for longer, and is to have stopped what it guards a `deadline`
     /// later.
-    pub(super) fn heard(&self, host: &str, sent: Instant, deadline: Duration) {
+    pub(super) fn heard(
+        &self,
+        host: &str,
+        sent: Instant,
+        deadline: Duration,
+        is_guarded: impl Fn(Uuid) -> bool,
+    ) {
         let mut state = self.lock();
+        let promised = state.machines.iter().copied().filter(|guest| is_guarded(*guest)).collect();
         let before = state.heard.get(host).map(|heard| heard.last);
         let due = sent + deadline + ROUNDING;
         state
             .heard
-            .insert(host.to_owned(), Heard { before, last: sent, told: Instant::now(), due: Some(due) });
+            .insert(host.to_owned(), Heard { before, last: sent, told: Instant::now(), due: Some(due), promised });
     }
 
     /// The next moment at which a host is to have stopped what it guards, if it hears nothing until then.
@@ -271,18 +280,20 @@ impl Judge {
     /// An agent is about to take a domain apart. `is_elsewhere` says that the guest is another host's, or in a volume;
     /// `is_guarded` that the host has promised to stop it.
     pub(super) fn destroying(&self, host: &str, uuid: Uuid, is_elsewhere: bool, is_guarded: bool) {
-        let (present, record, is_silent) = {
+        let (present, record, is_silent, was_guarded) = {
             let state = self.lock();
-            let is_silent = state.heard.get(host).is_some_and(Heard::is_silent);
+            let heard = state.heard.get(host);
+            let is_silent = heard.is_some_and(Heard::is_silent);
+            let was_guarded = heard.is_some_and(|heard| heard.promised.contains(&uuid));
             let domains = state.hosts.get(host).and_then(|host| host.domains().ok()).unwrap_or_default();
             let record = state.domains.get(&(host_namespace(host), uuid.to_string())).cloned();
-            (domains.into_iter().find(|domain| domain.uuid == uuid), record, is_silent)
+            (domains.into_iter().find(|domain| domain.uuid == uuid), record, is_silent, was_guarded)
         };
         let Some(present) = present else { return };
         self.note(format_args!("{host} destroy {uuid} {:?}", present.state));
         // A promise that was begun may be on record nowhere yet.
         let is_promised =
-            is_guarded || record.as_deref().is_some_and(|record| record["spec"]["protected"] == true);
+            is_guarded || was_guarded || record.as_deref().is_some_and(|record| record["spec"]["protected"] == true);
         if is_silent && is_promised {
             // What a host guards stops when it hears nothing of the pool's store.
             return;

@@ -228,7 +228,8 @@ impl World {
         let store = &self.pool_store;
         self.judge.judge_silence(|host, guest| {
             let owner = store.owner_on_record(VmUid(guest));
-            owner.is_some_and(|owner| owner.guarded && owner.host.as_str() == host)
+            // What a restored store says was promised may have been taken back since.
+            store.is_current() && owner.is_some_and(|owner| owner.guarded && owner.host.as_str() == host)
         });
         if self.judge.is_crash_due()
             && let Some(name) = self.judge.disarm()

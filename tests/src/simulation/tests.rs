@@ -113,7 +113,7 @@ async fn a_guarded_guest_that_runs_on_a_silent_host_breaks_a_promise() {
     let deadline = Duration::from_secs(20);
     for (silence, guarded, promises) in [(20, true, 0), (22, false, 0), (22, true, 1)] {
         let judge = judge_with_a_domain_on("host-a").await;
-        judge.heard("host-a", Instant::now(), deadline);
+        judge.heard("host-a", Instant::now(), deadline, |_| false);
         sleep(Duration::from_secs(silence)).await;
         judge.judge_silence(|_, _| guarded);
         judge.judge_silence(|_, _| guarded);
