@@ -12,7 +12,7 @@ use crate::{
     view::{host_of_namespace, uid},
     virtual_machine::{problem::Problem, references},
 };
-use kubexen_crds::{Domain, MigrationRole, VirtualMachine, VirtualMachineMigration};
+use kubexen_crds::{Domain, DomainMigration, MigrationRole, VirtualMachine, VirtualMachineMigration};
 use kubexen_runtime::Key;
 use std::sync::Arc;
 
@@ -98,6 +98,9 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
     // The one that has the guest, or else the one that the guest is sent to.
     surplus.sort_by_key(|domain| (super::is_empty(domain), peer.as_deref() != Some(host_of(domain))));
     let destination = (!surplus.is_empty()).then(|| surplus.remove(0));
+    surplus.extend(
+        domains.iter().filter(|domain| is_left(domain, &domains, key, migration.as_deref())).cloned(),
+    );
     surplus.retain(|domain| super::is_empty(domain));
     let told_to_send = told.is_some();
     let source = match told {
@@ -129,6 +132,25 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         surplus,
         beginning,
     })
+}
+
+/// Whether the Domain was to be the destination of an earlier migration of the same name, which is gone and whose source was never
+/// told to send.
+fn is_left(
+    domain: &Domain,
+    all: &[Arc<Domain>],
+    key: &Key,
+    migration: Option<&VirtualMachineMigration>,
+) -> bool {
+    let (Some(wanted), Some(migration)) = (&domain.spec.migration, migration) else { return false };
+    let of_it = |other: &DomainMigration, role| other.uid == wanted.uid && other.role == role;
+    wanted.name == key.name
+        && wanted.uid != uid(migration)
+        && of_it(wanted, MigrationRole::Destination)
+        && !all
+            .iter()
+            .filter_map(|other| other.spec.migration.as_ref())
+            .any(|other| of_it(other, MigrationRole::Source))
 }
 
 fn beginning(

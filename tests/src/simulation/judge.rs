@@ -230,9 +230,10 @@ impl Judge {
         let promised = state.machines.iter().copied().filter(|guest| is_guarded(*guest)).collect();
         let before = state.heard.get(host).map(|heard| heard.last);
         let due = sent + deadline + ROUNDING;
-        state
-            .heard
-            .insert(host.to_owned(), Heard { before, last: sent, told: Instant::now(), due: Some(due), promised });
+        state.heard.insert(
+            host.to_owned(),
+            Heard { before, last: sent, told: Instant::now(), due: Some(due), promised },
+        );
     }
 
     /// The next moment at which a host is to have stopped what it guards, if it hears nothing until then.
@@ -292,8 +293,9 @@ impl Judge {
         let Some(present) = present else { return };
         self.note(format_args!("{host} destroy {uuid} {:?}", present.state));
         // A promise that was begun may be on record nowhere yet.
-        let is_promised =
-            is_guarded || was_guarded || record.as_deref().is_some_and(|record| record["spec"]["protected"] == true);
+        let is_promised = is_guarded
+            || was_guarded
+            || record.as_deref().is_some_and(|record| record["spec"]["protected"] == true);
         if is_silent && is_promised {
             // What a host guards stops when it hears nothing of the pool's store.
             return;
