@@ -1,6 +1,7 @@
 //! The store without etcd: a model of it in memory, with faults to inject, for simulation and tests.
 
 mod model;
+mod outside;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -109,19 +110,6 @@ impl MemoryStore {
         self.lock().percent_fast = percent_fast;
     }
 
-    /// Boots that were fenced and live at one time, which cannot be; for those who judge from outside.
-    #[must_use]
-    pub fn fenced_alive(&self) -> Vec<HostBoot> {
-        self.lock().fenced_alive.clone()
-    }
-
-    /// Virtual machines that were saved and then said to run without having been resumed, which cannot be; for those who judge
-    /// from outside.
-    #[must_use]
-    pub fn started_afresh(&self) -> Vec<VmUid> {
-        self.lock().started_afresh.clone()
-    }
-
     /// What the store holds, as a backup of it.
     #[must_use]
     pub fn backup(&self) -> Backup {
@@ -168,40 +156,6 @@ impl MemoryStore {
         self.set_outage(false);
         self.lock().faults = Faults::default();
         self.set_cut(Cut::None);
-    }
-
-    /// The owner of `vm` as the record stands, whatever fails; for those who judge from outside.
-    #[must_use]
-    pub fn owner_on_record(&self, vm: VmUid) -> Option<Owner> {
-        let key = Key::Owner(vm);
-        let state = self.lock();
-        drive::owner_in(&key, state.entries.get(&key)).ok().flatten()
-    }
-
-    /// Whether the records count: the store was not restored from a copy, or that was confirmed; for those who judge from outside.
-    #[must_use]
-    pub fn is_current(&self) -> bool {
-        self.look(&self.lock()).is_current()
-    }
-
-    /// The disks that there are records of, whatever fails; for those who judge from outside.
-    #[must_use]
-    pub fn disks_on_record(&self) -> Vec<DiskUid> {
-        let disk = |key: &Key| match key {
-            Key::Disk(disk) => Some(*disk),
-            Key::Owner(_) | Key::Live(_) | Key::Fenced(_) | Key::Epoch => None,
-        };
-        self.lock().entries.keys().filter_map(disk).collect()
-    }
-
-    /// The boots that there are fence records of, whatever fails; for those who judge from outside.
-    #[must_use]
-    pub fn fenced_on_record(&self) -> Vec<HostBoot> {
-        let boot = |key: &Key| match key {
-            Key::Fenced(boot) => Some(boot.clone()),
-            Key::Owner(_) | Key::Disk(_) | Key::Live(_) | Key::Epoch => None,
-        };
-        self.lock().entries.keys().filter_map(boot).collect()
     }
 
     /// Writes `value` as the record of `vm` behind the protocol's back, as a faulty or hostile client could.

@@ -1,0 +1,55 @@
+//! What those see who judge a store from outside, whatever fails.
+
+use super::MemoryStore;
+use crate::disk::DiskUid;
+use crate::drive;
+use crate::names::{HostBoot, Owner, VmUid};
+use crate::record::Key;
+
+impl MemoryStore {
+    /// Boots that were fenced and live at one time, which cannot be.
+    #[must_use]
+    pub fn fenced_alive(&self) -> Vec<HostBoot> {
+        self.lock().fenced_alive.clone()
+    }
+
+    /// Virtual machines that were saved and then said to run without having been resumed, which cannot be.
+    #[must_use]
+    pub fn started_afresh(&self) -> Vec<VmUid> {
+        self.lock().started_afresh.clone()
+    }
+
+    /// The owner of `vm` as the record stands, whatever fails.
+    #[must_use]
+    pub fn owner_on_record(&self, vm: VmUid) -> Option<Owner> {
+        let key = Key::Owner(vm);
+        let state = self.lock();
+        drive::owner_in(&key, state.entries.get(&key)).ok().flatten()
+    }
+
+    /// Whether the records count: the store was not restored from a copy, or that was confirmed.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.look(&self.lock()).is_current()
+    }
+
+    /// The disks that there are records of, whatever fails.
+    #[must_use]
+    pub fn disks_on_record(&self) -> Vec<DiskUid> {
+        let disk = |key: &Key| match key {
+            Key::Disk(disk) => Some(*disk),
+            Key::Owner(_) | Key::Live(_) | Key::Fenced(_) | Key::Epoch => None,
+        };
+        self.lock().entries.keys().filter_map(disk).collect()
+    }
+
+    /// The boots that there are fence records of, whatever fails.
+    #[must_use]
+    pub fn fenced_on_record(&self) -> Vec<HostBoot> {
+        let boot = |key: &Key| match key {
+            Key::Fenced(boot) => Some(boot.clone()),
+            Key::Owner(_) | Key::Disk(_) | Key::Live(_) | Key::Epoch => None,
+        };
+        self.lock().entries.keys().filter_map(boot).collect()
+    }
+}
