@@ -4,7 +4,12 @@ use super::{Outcome, replay, scenario::story, shrink, simulate, simulate_all};
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
-use std::{ops::Range, path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    ops::Range,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 /// Run a whole pool under virtual time, with faults by seed, and say which promises it broke.
 #[derive(Debug, Args)]
@@ -29,6 +34,9 @@ pub struct SimulateCommand {
     #[arg(long)]
     json: bool,
 }
+
+/// How often many schedules tell how far they are.
+const PROGRESS: Duration = Duration::from_secs(30);
 
 fn range(text: &str) -> Result<Range<u64>> {
     let (first, end) = text.split_once("..").context("a range looks like 0..200")?;
@@ -66,10 +74,16 @@ impl SimulateCommand {
 
     fn many(&self, seeds: Range<u64>) -> ExitCode {
         let (count, began) = (seeds.clone().count(), Instant::now());
-        let (mut broken, mut virtual_seconds) = (0_usize, 0.0);
+        let (mut done, mut broken, mut virtual_seconds) = (0_usize, 0_usize, 0.0);
+        let mut told = began;
         simulate_all(seeds, |outcome| {
             virtual_seconds += outcome.lasted.as_secs_f64();
+            done += 1;
             broken += usize::from(show(&outcome, self.json));
+            if told.elapsed() > PROGRESS {
+                told = Instant::now();
+                eprintln!("{done} of {count} schedules, {broken} with broken promises");
+            }
         });
         let took = began.elapsed().as_secs_f64();
         let per_minute = f64::from(u32::try_from(count).unwrap_or(u32::MAX)) / took * 60.0;

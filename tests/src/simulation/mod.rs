@@ -12,6 +12,7 @@
 //! A schedule is some minutes of people and faults, then calm until a host in maintenance is empty or says why not, until the desired state is reached, a minute without a
 //! write, and the deletion of everything.
 
+mod aftermath;
 pub mod command;
 mod dice;
 mod disks;
@@ -273,6 +274,9 @@ impl World {
             self.end_faults();
             settle::judge(self).await;
             self.judge.judge_history();
+        }
+        if self.judge.is_upset() {
+            aftermath::note(self).await;
         }
         for boot in self.pool_store.fenced_alive() {
             self.judge.violated("I5", format_args!("{boot} was fenced while it was live"));

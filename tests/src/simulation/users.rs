@@ -320,7 +320,8 @@ fn wanted(world: &World) -> Vec<Action> {
             let minute = world.began.elapsed().as_secs() / 60;
             let restart = json!({
                 "metadata": {"annotations": {RESTART_REQUESTED_AT: format!("settle {minute}")}},
-                "spec": {"powerState": "Running"},
+                // It restarts only as something that can be made.
+                "spec": {"powerState": "Running", "disks": disks_that_stay(world, &holder)},
             });
             actions.push(change_machine(&holder, restart));
         }
@@ -348,6 +349,18 @@ fn wanted(world: &World) -> Vec<Action> {
         }
     }
     actions
+}
+
+/// The disks in a machine's spec that nobody is deleting.
+fn disks_that_stay(world: &World, machine: &str) -> Vec<Value> {
+    let machine = world.api.object("virtualmachines", USERS, machine);
+    let mut disks =
+        machine.and_then(|machine| machine["spec"]["disks"].as_array().cloned()).unwrap_or_default();
+    disks.retain(|disk| {
+        let disk = world.api.object("virtualdisks", USERS, disk["disk"].as_str().unwrap_or_default());
+        disk.is_none_or(|disk| disk["metadata"]["deletionTimestamp"].is_null())
+    });
+    disks
 }
 
 /// Deletes every machine, every disk and every record of a move.

@@ -324,16 +324,16 @@ impl World {
         self.hosts.iter().filter(here).map(|side| side.name.to_owned()).collect()
     }
 
-    /// Hosts whose watchdog has reset them since this was asked last. Nothing was started there since, so what they logged last is
-    /// the end of their guests, if they had any.
+    /// Hosts whose watchdog has reset them since this was asked last.
     pub(super) fn resets(&mut self) -> Vec<usize> {
         let mut reset = Vec::new();
         for (number, side) in self.hosts.iter_mut().enumerate() {
             let boot_id = side.host.boot_id().unwrap_or_default();
             if boot_id != side.boot_id {
                 side.boot_id = boot_id;
-                if let Some(last) = side.host.start_log().unwrap_or_default().last() {
-                    self.judge.lost(side.name, last.at);
+                match side.host.booted_at() {
+                    Ok(at) => self.judge.lost(side.name, at),
+                    Err(error) => self.judge.violated("set-up", error),
                 }
                 self.last_loss = Instant::now();
                 reset.push(number);

@@ -117,6 +117,14 @@ impl SimulatedHost {
         self.with(|model, _| Ok(model.boot_id().to_owned()))
     }
 
+    /// When the present boot of the host began.
+    ///
+    /// # Errors
+    /// When the host's folder cannot be read.
+    pub fn booted_at(&self) -> Result<Timestamp, HypervisorError> {
+        self.with(|model, _| Ok(model.booted_at()))
+    }
+
     /// When the watchdog resets the host, if it runs.
     ///
     /// # Errors

@@ -55,10 +55,20 @@ pub enum StartEvent {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct HostRecord {
     pub(super) boot_id: String,
+    /// When this boot began.
+    pub(super) booted_at: Timestamp,
     pub(super) next_domid: u16,
     /// When the watchdog resets the host, if it runs.
     #[serde(default)]
     pub(super) watchdog: Option<Timestamp>,
+}
+
+impl HostRecord {
+    /// Of the host of this name, which boots at this moment.
+    pub(super) fn booted(name: &str, now: Timestamp) -> Self {
+        let boot_id = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{name} booted at {now}").as_bytes());
+        Self { boot_id: boot_id.to_string(), booted_at: now, next_domid: 1, watchdog: None }
+    }
 }
 
 /// A folder with the files of one simulated host, used by one process at a time.

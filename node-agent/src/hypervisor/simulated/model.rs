@@ -81,7 +81,7 @@ impl Model {
             profile,
             faults: Faults::default(),
             name: name.to_owned(),
-            host: HostRecord { boot_id: boot_id(name, now), next_domid: 1, watchdog: None },
+            host: HostRecord::booted(name, now),
             guests: BTreeMap::new(),
             ledger: None,
             log: Vec::new(),
@@ -123,6 +123,11 @@ impl Model {
             }
         }
         Ok(model)
+    }
+
+    /// When this boot began.
+    pub(super) fn booted_at(&self) -> Timestamp {
+        self.host.booted_at
     }
 
     pub(super) fn boot_id(&self) -> &str {
@@ -369,7 +374,7 @@ impl Model {
         for guest in self.guests.values().cloned().collect::<Vec<_>>() {
             self.remove(&guest, now)?;
         }
-        self.host = HostRecord { boot_id: boot_id(&self.name, now), next_domid: 1, watchdog: None };
+        self.host = HostRecord::booted(&self.name, now);
         self.changed = true;
         self.save_host()
     }
@@ -435,9 +440,6 @@ pub(super) fn refused(call: &'static str, detail: &str) -> HypervisorError {
 }
 
 /// The identity of the boot of a host at this moment.
-fn boot_id(name: &str, now: Timestamp) -> String {
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{name} booted at {now}").as_bytes()).to_string()
-}
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that map_err takes")]
 fn lost(error: io::Error) -> HypervisorError {
