@@ -80,6 +80,19 @@ fn decode(key: &Key, entry: &Entry) -> Result<DiskState, StoreError> {
     Ok(value.state)
 }
 
+/// The machines that `records` of disks name; a record that cannot be read is left out, and logged.
+pub(crate) fn holders<'a>(records: impl Iterator<Item = (DiskUid, &'a Entry)>) -> BTreeMap<DiskUid, VmUid> {
+    let mut holders = BTreeMap::new();
+    for (disk, entry) in records {
+        match decode(&Key::Disk(disk), entry) {
+            Ok(DiskState::HeldBy(vm)) => drop(holders.insert(disk, vm)),
+            Ok(DiskState::Retired) => {}
+            Err(error) => tracing::error!(%error, "a record of a disk cannot be read"),
+        }
+    }
+    holders
+}
+
 /// The record of a disk, and whether the machine that it names has an owner.
 struct Seen {
     entry: Option<(Entry, DiskState)>,

@@ -394,6 +394,16 @@ impl OwnershipStore for MemoryStore {
         drive::retry(1, || self.request(list)).await
     }
 
+    async fn disks(&self) -> Result<BTreeMap<DiskUid, VmUid>, StoreError> {
+        let list = |state: &mut State| {
+            disk::holders(state.entries.iter().filter_map(|(key, entry)| match key {
+                Key::Disk(disk) => Some((*disk, entry)),
+                Key::Owner(_) | Key::Live(_) | Key::Fenced(_) | Key::Epoch => None,
+            }))
+        };
+        drive::retry(1, || self.request(list)).await
+    }
+
     async fn start(&self, vm: VmUid, me: &HostBoot) -> Result<Start, StoreError> {
         drive::run(self, &StartVerb { vm, me }).await
     }

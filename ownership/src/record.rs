@@ -10,6 +10,9 @@ use crate::names::{BootId, HostBoot, HostName, Owner, Phase, Token, VmUid};
 /// The folder of all owner keys.
 pub(crate) const OWNERS: &str = "/kubexen/owners/";
 
+/// The folder of all disk keys.
+pub(crate) const DISKS: &str = "/kubexen/disks/";
+
 /// The folder of what is known of hosts.
 pub(crate) const HOSTS: &str = "/kubexen/hosts/";
 
@@ -56,7 +59,7 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Owner(vm) => write!(f, "{OWNERS}{vm}"),
-            Self::Disk(disk) => write!(f, "/kubexen/disks/{disk}"),
+            Self::Disk(disk) => write!(f, "{DISKS}{disk}"),
             Self::Live(HostBoot { host, boot_id }) => write!(f, "{HOSTS}{host}/live/{boot_id}"),
             Self::Fenced(HostBoot { host, boot_id }) => write!(f, "{HOSTS}{host}/fenced/{boot_id}"),
             Self::Epoch => write!(f, "{EPOCH}"),
@@ -67,8 +70,18 @@ impl fmt::Display for Key {
 /// The virtual machine that an owner key speaks of; nothing for any other key.
 pub(crate) fn vm_of(key: &[u8]) -> Option<VmUid> {
     let vm: VmUid = std::str::from_utf8(key).ok()?.strip_prefix(OWNERS)?.parse().ok()?;
-    // A UUID can be spelt in several ways, and only one of them is the key that `owner` would read.
-    (Key::Owner(vm).to_string().as_bytes() == key).then_some(vm)
+    is_spelt_as(&Key::Owner(vm), key).then_some(vm)
+}
+
+/// The disk that a disk key speaks of; nothing for any other key.
+pub(crate) fn disk_of(key: &[u8]) -> Option<DiskUid> {
+    let disk = DiskUid(std::str::from_utf8(key).ok()?.strip_prefix(DISKS)?.parse().ok()?);
+    is_spelt_as(&Key::Disk(disk), key).then_some(disk)
+}
+
+/// A UUID can be spelt in several ways, and only one of them is the key that would be read.
+fn is_spelt_as(key: &Key, spelt: &[u8]) -> bool {
+    key.to_string().as_bytes() == spelt
 }
 
 /// The key of a host that this is, if it is one.

@@ -169,6 +169,13 @@ pub trait OwnershipStore: Send + Sync + fmt::Debug {
     /// [`StoreError`].
     async fn owners(&self) -> Result<BTreeMap<VmUid, Owner>, StoreError>;
 
+    /// The virtual machines that shared disks are on record for, as of one moment; retired disks are left out, and so are records that
+    /// cannot be read. Such a claim counts only as long as its machine has an owner.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn disks(&self) -> Result<BTreeMap<DiskUid, VmUid>, StoreError>;
+
     /// Makes `me` the owner of `vm`, unless another host is.
     ///
     /// To be called before the domain is created, and obeyed: after [`Start::Refused`] no domain may be. The call

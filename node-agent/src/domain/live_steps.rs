@@ -20,7 +20,12 @@ pub(super) async fn apply(
         LiveStep::SetVcpus(vcpus) => Change::Vcpus(*vcpus),
         LiveStep::SetScheduling(scheduling) => Change::Scheduling(*scheduling),
         LiveStep::SetMemory(kib) => Change::Memory(*kib),
-        LiveStep::AttachDisk(name) => Change::AttachDisk(claimed(domains, domain, uuid, name).await?),
+        LiveStep::AttachDisk(name) => {
+            // Whoever gives back what is not used waits until the disk that was claimed is there.
+            let _starting = domains.starts.read().await;
+            let disk = claimed(domains, domain, uuid, name).await?;
+            return Ok(domains.hypervisor.change(uuid, &Change::AttachDisk(disk)).await?);
+        }
         LiveStep::DetachDisk(target) => Change::DetachDisk(target.clone()),
         LiveStep::KeepDisk(target) => Change::KeepDisk(target.clone()),
         LiveStep::ReleaseVolume(name) => return release(domains, domain, uuid, name).await,

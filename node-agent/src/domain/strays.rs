@@ -1,18 +1,19 @@
-//! Ownership, and seeds, that this host has and does not use.
+//! Ownership, claims to disks, and seeds, that this host has and does not use.
 //!
 //! A START that the network delivers very late names this host as the owner of a machine that is long gone. That is safe,
-//! but nobody else would ever give it back. A seed is left behind by a Domain whose finalizer was taken off by hand.
+//! but nobody else would ever give it back. A disk stays claimed by a machine that was stolen from a dead host, or resumed no more,
+//! and that has been given other disks since. A seed is left behind by a Domain whose finalizer was taken off by hand.
 
-use super::{Domains, ReconcileError, cds};
+use super::{Domains, ReconcileError, cds, resolve};
 use kube::{Api, api::ListParams};
 use kubexen_crds::{Domain, names::host_namespace};
-use kubexen_ownership::{Owner, Phase, VmUid};
+use kubexen_ownership::{DiskUid, Owner, Phase, VmUid};
 use kubexen_runtime::write::limited;
 use tracing::info;
 
 impl Domains {
-    /// Gives back every ownership of this host, and removes every seed, for which there is neither a Domain nor a domain; and
-    /// gives back images that no Domain names.
+    /// Gives back every ownership of this host, and removes every seed, for which there is neither a Domain nor a domain; gives
+    /// back disks of domains here that have them no more, and images that no Domain names.
     ///
     /// # Errors
     /// When the store, the API server or the hypervisor cannot be asked; what was not given back stays as it is.
@@ -21,9 +22,15 @@ impl Domains {
             Phase::Running | Phase::Resuming(_) => owner.host == self.me.host,
             Phase::Saved(_) => false,
         };
-        let mine = self.ownership.owners().await?.into_iter().filter(|(_, owner)| used(owner));
-        for (vm, owner) in mine.filter(|(vm, _)| !self.is_known(*vm)) {
-            self.give_back(vm, &owner).await?;
+        let mut mine = self.ownership.owners().await?;
+        mine.retain(|_, owner| used(owner));
+        for (vm, owner) in mine.iter().filter(|(vm, _)| !self.is_known(**vm)) {
+            self.give_back(*vm, owner).await?;
+        }
+        for (disk, vm) in self.ownership.disks().await? {
+            if mine.get(&vm).is_some_and(|owner| owner.phase == Phase::Running) {
+                self.give_back_disk(disk, vm).await?;
+            }
         }
         let seeds = self.seeds.present().await?.into_iter().map(VmUid);
         for vm in seeds.filter(|vm| !self.is_known(*vm)) {
@@ -52,6 +59,26 @@ impl Domains {
         Ok(())
     }
 
+    /// Of a machine whose Domain here does not name the disk. No domain begins and none is given a disk meanwhile.
+    async fn give_back_disk(&self, disk: DiskUid, vm: VmUid) -> Result<(), ReconcileError> {
+        let names_it = |domain: &Domain| {
+            let named = domain.spec.machine.disks.iter().filter_map(resolve::shared_disk);
+            named.chain(resolve::saved_disk(domain)).any(|named| named == disk)
+        };
+        if self.mirrors.domains.list().iter().any(|domain| is_of(domain, vm) && names_it(domain)) {
+            return Ok(());
+        }
+        let _no_start = self.starts.write().await;
+        let (of_it, owner) = (self.listed(vm).await?, self.ownership.owner(vm).await?);
+        let is_mine = owner.is_some_and(|owner| owner.host == self.me.host && owner.phase == Phase::Running);
+        let attached = self.storage.attached().await?.iter().any(|volume| volume.uuid == disk.0);
+        if is_mine && !attached && !of_it.is_empty() && !of_it.iter().any(names_it) {
+            self.ownership.release_disk(disk, vm).await?;
+            info!(%vm, %disk, "a disk that the domain has no more is given back");
+        }
+        Ok(())
+    }
+
     /// No domain begins meanwhile: a start that comes later makes the seed anew.
     async fn remove_seed(&self, vm: VmUid) -> Result<(), ReconcileError> {
         let _no_start = self.starts.write().await;
@@ -64,10 +91,16 @@ impl Domains {
 
     /// Whether there is a Domain or a domain, by reads of this moment.
     async fn is_there(&self, vm: VmUid) -> Result<bool, ReconcileError> {
+        Ok(!self.listed(vm).await?.is_empty() || self.hypervisor.find(vm.0).await?.is_some())
+    }
+
+    /// The Domains of a machine here, by a read of this moment.
+    async fn listed(&self, vm: VmUid) -> Result<Vec<Domain>, ReconcileError> {
         let domains: Api<Domain> =
             Api::namespaced(self.client.clone(), &host_namespace(self.me.host.as_str()));
-        let listed = limited(domains.list(&ListParams::default())).await?;
-        Ok(listed.items.iter().any(|domain| is_of(domain, vm)) || self.hypervisor.find(vm.0).await?.is_some())
+        let mut listed = limited(domains.list(&ListParams::default())).await?.items;
+        listed.retain(|domain| is_of(domain, vm));
+        Ok(listed)
     }
 }
 

@@ -13,6 +13,7 @@ pub(super) async fn run(subject: &dyn Subject) -> Result<(), StoreError> {
     a_disk_is_released_by_its_machine_alone(subject).await?;
     a_disk_stays_with_its_machine_through_a_hand_over(subject).await?;
     a_retired_disk_is_nobodys(subject).await?;
+    the_list_of_disks_names_who_has_each_and_no_retired_one(subject).await?;
     of_two_machines_that_claim_at_once_one_gets_the_disk(subject).await?;
     Ok(())
 }
@@ -36,6 +37,23 @@ async fn a_disk_is_of_one_machine_as_long_as_that_has_an_owner(
     assert_eq!(store.claim_disk(disk, second, of_second).await?, ClaimDisk::Claimed);
     let again = acquired(store.start(first, &me).await?);
     assert_eq!(store.claim_disk(disk, first, again).await?, ClaimDisk::HeldBy(second));
+    Ok(())
+}
+
+async fn the_list_of_disks_names_who_has_each_and_no_retired_one(
+    subject: &dyn Subject,
+) -> Result<(), StoreError> {
+    let (store, vm, me) = (subject.client(), vm("disk's lister"), host("xen-1", "boot-1"));
+    let (held, released, retired) = (disk("listed"), disk("listed and released"), disk("listed and retired"));
+    let token = acquired(store.start(vm, &me).await?);
+    for disk in [held, released] {
+        assert_eq!(store.claim_disk(disk, vm, token).await?, ClaimDisk::Claimed);
+    }
+    store.release_disk(released, vm).await?;
+    assert_eq!(store.retire_disk(retired).await?, RetireDisk::Retired);
+    let listed = store.disks().await?;
+    assert_eq!(listed.get(&held), Some(&vm));
+    assert!(!listed.contains_key(&released) && !listed.contains_key(&retired), "{listed:?}");
     Ok(())
 }
 

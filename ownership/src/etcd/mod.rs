@@ -25,7 +25,7 @@ use crate::protocol::{
     AbortVerb, CommitVerb, Compare, DiscardVerb, GuardVerb, Outcome, ReclaimVerb, ReleaseVerb, ResumeVerb,
     RunVerb, SaveVerb, StartVerb, StealVerb, Transaction, Write,
 };
-use crate::record::{Entry, HOSTS, Key, OWNERS, host_key, vm_of};
+use crate::record::{DISKS, Entry, HOSTS, Key, OWNERS, disk_of, host_key, vm_of};
 use crate::store::{
     Abort, ClaimDisk, Commit, Discard, Guard, OwnershipStore, Reclaim, Release, Resume, RetireDisk, Run,
     Save, Start, Steal, StoreError,
@@ -62,10 +62,38 @@ impl EtcdStore {
         Self { link: Link::new(config), trust: Arc::clone(&self.trust) }
     }
 
-    /// At most [`PAGE`] records from the key `from` on, as of `revision`, or of now if that is 0.
-    async fn page(&self, from: &[u8], revision: i64) -> Result<GetResponse, RequestError> {
+    /// All records below `folder`, as of one moment, by what `subject` reads from their keys.
+    async fn records<T>(
+        &self,
+        folder: &'static str,
+        subject: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<(T, Entry)>, StoreError> {
+        let mut records = Vec::new();
+        let mut from = folder.as_bytes().to_vec();
+        let mut revision = 0;
+        loop {
+            let page = drive::retry(self.read_attempts(), || self.page(folder, &from, revision)).await?;
+            if revision == 0 {
+                // The first page is the newest state, read linearizably; the others show that same revision.
+                revision = page.header().map_or(0, ResponseHeader::revision);
+            }
+            for kv in page.kvs() {
+                match subject(kv.key()) {
+                    Some(subject) => records.push((subject, entry(kv))),
+                    None => tracing::error!(key = %kv.key().escape_ascii(), "not a record of {folder}"),
+                }
+            }
+            match page.kvs().last() {
+                Some(last) if page.more() => from = [last.key(), b"\0"].concat(),
+                Some(_) | None => return Ok(records),
+            }
+        }
+    }
+
+    /// At most [`PAGE`] records of `folder` from the key `from` on, as of `revision`, or of now if that is 0.
+    async fn page(&self, folder: &str, from: &[u8], revision: i64) -> Result<GetResponse, RequestError> {
         // `0` is the character after the `/` that ends the prefix.
-        let end = format!("{}0", OWNERS.trim_end_matches('/'));
+        let end = format!("{}0", folder.trim_end_matches('/'));
         let options = GetOptions::new().with_range(end).with_limit(PAGE).with_revision(revision);
         self.link.request(|mut etcd| async move { etcd.get(from, Some(options)).await }).await
     }
@@ -222,27 +250,13 @@ impl OwnershipStore for EtcdStore {
     }
 
     async fn owners(&self) -> Result<BTreeMap<VmUid, Owner>, StoreError> {
-        let mut records = Vec::new();
-        let mut from = OWNERS.as_bytes().to_vec();
-        let mut revision = 0;
-        loop {
-            let page = drive::retry(self.read_attempts(), || self.page(&from, revision)).await?;
-            if revision == 0 {
-                // The first page is the newest state, read linearizably; the others show that same revision.
-                revision = page.header().map_or(0, ResponseHeader::revision);
-            }
-            for kv in page.kvs() {
-                match vm_of(kv.key()) {
-                    Some(vm) => records.push((vm, entry(kv))),
-                    None => tracing::error!(key = %kv.key().escape_ascii(), "not an ownership record"),
-                }
-            }
-            match page.kvs().last() {
-                Some(last) if page.more() => from = [last.key(), b"\0"].concat(),
-                Some(_) | None => break,
-            }
-        }
+        let records = self.records(OWNERS, vm_of).await?;
         Ok(drive::readable_owners(records.iter().map(|(vm, entry)| (*vm, entry))))
+    }
+
+    async fn disks(&self) -> Result<BTreeMap<DiskUid, VmUid>, StoreError> {
+        let records = self.records(DISKS, disk_of).await?;
+        Ok(disk::holders(records.iter().map(|(disk, entry)| (*disk, entry))))
     }
 
     async fn start(&self, vm: VmUid, me: &HostBoot) -> Result<Start, StoreError> {
