@@ -56,8 +56,8 @@ pub async fn apply(
                 return Err(ReconcileError::Unheard("guests that are guarded stand still".to_owned()));
             }
             if domain.spec.protected {
-                // The climber may have found none of the guarded guests while this one was being built.
                 domains.fence.may_work()?;
+                domains.keep_promise(uuid).await?;
             }
             domains.hypervisor.unpause(uuid).await?;
             Ok(Applied::Unchanged)
@@ -118,8 +118,9 @@ pub(super) async fn record(
 
 /// Takes the ownership, then builds. The order is the promise that no virtual machine runs twice.
 async fn start(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applied, ReconcileError> {
-    let _starting = domains.starts.read().await;
+    let _starts = domains.starts.read().await;
     domains.fence.may_work()?;
+    let mut starting = domains.fence.starting(uuid);
     let (token, is_new) = match domains.ownership.start(VmUid(uuid), &domains.me).await? {
         Start::Acquired(token) => (token, true),
         Start::AlreadyMine(token) if domains.fence.is_outdated(token) => {
@@ -144,6 +145,9 @@ async fn start(domains: &Domains, domain: &Domain, uuid: Uuid) -> Result<Applied
     };
     claim_disks(domains, domain, VmUid(uuid), token).await?;
     let config = resolve::configuration(domains, domain, uuid, token).await?;
+    // The store may have been slow.
+    domains.fence.may_work()?;
+    starting.builds();
     let domid = domains.hypervisor.create(&config).await?;
     info!(domain = %domain.name_any(), %domid, %token, "built");
     Ok(Applied::Unchanged)

@@ -51,4 +51,29 @@ impl Domains {
         self.hypervisor.claim(uuid, token.0).await?;
         Ok(true)
     }
+
+    /// Makes the host keep what the record of a guest says that was built and does not run yet: the ladder may have found none of
+    /// the guarded guests while it was being built, and let the promise go. If it cannot be kept, the record says so first.
+    ///
+    /// # Errors
+    /// When the store or the hypervisor cannot be asked, or the guest is not this host's.
+    pub(super) async fn keep_promise(&self, uuid: Uuid) -> Result<(), ReconcileError> {
+        if self.fence.guards(uuid) {
+            return Ok(());
+        }
+        let Some(owner) = self.ownership.owner(VmUid(uuid)).await?.filter(|owner| owner.is(&self.me)) else {
+            return Err(ReconcileError::Outdated);
+        };
+        if !owner.guarded {
+            return Ok(());
+        }
+        let token = match self.fence.guard(uuid, owner.token).await? {
+            Some(token) => token,
+            None => self.fence.unguard(uuid, owner.token).await?,
+        };
+        if token != owner.token {
+            self.hypervisor.claim(uuid, token.0).await?;
+        }
+        Ok(())
+    }
 }

@@ -6,7 +6,8 @@
 //! ```text
 //!               the store names      a session is alive     no session
 //!  source       this host            wait                   suspended: abort in the store, then resume · runs: send, or aborted
-//!               another host         wait                   suspended: destroy · gone: committed
+//!               the other end        wait                   suspended: destroy · gone: committed
+//!               a third host         wait                   suspended: destroy · gone: aborted
 //!  destination  this host            wait                   restored: claim, then run · runs: committed
 //!               another host         wait                   restored: abort in the store, then destroy · nothing: await
 //! ```
@@ -38,6 +39,8 @@ pub struct Move {
     pub uid: String,
     /// Which end this is.
     pub role: MigrationRole,
+    /// The host at the other end.
+    pub peer: String,
     /// Whether it was called off.
     pub cancelled: bool,
     /// Who the pool's store says may run the guest, read at this moment.
@@ -101,7 +104,11 @@ fn source(seen: &Observed, part: &Move) -> Plan {
     let state = seen.present.as_ref().map(|present| present.state);
     match (&part.owner, state) {
         (_, Some(DomainState::Dying)) => Plan::Wait(Waiting::Dying, LOOK),
-        (OwnedBy::Another(_), None) => record(part, MigrationStage::Committed),
+        (OwnedBy::Another(owner), None) if owner.host.as_str() == part.peer => {
+            record(part, MigrationStage::Committed)
+        }
+        // It was lost with an earlier boot of this host, and given to a third one.
+        (OwnedBy::Another(_), None) => record(part, MigrationStage::Aborted),
         (
             OwnedBy::Another(_),
             Some(DomainState::Suspended | DomainState::Shutdown(_) | DomainState::HalfBuilt),
@@ -219,7 +226,7 @@ mod tests {
     }
 
     fn part(role: MigrationRole, owner: OwnedBy, session: Standing) -> Move {
-        Move { uid: Uuid::nil().to_string(), role, cancelled: false, owner, session }
+        Move { uid: Uuid::nil().to_string(), role, peer: "b".to_owned(), cancelled: false, owner, session }
     }
 
     fn seen(state: Option<DomainState>, part: Move) -> Observed {
@@ -280,6 +287,11 @@ mod tests {
             assert_eq!(plan(suspended, source(MINE)), Plan::Move(MoveStep::TakeBack));
             assert_eq!(plan(suspended, source(theirs())), Plan::Destroy(DestroyReason::Departed));
             assert!(recorded(MigrationStage::Committed, None)(&plan(None, source(theirs()))));
+            let given_to_a_third = Move { peer: "c".to_owned(), ..source(theirs()) };
+            assert!(matches!(
+                plan(None, given_to_a_third),
+                Plan::Move(MoveStep::Record { stage: MigrationStage::Aborted, .. })
+            ));
         }
     }
 

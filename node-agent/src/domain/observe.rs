@@ -242,6 +242,7 @@ pub async fn observe(
         None => None,
         Some((wanted, session)) => Some(Move {
             uid: wanted.uid.clone(),
+            peer: wanted.peer.clone(),
             role: wanted.role,
             cancelled: wanted.cancel,
             owner: owner(domains, uuid).await?,

@@ -12,16 +12,21 @@
 //! A guest is guarded in this order: the watchdog runs, the guest is in the list of the climber, and only then the store is
 //! told. It is let go in the opposite order. So whatever fails in between, more is kept than was promised.
 //!
+//! The ladder spares the host when it finds none of the guarded guests, also while one is being built: that one stands still until
+//! it is guarded again.
+//!
 //! An agent that ends takes nothing back: the watchdog runs on, and an agent that starts before its deadline takes lease,
 //! list and watchdog over, and no guest notices.
 
 mod climber;
 mod keeper;
 mod ladder;
+mod starting;
 #[cfg(test)]
 mod tests;
 mod watchdog;
 
+pub use starting::Starting;
 pub use watchdog::{Watchdog, WatchdogError};
 
 use crate::{domain::ReconcileError, hypervisor::Hypervisor};

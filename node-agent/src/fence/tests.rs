@@ -59,12 +59,18 @@ impl Bed {
 
     /// Owns, builds and guards the guest.
     async fn guarded(&self, fence: &Fence) -> Token {
+        let token = self.owned(fence).await;
+        self.host.add_foreign(GUEST, 1024).unwrap();
+        fence.guard(GUEST, token).await.unwrap().expect("guarded")
+    }
+
+    /// Owns the guest, once the host can guard.
+    async fn owned(&self, fence: &Fence) -> Token {
         until(|| fence.may_work().is_ok() && fence.protection().state == ProtectionState::Ready).await;
         let Start::Acquired(token) = self.store.start(VmUid(GUEST), &self.me).await.unwrap() else {
             panic!("not acquired")
         };
-        self.host.add_foreign(GUEST, 1024).unwrap();
-        fence.guard(GUEST, token).await.unwrap().expect("guarded")
+        token
     }
 
     fn guest(&self) -> Option<DomainState> {
@@ -188,6 +194,21 @@ async fn an_agent_that_starts_again_in_time_takes_everything_over() {
     until(|| fence.guards(GUEST)).await;
     sleep(seconds(60.0)).await;
     assert_eq!(bed.guest(), Some(DomainState::Running));
+    assert_eq!(bed.boot_id().await, bed.me.boot_id.as_str());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_that_came_to_nothing_leaves_no_watchdog_behind() {
+    let bed = Bed::new().await;
+    let (fence, agent) = bed.agent();
+    let token = bed.owned(&fence).await;
+    let starting = fence.starting(GUEST);
+    fence.guard(GUEST, token).await.unwrap().expect("guarded");
+    assert!(bed.host.watchdog().unwrap().is_some());
+    drop(starting);
+    assert_eq!(bed.host.watchdog().unwrap(), None);
+    drop(agent);
+    sleep(seconds(60.0)).await;
     assert_eq!(bed.boot_id().await, bed.me.boot_id.as_str());
 }
 
