@@ -28,7 +28,10 @@ pub(crate) async fn apply(context: &Context, observed: &Observed, plan: Plan) ->
             Action::Begin { host } => begin(context, observed, &host).await?,
             Action::Send { domain, address } => send(context, observed, &domain, &address).await?,
             Action::Cancel(domain) => cancel(context, observed, &domain).await?,
-            Action::DeleteDomain { domain, uid } => context.delete_known::<Domain>(&domain, &uid).await?,
+            Action::DeleteDomain { domain, uid } => {
+                is_ours_or_of_none(context, observed, &domain).await?
+                    && context.delete_known::<Domain>(&domain, &uid).await?
+            }
         };
         if !went_through {
             return Ok(Applied::Behind);
@@ -127,17 +130,12 @@ async fn send(context: &Context, observed: &Observed, domain: &Key, address: &st
     Ok(true)
 }
 
-/// Calls a move off at one end. For a migration that the mirror does not show, the server is asked first.
+/// Calls a move off at one end.
 async fn cancel(context: &Context, observed: &Observed, domain: &Key) -> Result<bool, Error> {
     let Some(present) = context.view.domains.get(domain) else { return Ok(false) };
     let Some(part) = present.spec.migration.as_ref() else { return Ok(true) };
-    if observed.migration.is_none() {
-        let key = Key::new(&present.spec.virtual_machine.namespace, &part.name);
-        let found = context.get::<VirtualMachineMigration>(&key).await?;
-        if let Some(found) = found.filter(|found| uid(found) == part.uid) {
-            context.learn(found);
-            return Ok(false);
-        }
+    if !is_ours_or_of_none(context, observed, domain).await? {
+        return Ok(false);
     }
     let change = json!({
         "metadata": {"uid": uid(&*present)},
@@ -145,4 +143,19 @@ async fn cancel(context: &Context, observed: &Observed, domain: &Key) -> Result<
     });
     context.merge::<Domain>(domain, &change).await?;
     Ok(true)
+}
+
+/// Whether a Domain takes part in this migration, or in one that is gone by a linearizable read: the mirror may not show yet
+/// what there is.
+async fn is_ours_or_of_none(context: &Context, observed: &Observed, domain: &Key) -> Result<bool, Error> {
+    let Some(present) = context.view.domains.get(domain) else { return Ok(true) };
+    let Some(part) = present.spec.migration.as_ref() else { return Ok(true) };
+    if observed.migration.as_deref().is_some_and(|migration| uid(migration) == part.uid) {
+        return Ok(true);
+    }
+    let key = Key::new(&present.spec.virtual_machine.namespace, &part.name);
+    let found = context.get::<VirtualMachineMigration>(&key).await?;
+    let Some(found) = found.filter(|found| uid(found) == part.uid) else { return Ok(true) };
+    context.learn(found);
+    Ok(false)
 }

@@ -81,6 +81,7 @@ impl Plan {
 pub(crate) fn decide(observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = decide_of_two(observed, now);
     plan.actions.extend(observed.surplus.iter().filter_map(deletion));
+    plan.actions.extend(observed.earlier.iter().flat_map(|earlier| decide(earlier, now).actions));
     plan
 }
 
@@ -107,6 +108,12 @@ fn begin(observed: &Observed, migration: &VirtualMachineMigration, beginning: &B
     };
     if let Err(cause) = refusal(machine, observed.source.as_deref(), migration, beginning) {
         return Plan::fail(&cause);
+    }
+    if !observed.earlier.is_empty() {
+        return Plan::say(Report::waiting(
+            "MachineBusy",
+            "waits until what an earlier move of the same name has left is ended".to_owned(),
+        ));
     }
     if !observed.source.as_deref().is_some_and(runs) {
         return Plan::say(Report::waiting("NotRunningYet", "waits until the guest runs".to_owned()));

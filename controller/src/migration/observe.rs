@@ -14,7 +14,7 @@ use crate::{
 };
 use kubexen_crds::{Domain, DomainMigration, MigrationRole, VirtualMachine, VirtualMachineMigration};
 use kubexen_runtime::Key;
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 /// What is known of a migration at one moment.
 #[derive(Clone, Debug)]
@@ -31,6 +31,8 @@ pub(crate) struct Observed {
     pub(crate) destination: Option<Arc<Domain>>,
     /// Domains on other hosts that were to be the destination too: one that was asked for and came late.
     pub(crate) surplus: Vec<Arc<Domain>>,
+    /// What earlier migrations of the same name, which were deleted, have left to be ended.
+    pub(crate) earlier: Vec<Self>,
     /// Where the destination's agent listens.
     pub(crate) address: Option<String>,
     /// Whether the source's host reports.
@@ -83,14 +85,42 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
             Key::new(&key.namespace, &left.spec.virtual_machine.name)
         }
     };
-    let machine = view.machines.get(&machine_key);
-    let ours = |domain: &Domain, role| {
-        domain.spec.migration.as_ref().is_some_and(|wanted| {
-            let same = migration.as_ref().is_none_or(|migration| wanted.uid == uid(&**migration));
-            same && wanted.name == key.name && wanted.role == role
-        })
-    };
     let domains = view.domains_of_machine(&machine_key);
+    let earlier = match &migration {
+        Some(migration) => left_by_earlier(key, uid(&**migration), &domains)
+            .into_iter()
+            .map(|earlier| look(context, &machine_key, &domains, None, |part| part.uid == earlier))
+            .collect(),
+        None => Vec::new(),
+    };
+    let migration_uid = migration.as_deref().map(|migration| uid(migration).to_owned());
+    let ours = |part: &DomainMigration| {
+        part.name == key.name && migration_uid.as_ref().is_none_or(|uid| part.uid == *uid)
+    };
+    Some(Observed { earlier, ..look(context, &machine_key, &domains, migration, ours) })
+}
+
+/// The uids of earlier migrations of this name that some of these Domains still take part in, or were left by.
+fn left_by_earlier(key: &Key, migration_uid: &str, domains: &[Arc<Domain>]) -> BTreeSet<String> {
+    let left = |domain: &&Arc<Domain>| super::under_way(domain).is_some() || super::is_empty(domain);
+    let parts = domains.iter().filter(left).filter_map(|domain| domain.spec.migration.as_ref());
+    let of_earlier = parts.filter(|part| part.name == key.name && part.uid != migration_uid);
+    of_earlier.map(|part| part.uid.clone()).collect()
+}
+
+/// Looks at the migration whose part in a Domain is one of `ours`.
+fn look(
+    context: &Context,
+    machine_key: &Key,
+    domains: &[Arc<Domain>],
+    migration: Option<Arc<VirtualMachineMigration>>,
+    ours: impl Fn(&DomainMigration) -> bool,
+) -> Observed {
+    let view = &context.view;
+    let machine = view.machines.get(machine_key);
+    let ours = |domain: &Domain, role| {
+        domain.spec.migration.as_ref().is_some_and(|part| part.role == role && ours(part))
+    };
     let told = domains.iter().find(|domain| ours(domain, MigrationRole::Source)).cloned();
     let peer = told.as_ref().and_then(|told| Some(told.spec.migration.as_ref()?.peer.clone()));
     let mut surplus: Vec<_> =
@@ -98,9 +128,6 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
     // The one that has the guest, or else the one that the guest is sent to.
     surplus.sort_by_key(|domain| (super::is_empty(domain), peer.as_deref() != Some(host_of(domain))));
     let destination = (!surplus.is_empty()).then(|| surplus.remove(0));
-    surplus.extend(
-        domains.iter().filter(|domain| is_left(domain, &domains, key, migration.as_deref())).cloned(),
-    );
     surplus.retain(|domain| super::is_empty(domain));
     let told_to_send = told.is_some();
     let source = match told {
@@ -121,7 +148,7 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         }
         (Some(_), true) | (None, _) => None,
     };
-    Some(Observed {
+    Observed {
         address: destination.as_deref().and_then(|domain| movable::address(view, host_of(domain))),
         source_ready: source.as_deref().is_some_and(|domain| view.is_host_ready(host_of(domain))),
         migration,
@@ -130,27 +157,9 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
         told_to_send,
         destination,
         surplus,
+        earlier: Vec::new(),
         beginning,
-    })
-}
-
-/// Whether the Domain was to be the destination of an earlier migration of the same name, which is gone and whose source was never
-/// told to send.
-fn is_left(
-    domain: &Domain,
-    all: &[Arc<Domain>],
-    key: &Key,
-    migration: Option<&VirtualMachineMigration>,
-) -> bool {
-    let (Some(wanted), Some(migration)) = (&domain.spec.migration, migration) else { return false };
-    let of_it = |other: &DomainMigration, role| other.uid == wanted.uid && other.role == role;
-    wanted.name == key.name
-        && wanted.uid != uid(migration)
-        && of_it(wanted, MigrationRole::Destination)
-        && !all
-            .iter()
-            .filter_map(|other| other.spec.migration.as_ref())
-            .any(|other| of_it(other, MigrationRole::Source))
+    }
 }
 
 fn beginning(

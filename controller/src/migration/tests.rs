@@ -119,6 +119,7 @@ fn unbegun() -> Observed {
         told_to_send: false,
         destination: None,
         surplus: Vec::new(),
+        earlier: Vec::new(),
         address: None,
         source_ready: true,
         beginning: Some(beginning()),
@@ -402,4 +403,17 @@ fn what_became_of_an_earlier_move_of_the_machine_says_nothing_of_this_one() {
     let (said, actions) = outcome(&earlier);
     assert_eq!(said, Some((MigrationPhase::Copying, "Copying".to_owned())));
     assert!(matches!(actions.as_slice(), [Action::Send { .. }]), "{actions:?}");
+}
+
+#[test]
+fn what_an_earlier_move_of_the_same_name_left_is_ended_before_this_one_begins() {
+    let earlier = |of_source| Observed {
+        migration: None,
+        ..going(source(of_source), Some(destination(Some(MigrationStage::Awaiting))))
+    };
+    let waits = Some((MigrationPhase::Pending, "MachineBusy".to_owned()));
+    let observed = Observed { earlier: vec![earlier(Some(MigrationStage::Aborted))], ..unbegun() };
+    assert_eq!(outcome(&observed), (waits.clone(), vec![deletion("b")]));
+    let observed = Observed { earlier: vec![earlier(None)], ..unbegun() };
+    assert_eq!(outcome(&observed), (waits, vec![Action::Cancel(key("a")), Action::Cancel(key("b"))]));
 }
