@@ -39,6 +39,7 @@ pub mod lease;
 mod metrics;
 mod migration;
 mod network;
+mod orphan;
 pub mod placement;
 mod pool;
 pub mod program;

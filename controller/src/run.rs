@@ -190,13 +190,19 @@ async fn term(context: &Context) {
     .await;
 }
 
-/// Sees everything that an earlier leader made, however far behind the watches are: a machine whose Domain were not
-/// in the mirror yet would be placed a second time.
+/// Sees everything that an earlier leader made or went by, however far behind the watches are: a machine whose Domain were not in
+/// the mirror yet would be placed a second time, one could be placed on a host that is said to be evacuated, and guests could be
+/// started elsewhere although the Pool says that none is to be.
 async fn catch_up(context: &Context) -> Result<(), Error> {
-    let domains = limited(Domain::api_guarded(&context.client).list(&ListParams::default())).await?;
-    let volumes = limited(Volume::api_guarded(&context.client).list(&ListParams::default())).await?;
-    domains.items.into_iter().filter_map(|domain| domain.0.ok()).for_each(|domain| context.learn(domain));
-    volumes.items.into_iter().filter_map(|volume| volume.0.ok()).for_each(|volume| context.learn(volume));
+    learn_all::<Pool>(context).await?;
+    learn_all::<Host>(context).await?;
+    learn_all::<Domain>(context).await?;
+    learn_all::<Volume>(context).await
+}
+
+async fn learn_all<K: Watched>(context: &Context) -> Result<(), Error> {
+    let listed = limited(K::api_guarded(&context.client).list(&ListParams::default())).await?;
+    listed.items.into_iter().filter_map(|object| object.0.ok()).for_each(|object| context.learn(object));
     Ok(())
 }
 

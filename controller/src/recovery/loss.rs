@@ -17,6 +17,8 @@ pub(crate) struct Loss {
     pub(crate) kind: LossKind,
     /// Whether its guest is saved in a disk from which it was being resumed.
     pub(crate) resuming: bool,
+    /// Whether its host is back at another boot and its agent works: then that ends what is left there.
+    pub(crate) is_back: bool,
 }
 
 /// Where a lost machine stands.
@@ -62,7 +64,8 @@ pub(crate) struct Seen<'a> {
     pub(crate) brake: bool,
 }
 
-/// What happened to the machine; none if its host is not known to be dead, or is back and takes it over itself.
+/// What happened to the machine; none if its host is not known to be dead, or is back and takes it over itself. What was given to
+/// another host stays given, whether its own is back or not.
 pub(crate) fn loss(seen: &Seen<'_>) -> Option<Loss> {
     match seen.owner {
         Some(Owner { phase: Phase::Saved(_), .. }) => None,
@@ -77,11 +80,12 @@ pub(crate) fn loss(seen: &Seen<'_>) -> Option<Loss> {
                 Some(record) => {
                     let kind =
                         may_be_stolen(owner, record, seen).map_or_else(LossKind::Held, LossKind::Owned);
-                    Some(Loss { from: boot, kind, resuming })
+                    Some(Loss { from: boot, kind, resuming, is_back: false })
                 }
-                None if boot.host.as_str() == seen.host || seen.is_back(seen.host) => None,
+                None if boot.host.as_str() == seen.host => None,
                 None if seen.roll.live.contains_key(&boot) => {
-                    Some(Loss { from: seen.dead_boot()?, kind: LossKind::Given(boot), resuming })
+                    let is_back = seen.is_back(seen.host);
+                    Some(Loss { from: seen.dead_boot()?, kind: LossKind::Given(boot), resuming, is_back })
                 }
                 None => None,
             }
@@ -90,7 +94,7 @@ pub(crate) fn loss(seen: &Seen<'_>) -> Option<Loss> {
         None => {
             let from = seen.dead_boot()?;
             let kind = seen.halt.map_or(LossKind::Unowned, |halt| LossKind::Held(halt.hold()));
-            Some(Loss { from, kind, resuming: false })
+            Some(Loss { from, kind, resuming: false, is_back: false })
         }
     }
 }

@@ -55,7 +55,7 @@ fn only_what_a_fenced_boot_guarded_is_stolen_unless_all_of_its_guests_are_proven
         let roll = roll(&[boot("b", 1)], &[(boot("a", 1), proof)]);
         let owner = owner(&boot("a", 1), guarded);
         let kind = if stolen { LossKind::Owned(Token(7)) } else { LossKind::Held(Hold::NotGuarded) };
-        let expected = Loss { from: boot("a", 1), kind, resuming: false };
+        let expected = Loss { from: boot("a", 1), kind, resuming: false, is_back: false };
         assert_eq!(loss(&seen(&roll, Some(&owner))), Some(expected), "{proof:?}, guarded: {guarded}");
     }
 }
@@ -97,9 +97,10 @@ fn a_storm_holds_what_only_an_ended_lease_proves_and_a_disarmed_pool_holds_every
 fn a_machine_that_was_given_to_a_live_host_goes_on_there() {
     let roll = roll(&[boot("b", 1)], &[(boot("a", 1), Proof::LeaseEnded)]);
     let given = owner(&boot("b", 1), false);
-    let expected = Loss { from: boot("a", 1), kind: LossKind::Given(boot("b", 1)), resuming: false };
+    let expected =
+        Loss { from: boot("a", 1), kind: LossKind::Given(boot("b", 1)), resuming: false, is_back: false };
     assert_eq!(loss(&seen(&roll, Some(&given))), Some(expected));
-    let unowned = Loss { from: boot("a", 1), kind: LossKind::Unowned, resuming: false };
+    let unowned = Loss { from: boot("a", 1), kind: LossKind::Unowned, resuming: false, is_back: false };
     assert_eq!(loss(&seen(&roll, None)), Some(unowned));
     let on_its_host = Seen { host: "b", ..seen(&roll, Some(&given)) };
     assert_eq!(loss(&on_its_host), None);
@@ -108,10 +109,18 @@ fn a_machine_that_was_given_to_a_live_host_goes_on_there() {
 #[test]
 fn a_host_that_is_back_at_another_boot_takes_its_guests_over_itself() {
     let roll = roll(&[boot("a", 2), boot("b", 1)], &[(boot("a", 1), Proof::Confirmed)]);
-    for owner in [Some(owner(&boot("a", 1), true)), Some(owner(&boot("b", 1), true)), None] {
+    for owner in [Some(owner(&boot("a", 1), true)), None] {
         let back = Seen { host_ready: true, ..seen(&roll, owner.as_ref()) };
         assert_eq!(loss(&back), None, "{owner:?}");
     }
+    let given = owner(&boot("b", 1), true);
+    let back = Seen { host_ready: true, ..seen(&roll, Some(&given)) };
+    let kind = LossKind::Given(boot("b", 1));
+    assert_eq!(
+        loss(&back),
+        Some(Loss { from: boot("a", 1), kind, resuming: false, is_back: true }),
+        "it is not its own any more"
+    );
     // Its agent does not reach the API server.
     assert!(loss(&seen(&roll, Some(&owner(&boot("a", 1), true)))).is_some());
 }

@@ -14,7 +14,7 @@
 //! A disk is made with its first machine: the machine's own look creates the Volume on the host that was chosen, because
 //! only then is the host known. From then on the disk is there. A disk that is being deleted waits for the last Domain
 //! that has it; a linearizable read shows that its Volume is gone before the object goes. What happens when the host cannot
-//! look after a disk on shared storage is in [`keeper`].
+//! look after a disk on shared storage is in [`keeper`]. A Volume whose disk is gone is deleted: see [`crate::orphan`].
 //!
 //! # What it writes
 //! The finalizer and, as a rule, the status once: as long as a disk is new, what is only about to happen is not worth a
@@ -30,6 +30,7 @@ mod tests;
 use crate::{
     context::{Applied, Context},
     error::Error,
+    orphan,
     view::{host_of_namespace, uid},
     virtual_machine::references::storage,
 };
@@ -45,6 +46,9 @@ const LATER: Duration = Duration::from_secs(1);
 
 /// One look at a disk.
 pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, Error> {
+    let volumes = context.view.volumes_of_disk(key);
+    orphan::remove::<VirtualDisk, Volume>(context, key, volumes, |volume| &volume.spec.virtual_disk.uid)
+        .await?;
     for _ in 0..ROUNDS {
         let Some(observed) = observe(context, key) else { return Ok(Outcome::Settled) };
         let plan = decide(&observed);

@@ -3,7 +3,7 @@
 use super::{
     cloud_init::{self, Origin},
     decide::{Action, Adjustment, Plan, domain_power_state, is_protected, restart_requested},
-    observe::Observed,
+    observe::{Observed, host_of},
     recovery,
     references::{Resolved, Site},
     status::{self, Report},
@@ -196,26 +196,10 @@ async fn make_volumes(
     for disk in resolved.iter().flat_map(|resolved| &resolved.disks).chain(state) {
         match &disk.site {
             Site::New { location, shared, .. } if chosen(&Key::of(&*disk.disk)) => {
-                let volume = volume(&disk.disk, location, *shared, host);
-                context.create(&volume).await?;
-                let live = context.get::<VirtualDisk>(&Key::of(&*disk.disk)).await?;
-                if live.is_none_or(|live| uid(&live) != uid(&*disk.disk)) {
-                    // The disk went while the Volume was on its way, so nobody will ever delete that, and nothing is on it yet.
-                    discard_volume(context, &Key::of(&volume), uid(&*disk.disk)).await?;
-                }
+                context.create(&volume(&disk.disk, location, *shared, host)).await?;
             }
             Site::New { .. } | Site::On(_) | Site::Shared { .. } => {}
         }
-    }
-    Ok(())
-}
-
-/// Deletes the Volume of a disk that is gone.
-async fn discard_volume(context: &Context, volume: &Key, disk: &str) -> Result<(), Error> {
-    if let Some(made) = context.get::<Volume>(volume).await?
-        && made.spec.virtual_disk.uid == disk
-    {
-        context.delete(&made).await?;
     }
     Ok(())
 }
@@ -323,7 +307,9 @@ async fn settle(context: &Context, machine: &VirtualMachine, domains: &[Key]) ->
             }
         }
     }
-    let Some(kept) = survivor(&present) else { return Ok(false) };
+    let owner = recovery::owner(context, machine).await?;
+    let owner = owner.as_ref().map(|owner| owner.host.as_str());
+    let Some(kept) = survivor(&present, owner) else { return Ok(false) };
     if present.len() < 2 {
         // The mirror is behind the server.
         return Ok(false);
@@ -337,12 +323,17 @@ async fn settle(context: &Context, machine: &VirtualMachine, domains: &[Key]) ->
     Ok(true)
 }
 
-/// The Domain to keep: the one whose host owned the machine last, otherwise the first by host.
+/// The Domain to keep: the one on the host that owns the machine, otherwise the one whose host owned it last, otherwise the first
+/// by host.
 ///
 /// Where two hosts show a token, the larger one is the later owner: tokens are revisions of one store.
-pub(crate) fn survivor(domains: &[Domain]) -> Option<&Domain> {
+pub(crate) fn survivor<'a>(domains: &'a [Domain], owner: Option<&str>) -> Option<&'a Domain> {
     let token = |domain: &Domain| domain.status.as_ref().and_then(|status| status.owner_token);
-    domains
-        .iter()
-        .min_by(|one, other| token(other).cmp(&token(one)).then_with(|| Key::of(*one).cmp(&Key::of(*other))))
+    let owns = |domain: &Domain| owner.is_some() && host_of(domain) == owner;
+    domains.iter().min_by(|one, other| {
+        owns(other)
+            .cmp(&owns(one))
+            .then_with(|| token(other).cmp(&token(one)))
+            .then_with(|| Key::of(*one).cmp(&Key::of(*other)))
+    })
 }

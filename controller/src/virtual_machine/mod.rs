@@ -23,6 +23,8 @@
 //! - A machine on a silent host is never started elsewhere: silence proves nothing about a guest. One on a host that is
 //!   known to be dead is, after it was stolen in the pool's store: see [`recovery`].
 //!
+//! A Domain whose machine is gone is deleted: see [`crate::orphan`].
+//!
 //! What of a running machine changes without a restart is decided in [`live`], how one is suspended and resumed in
 //! [`suspension`].
 //!
@@ -54,8 +56,9 @@ pub(crate) use decide::is_protected;
 use crate::{
     context::{Applied, Context},
     error::Error,
+    orphan,
 };
-use kubexen_crds::{VirtualMachine, virtual_machine::PowerState};
+use kubexen_crds::{Domain, VirtualMachine, virtual_machine::PowerState};
 use kubexen_runtime::{Key, Outcome};
 use std::time::Duration;
 
@@ -74,6 +77,11 @@ pub(crate) fn is_wanted_on(machine: &VirtualMachine) -> bool {
 
 /// One look at a machine.
 pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, Error> {
+    let domains = context.view.domains_of_machine(key);
+    orphan::remove::<VirtualMachine, Domain>(context, key, domains, |domain| {
+        &domain.spec.virtual_machine.uid
+    })
+    .await?;
     for _ in 0..ROUNDS {
         let Some(observed) = observe::observe(context, key).await? else {
             context.scheduler.forget(key);

@@ -13,7 +13,7 @@ use crate::{
     migration,
     recovery::{self, Loss},
     scheduler::{self, Answer, HostRoom},
-    view::{host_of_namespace, uid},
+    view::{host_of_namespace, is_deleting, uid},
 };
 use kube::Resource;
 use kubexen_crds::{Domain, MigrationRole, VirtualMachine, condition::Wanted, virtual_machine::PowerState};
@@ -40,13 +40,13 @@ pub(crate) struct Observed {
     pub(crate) references_in_part: Option<Resolved>,
     /// What is to be said of its protection; none if it is not to be protected.
     pub(crate) protection: Option<Wanted>,
-    /// What the host of its first Domain has; looked up only if the guest is to have more than it has.
+    /// What the host of the Domain that stands for it has: of the first that nobody has deleted, if there is one; looked up only if the guest is to have more than it has.
     pub(crate) room: Option<HostRoom>,
     /// What the scheduler says of it; none if it was not asked for the machine as it is now.
     pub(crate) answer: Option<Answer>,
     /// What happened to it, if its host is dead.
     pub(crate) lost: Option<Lost>,
-    /// Whether the host of its first Domain is Ready.
+    /// Whether the host of that Domain is Ready.
     pub(crate) host_ready: bool,
     /// Whether that host is to be emptied.
     pub(crate) host_in_maintenance: bool,
@@ -76,8 +76,9 @@ pub(crate) async fn observe(context: &Context, key: &Key) -> Result<Option<Obser
         .filter(|domain| !is_removed(context, domain))
         .partition(|domain| domain.spec.virtual_machine.uid == uid(&*machine));
     let (domains, empty_domains) = migration::whereabouts(domains);
-    let host = domains.first().and_then(|domain| host_of(domain));
-    let lost = lost(context, &machine, host);
+    let standing = domains.iter().find(|domain| !is_deleting(&***domain)).or(domains.first());
+    let host = standing.and_then(|domain| host_of(domain));
+    let lost = lost(context, &machine, &domains);
     let resumes = lost.as_ref().map_or(domains.is_empty(), |lost| lost.loss.resuming);
     let resolve = || match resumes {
         true => references::resolve_to_start(&context.view, &machine),
@@ -98,13 +99,11 @@ pub(crate) async fn observe(context: &Context, key: &Key) -> Result<Option<Obser
         .disks
         .get(&state_disk_key(&machine))
         .map(|disk| StateDisk { found: references::state_disk(&context.view, &machine), disk });
-    let references_in_part = match (&references, domains.first()) {
-        (Err(_), Some(domain)) => {
-            Some(references::resolve_in_part(&context.view, &machine, &domain.spec.machine))
-        }
+    let references_in_part = match (&references, standing) {
+        (Err(_), Some(domain)) => Some(references::resolve_in_part(&context.view, &machine, domain)),
         (Ok(_) | Err(_), _) => None,
     };
-    let room = match (references.as_ref().ok().or(references_in_part.as_ref()), domains.first()) {
+    let room = match (references.as_ref().ok().or(references_in_part.as_ref()), standing) {
         (Some(wanted), Some(domain))
             if live::needs_room(&wanted.machine, &domain.spec.machine)
                 || (state.is_some() && machine.spec.power_state == PowerState::Suspended) =>
@@ -134,12 +133,15 @@ pub(crate) async fn observe(context: &Context, key: &Key) -> Result<Option<Obser
     }))
 }
 
-/// What happened to a machine with the host that its Domain is on, or was last.
-fn lost(context: &Context, machine: &VirtualMachine, host: Option<&str>) -> Option<Lost> {
+/// What happened to a machine with one of the hosts that its Domains are on, or with the one that it was on last.
+fn lost(context: &Context, machine: &VirtualMachine, domains: &[Arc<Domain>]) -> Option<Lost> {
     let last = machine.status.as_ref().and_then(|status| status.host.as_deref());
-    let host = host.or(last)?;
+    let hosts = domains.iter().filter_map(|domain| host_of(domain));
+    let uid = uid(machine).parse().ok()?;
     let board = context.recovery.board();
-    let loss = board.loss(uid(machine).parse().ok()?, host, context.view.is_host_ready(host))?;
+    let loss = hosts
+        .chain(last.filter(|_| domains.is_empty()))
+        .find_map(|host| board.loss(uid, host, context.view.is_host_ready(host)))?;
     let turn = board.is_turn(&loss.from, machine.spec.availability.order);
     Some(Lost { loss, turn })
 }

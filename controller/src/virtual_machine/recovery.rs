@@ -1,13 +1,14 @@
 //! A machine whose host is dead: when and where it is started elsewhere, and how it is given to that host.
 //!
 //! ```text
-//!   lost ─▶ ask for a host ─▶ steal, in the pool's store ─▶ remove the Domain on the dead host ─▶ make one where it is owned
+//!   lost ─▶ ask for a host ─▶ steal, in the pool's store ─▶ make a Domain where it is owned ─▶ remove the one on the dead host
 //! ```
 //!
 //! # Guarantees
-//! The Domain on the dead host is removed only after the machine has another owner, and made only where it is owned. Each step
-//! is found again by what the store and the server say, so that whoever leads goes on where another stopped: the machine
-//! starts on the host that has it, whatever was planned.
+//! A Domain is made only where the machine is owned, and the one on the dead host is removed only when that is there: a host
+//! gives back what it owns and has no Domain of, so before that the dead host, if it comes back, might take the machine again.
+//! Each step is found again by what the store and the server say, so that whoever leads goes on where another stopped: the
+//! machine starts on the host that has it, whatever was planned, and also if the dead host is back meanwhile.
 
 use jiff::Timestamp;
 use kubexen_crds::{
@@ -42,28 +43,37 @@ pub(super) fn recover(observed: &Observed) -> Option<Plan> {
     let lost: Vec<_> = all(observed).filter(|domain| host_of(domain) == Some(from)).collect();
     let others: Vec<_> = all(observed).filter(|domain| host_of(domain) != Some(from)).collect();
     let domain = lost.first().map(|domain| &***domain);
+    let elsewhere = others.iter().find(|other| is_in(observed, other)).and_then(|other| host_of(other));
     let say = |reason, why: &str| Some(Plan::say(status::lost(domain, from, reason, why)));
     let held_by_owner = match observed.machine.spec.availability.restart_priority {
         RestartPriority::Protected | RestartPriority::BestEffort => false,
         RestartPriority::None => true,
     };
     match &loss.kind {
-        // A Domain is there: the guest starts as any other.
-        LossKind::Given(to) if others.iter().any(|other| host_of(other) == Some(to.host.as_str())) => None,
+        // A Domain is there alone, or the other goes as its migration ends: the guest starts as any other.
+        LossKind::Given(to)
+            if others.iter().any(|other| host_of(other) == Some(to.host.as_str()))
+                && lost.iter().all(|domain| is_ending(loss, domain) || has_left(domain, &others)) =>
+        {
+            None
+        }
         LossKind::Given(to) => match &observed.references {
             // It has been given a disk since that is elsewhere: that host gives back what it does not start.
             Ok(resolved) if !is_reached(resolved, to.host.as_str()) => None,
             Ok(_) => Some(Plan::act(recovery_to(loss, to.host.as_str())).keeping_place()),
             Err(problem) => unresolved(domain, from, problem),
         },
-        // What was said of its whereabouts contradicts the store: one of the two is old.
-        LossKind::Owned(_) | LossKind::Held(_) | LossKind::Unowned
-            if others.iter().any(|other| is_in(observed, other)) =>
-        {
-            None
-        }
         LossKind::Unowned if lost.is_empty() => None,
         LossKind::Owned(_) | LossKind::Held(_) | LossKind::Unowned if domain.is_some_and(is_off) => None,
+        // What was said of its whereabouts contradicts the store: one of the two is old, or an earlier look was cut short.
+        LossKind::Owned(_) | LossKind::Unowned
+            if let Some(host) = elsewhere
+                && !lost.is_empty()
+                && !held_by_owner =>
+        {
+            Some(Plan::act(recovery_to(loss, host)).keeping_place())
+        }
+        LossKind::Owned(_) | LossKind::Held(_) | LossKind::Unowned if elsewhere.is_some() => None,
         LossKind::Owned(_) | LossKind::Held(_) | LossKind::Unowned if held_by_owner => {
             say("HostDead", "the guest waits for it, as `spec.availability.restartPriority` asks for")
         }
@@ -138,6 +148,19 @@ fn all(observed: &Observed) -> impl Iterator<Item = &Arc<Domain>> {
     observed.domains.iter().chain(&observed.empty_domains)
 }
 
+/// Whether the agent of this Domain's host ends it.
+fn is_ending(loss: &Loss, domain: &Domain) -> bool {
+    loss.is_back && is_deleting(domain)
+}
+
+/// Whether the guest went from this Domain to one of the others by a migration.
+fn has_left(domain: &Domain, others: &[&Arc<Domain>]) -> bool {
+    domain.spec.migration.as_ref().is_some_and(|left| {
+        let mut parts = others.iter().filter_map(|other| other.spec.migration.as_ref());
+        parts.any(|came| came.uid == left.uid && came.role != left.role)
+    })
+}
+
 /// Whether the guest is said to be in this Domain.
 fn is_in(observed: &Observed, domain: &Arc<Domain>) -> bool {
     observed.domains.iter().any(|other| Arc::ptr_eq(other, domain))
@@ -158,6 +181,14 @@ fn is_off(domain: &Domain) -> bool {
             | DomainPhase::Failed,
         )
         | None => false,
+    }
+}
+
+/// Who owns the machine, read from the pool's store at this moment; none if nobody does, or if there is no store.
+pub(super) async fn owner(context: &Context, machine: &VirtualMachine) -> Result<Option<Owner>, Error> {
+    match (context.recovery.store(), uid(machine).parse::<VmUid>()) {
+        (Some(store), Ok(vm)) => Ok(store.ownership.owner(vm).await?),
+        (_, _) => Ok(None),
     }
 }
 
@@ -200,10 +231,13 @@ pub(super) async fn carry_out(
     };
     let Some(given) = given else { return Ok(false) };
     remember(context, vm, &loss.from, given.host.as_str());
-    for domain in all(observed).filter(|domain| host_of(domain) == Some(dead)) {
-        remove(context, vm, domain).await?;
+    let started = start_on(context, observed, given.host.as_str()).await?;
+    if started {
+        for domain in all(observed).filter(|domain| host_of(domain) == Some(dead)) {
+            remove(context, vm, &loss, domain).await?;
+        }
     }
-    start_on(context, observed, given.host.as_str()).await
+    Ok(started)
 }
 
 /// Makes a live boot the owner of what a dead one owned; none if that did not go through.
@@ -277,10 +311,13 @@ fn remember(context: &Context, vm: VmUid, from: &HostBoot, to: &str) {
     }
 }
 
-/// Removes the Domain of a dead host, whose agent will not.
-async fn remove(context: &Context, vm: VmUid, domain: &Domain) -> Result<(), Error> {
+/// Removes the Domain of a dead host, whose agent will not, unless that works again.
+async fn remove(context: &Context, vm: VmUid, loss: &Loss, domain: &Domain) -> Result<(), Error> {
     if !is_deleting(domain) && !context.delete(domain).await? {
         // It is gone, or another has its name: the next look tells.
+        return Ok(());
+    }
+    if loss.is_back {
         return Ok(());
     }
     let key = Key::of(domain);

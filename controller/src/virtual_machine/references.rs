@@ -14,7 +14,7 @@ use crate::{
     view::{View, has_finalizer, host_of_namespace, is_deleting, uid, user_key},
 };
 use kubexen_crds::{
-    ByteQuantity, DomainCloudInit, StorageRepository, VirtualDisk, VirtualMachine, Volume,
+    ByteQuantity, Domain, DomainCloudInit, StorageRepository, VirtualDisk, VirtualMachine, Volume,
     cloud_init::seed_secret_name,
     domain::{DomainDisk, DomainInterface, Machine, SavedState, SharedDisk},
     names::host_object_name,
@@ -140,7 +140,9 @@ fn resolve_suspended(
     let mut disks = Vec::new();
     for entry in suspended.machine.disks.iter().filter(|entry| !entry.detach) {
         let key = user_key(&entry.volume);
-        disks.push(disk(view, machine, key.as_ref().map_or(entry.volume.as_str(), |key| key.name.as_str()))?);
+        let name = key.as_ref().map_or(entry.volume.as_str(), |key| key.name.as_str());
+        // One that is being deleted waits for this guest, suspended or not.
+        disks.push(disk_unless(view, machine, name, |_| false)?);
     }
     let of_spec = |name: &str| machine.spec.interfaces.iter().find(|interface| interface.name == name);
     let networks = suspended.machine.interfaces.iter().map(|entry| {
@@ -166,9 +168,11 @@ pub(crate) fn state_disk(view: &View, machine: &VirtualMachine) -> Result<Disk, 
     disk(view, machine, &state_disk_key(machine).name)
 }
 
-/// As [`resolve`], for a machine that has a Domain made of `present`: what cannot be resolved is as the guest has it, so
-/// that one reference that leads nowhere keeps nothing else from being changed.
-pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, present: &Machine) -> Resolved {
+/// As [`resolve`], for a machine that has this Domain: what cannot be resolved is as the guest has it, so that one reference that
+/// leads nowhere keeps nothing else from being changed. A disk that was deleted since, and has a successor of its name, goes: it
+/// is what the successor waits for.
+pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, domain: &Domain) -> Resolved {
+    let present = &domain.spec.machine;
     let mut resolved = Resolved {
         machine: without_devices(view, machine).unwrap_or_else(|_| Machine {
             cds: Vec::new(),
@@ -189,7 +193,7 @@ pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, present: &M
             }
             Err(_) => {
                 let old = present.disks.iter().find(|disk| disk.name == entry.name);
-                resolved.machine.disks.extend(old.cloned());
+                resolved.machine.disks.extend(old.filter(|old| !has_successor(view, domain, old)).cloned());
             }
         }
     }
@@ -219,6 +223,17 @@ pub(crate) fn resolve_in_part(view: &View, machine: &VirtualMachine, present: &M
         }
     }
     resolved
+}
+
+/// Whether a disk that a Domain has is an earlier one of the name that another has now.
+fn has_successor(view: &View, domain: &Domain, entry: &DomainDisk) -> bool {
+    let Some(disk) = user_key(&entry.volume).and_then(|key| view.disks.get(&key)) else { return false };
+    let volume = || {
+        let namespace = domain.metadata.namespace.as_deref().unwrap_or_default();
+        Some(view.volumes.get(&Key::new(namespace, &entry.volume))?.spec.virtual_disk.uid.clone())
+    };
+    let present = entry.shared.as_ref().map(|shared| shared.uid.clone()).or_else(volume);
+    present.is_some_and(|present| present != uid(&*disk))
 }
 
 /// The disks as the guest is to find them: those with a boot order first, by that. What boots a guest tries its disks in
@@ -297,13 +312,22 @@ fn disk_of_spec(view: &View, machine: &VirtualMachine, entry: &MachineDisk) -> R
 }
 
 fn disk(view: &View, machine: &VirtualMachine, name: &str) -> Result<Disk, Problem> {
+    disk_unless(view, machine, name, |disk| is_deleting(disk))
+}
+
+fn disk_unless(
+    view: &View,
+    machine: &VirtualMachine,
+    name: &str,
+    is_going: impl Fn(&VirtualDisk) -> bool,
+) -> Result<Disk, Problem> {
     let namespace = machine.metadata.namespace.as_deref().unwrap_or_default();
     let name = name.to_owned();
     let key = Key::new(namespace, &name);
     let Some(disk) = view.disks.get(&key) else {
         return Err(Problem::DiskNotFound { disk: name, namespace: namespace.to_owned() });
     };
-    if is_deleting(&*disk) {
+    if is_going(&disk) {
         return Err(Problem::DiskDeleting { disk: name });
     }
     if !has_finalizer(&*disk) {

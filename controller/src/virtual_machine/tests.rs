@@ -396,8 +396,11 @@ fn of_two_domains_the_one_with_the_later_token_stays() {
     ];
     for (a, b, kept) in cases {
         let domains = [with("a", a), with("b", b)];
-        let survivor = survivor(&domains).expect("one stays");
-        assert_eq!(survivor.metadata.namespace, Some(format!("kubexen-host-{kept}")), "{a:?} {b:?}");
+        for (owner, kept) in [(None, kept), (Some("c"), kept), (Some("a"), "a"), (Some("b"), "b")] {
+            let survivor = survivor(&domains, owner).expect("one stays");
+            let namespace = Some(format!("kubexen-host-{kept}"));
+            assert_eq!(survivor.metadata.namespace, namespace, "{a:?} {b:?} {owner:?}");
+        }
     }
 }
 

@@ -67,7 +67,7 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
         33 => Action::SlowStore { process, late: of(3_000), r#for: of(30_000) },
         34 => {
             let controller = format!("controller-{}", dice.below(world.controllers.len()));
-            let (kind, late) = ("domains".to_owned(), of(60_000));
+            let (kind, late) = ((*dice.pick(&["domains", "volumes"])).to_owned(), of(60_000));
             Action::LateCreates { process: controller, kind, late, r#for: of(5_000) }
         }
         _ => Action::CompactApi {},

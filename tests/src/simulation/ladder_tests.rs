@@ -2,7 +2,8 @@
 
 use super::{
     recovery_tests::{Stage, object, protected},
-    world::USERS,
+    step::{Action, Seconds},
+    world::{HOSTS, USERS},
 };
 use kube::{Api, api::PostParams};
 use kubexen_crds::VirtualDisk;
@@ -17,6 +18,13 @@ fn state(stage: &Stage, name: &str) -> Option<DomainState> {
     let uid = stage.machine(name)["metadata"]["uid"].as_str()?.to_owned();
     let domains = stage.world.hosts.iter().flat_map(|side| side.host.domains().unwrap_or_default());
     domains.into_iter().find(|domain| domain.uuid.to_string() == uid).map(|domain| domain.state)
+}
+
+/// Whether the watchdog runs on the host that a machine is on.
+fn has_watchdog(stage: &Stage, name: &str) -> bool {
+    let host = stage.machine(name)["status"]["host"].clone();
+    let side = stage.world.hosts.iter().find(|side| host == side.name);
+    side.is_some_and(|side| side.host.watchdog().unwrap().is_some())
 }
 
 #[tokio::test(start_paused = true)]
@@ -48,8 +56,13 @@ async fn a_guest_that_is_built_while_the_ladder_is_climbed_is_not_let_run_before
             assert!(state.is_none_or(|state| state != DomainState::Running), "{state:?}");
             sleep(Duration::from_secs(1)).await;
         }
+        for host in HOSTS {
+            let (process, late, r#for) = (format!("agent-{host}"), Seconds(1.5), Seconds(30.0));
+            stage.world.perform(&Action::SlowStore { process, late, r#for }).await;
+        }
         stage.world.pool_store.set_outage(false);
         stage.until("it runs", |stage| state(stage, "one") == Some(DomainState::Running)).await;
+        assert!(has_watchdog(&stage, "one"), "it runs, and nobody keeps what was promised of it");
         stage.until_guarded("one").await;
         stage.nothing_is_broken();
     };

@@ -5,7 +5,7 @@ use crate::{
     recovery::{Hold, Loss, LossKind},
     virtual_machine::observe::Lost,
 };
-use kubexen_crds::RestartPriority;
+use kubexen_crds::{MigrationRole, RestartPriority};
 use kubexen_ownership::{BootId, HostBoot, HostName, Token};
 use proptest::prelude::*;
 
@@ -14,7 +14,7 @@ fn boot(host: &str) -> HostBoot {
 }
 
 fn loss(kind: LossKind) -> Loss {
-    Loss { from: boot("a"), kind, resuming: false }
+    Loss { from: boot("a"), kind, resuming: false, is_back: false }
 }
 
 fn protected() -> VirtualMachine {
@@ -131,6 +131,39 @@ fn what_a_migration_left_on_the_chosen_host_goes_first() {
     assert_eq!(decide(&seen).actions, []);
     seen.answer = Some(Answer::Assigned("c".to_owned()));
     assert_eq!(decide(&seen).actions, [Action::Recover { loss: loss(owned()), to: "c".to_owned() }]);
+}
+
+#[test]
+fn a_recovery_that_was_cut_short_is_finished_and_a_migration_that_went_over_is_left_to_its_end() {
+    let both = |kind, of_a: Domain, of_b: Domain| Observed {
+        domains: vec![Arc::new(of_a), Arc::new(of_b)],
+        host_ready: true,
+        ..lost(kind)
+    };
+    let (on_a, on_b) = (domain("a", DomainPhase::Running), domain("b", DomainPhase::Pending));
+    let given = || LossKind::Given(boot("b"));
+    for kind in [given(), owned(), LossKind::Unowned] {
+        assert_eq!(decide(&both(kind.clone(), on_a.clone(), on_b.clone())).actions, [recovery(kind)]);
+    }
+    let mut ends = both(given(), deleting(on_a.clone()), on_b.clone());
+    assert_eq!(decide(&ends).actions, [recovery(given())], "no agent ends it");
+    ends.lost.as_mut().expect("it is lost").loss.is_back = true;
+    is(&ends, Phase::Starting, "False", "Starting");
+    let part = |role, peer: &str| {
+        Some(DomainMigration {
+            uid: "move-1".to_owned(),
+            name: "move".to_owned(),
+            role,
+            peer: peer.to_owned(),
+            address: None,
+            bandwidth: None,
+            cancel: false,
+        })
+    };
+    let (mut left, mut came) = (on_a, on_b);
+    left.spec.migration = part(MigrationRole::Source, "b");
+    came.spec.migration = part(MigrationRole::Destination, "a");
+    assert!(!decide(&both(given(), left, came)).actions.iter().any(is_recovery));
 }
 
 fn is_recovery(action: &Action) -> bool {
