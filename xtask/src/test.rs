@@ -55,7 +55,7 @@ impl Part {
                 vec![tests, vec!["--doc".to_owned()]]
             }
             Self::Api => vec![suites(&["api"])],
-            Self::E2e => vec![suites(&["e2e", "simulation"])],
+            Self::E2e => vec![suites(&["e2e"])],
             Self::Lab if filter.iter().any(|word| !word.starts_with('-')) => vec![suites(&["lab"])],
             // What is behind the feature `xen` no other part builds; its own tests need no Xen.
             Self::Lab => {
@@ -63,6 +63,14 @@ impl Part {
                 vec![units.map(str::to_owned).to_vec(), suites(&["lab"])]
             }
         })
+    }
+
+    /// What runs beside the selections, at the lowest priority: it needs the CPUs all the time, and they wait most of theirs.
+    fn beside(self) -> Option<Vec<String>> {
+        match self {
+            Self::E2e => Some(vec!["--test".to_owned(), "simulation".to_owned()]),
+            Self::Unit | Self::Api | Self::Lab => None,
+        }
     }
 
     /// How many tests run at a time; as many as there are CPUs if nothing is said. Those on whole pools wait most of their
@@ -147,15 +155,50 @@ fn run_part(part: Part, filter: &[String]) -> Counts {
     if let Err(error) = part.prepare() {
         return broken(error);
     }
-    match part.selections(filter) {
-        Ok(selections) => {
-            for selection in selections {
-                counts += run_selection(part, &selection, filter).unwrap_or_else(broken);
-            }
+    let selections = match part.selections(filter) {
+        Ok(selections) => selections,
+        Err(error) => return broken(error),
+    };
+    let Some(beside) = part.beside() else {
+        for selection in selections {
+            counts += run_selection(part, &selection, filter).unwrap_or_else(broken);
         }
-        Err(error) => counts += broken(error),
+        return counts;
+    };
+    // What is built later would be built at the lowest priority, or keep what is not from being built.
+    if let Err(error) = build_tests(selections.iter().chain([&beside])) {
+        return broken(error);
     }
+    std::thread::scope(|scope| {
+        let beside = scope.spawn(|| run_beside(part, &beside, filter));
+        for selection in selections {
+            counts += run_selection(part, &selection, filter).unwrap_or_else(broken);
+        }
+        eprintln!("== {part}: what ran beside this");
+        let ended = beside.join().unwrap_or_else(|_| Err(anyhow!("a thread died")));
+        counts += ended.unwrap_or_else(broken);
+    });
     counts
+}
+
+/// Builds the test programs of these selections.
+fn build_tests<'a>(selections: impl Iterator<Item = &'a Vec<String>>) -> Result<()> {
+    let mut command = cargo()?;
+    command.args(["test", "--no-run", "--workspace"]).args(selections.flatten());
+    let status = command.status().context("cannot run cargo")?;
+    ensure!(status.success(), "the tests do not build: {status}");
+    Ok(())
+}
+
+/// Runs a selection at the lowest priority, and shows its output when it has ended.
+fn run_beside(part: Part, selection: &[String], filter: &[String]) -> Result<Counts> {
+    let mut tests = cargo()?;
+    tests.args(["--config", r#"target."cfg(unix)".runner = ["nice", "-n", "19"]"#]);
+    let mut shown = Vec::new();
+    let (status, counts, _) =
+        count_while_showing(test_selection(&mut tests, part, selection, filter), &mut shown)?;
+    std::io::stdout().lock().write_all(&shown)?;
+    checked(selection, status, counts)
 }
 
 /// The integration tests of every package but the test bed, whose own are the other parts.
@@ -209,7 +252,18 @@ fn after_second_try(first: Counts, again: Counts) -> Counts {
 
 /// Runs `cargo test` on a selection, shows its output as it comes, and counts; with the names of the tests that failed.
 fn run_tests(part: Part, selection: &[String], filter: &[String]) -> Result<(Counts, Vec<String>)> {
-    let mut command = cargo()?;
+    let mut tests = cargo()?;
+    let tests = test_selection(&mut tests, part, selection, filter);
+    let (status, counts, failed) = count_while_showing(tests, &mut std::io::stdout())?;
+    Ok((checked(selection, status, counts)?, failed))
+}
+
+fn test_selection<'a>(
+    command: &'a mut Command,
+    part: Part,
+    selection: &[String],
+    filter: &[String],
+) -> &'a mut Command {
     command.args(["test", "--no-fail-fast", "--workspace"]).args(selection).arg("--");
     if std::io::stdout().is_terminal() {
         // libtest sees a pipe.
@@ -218,24 +272,29 @@ fn run_tests(part: Part, selection: &[String], filter: &[String]) -> Result<(Cou
     if let Some(threads) = part.threads() {
         command.arg(format!("--test-threads={threads}"));
     }
-    let (status, counts, failed) = count_while_showing(command.args(filter))?;
+    command.args(filter)
+}
+
+fn checked(selection: &[String], status: ExitStatus, counts: Counts) -> Result<Counts> {
     ensure!(
         status.success() || counts.failed > 0,
         "cargo test --workspace {}: {status} without a failed test: it did not build, or a test program died",
         selection.join(" ")
     );
-    Ok((counts, failed))
+    Ok(counts)
 }
 
-fn count_while_showing(command: &mut Command) -> Result<(ExitStatus, Counts, Vec<String>)> {
+fn count_while_showing(
+    command: &mut Command,
+    shown: &mut dyn Write,
+) -> Result<(ExitStatus, Counts, Vec<String>)> {
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
     let (mut counts, mut failed) = (Counts::default(), Vec::new());
     if let Some(output) = child.stdout.take() {
-        let mut stdout = std::io::stdout().lock();
         for line in BufReader::new(output).split(b'\n') {
             let line = line.context("cannot read the output of cargo test")?;
-            stdout.write_all(&line)?;
-            stdout.write_all(b"\n")?;
+            shown.write_all(&line)?;
+            shown.write_all(b"\n")?;
             let line = String::from_utf8_lossy(&line);
             if let Some(result) = parse_result(&line) {
                 counts += result;
@@ -311,7 +370,7 @@ mod tests {
     fn a_test_program_that_dies_counts_as_a_failure_even_without_a_result() {
         let mut command = Command::new("sh");
         command.args(["-c", "echo about to die; kill -9 $$"]);
-        let (status, counts, failed) = count_while_showing(&mut command).unwrap();
+        let (status, counts, failed) = count_while_showing(&mut command, &mut Vec::new()).unwrap();
         assert!(!status.success());
         assert_eq!(counts, Counts::default());
         assert!(failed.is_empty());

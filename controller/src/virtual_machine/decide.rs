@@ -260,7 +260,10 @@ fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
     });
     let in_place = same_build
         && change.as_ref().is_some_and(|change| change.restart.is_empty() && change.held.is_empty());
-    let restart = restart_requested(machine).filter(|at| domain.spec.restart_requested.as_ref() != Some(at));
+    let resumed = suspension::is_resumed(domain);
+    let restart = restart_requested(machine)
+        .filter(|at| domain.spec.restart_requested.as_ref() != Some(at))
+        .filter(|_| !suspension::is_unrecorded(observed, domain));
     // A guest that is off does not keep its host from being worked on, so it must not start there.
     let starts_elsewhere = observed.host_in_maintenance && evacuation::is_off(domain);
     let restart_in_place = match (&restart, problem) {
@@ -284,7 +287,6 @@ fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
     let moves =
         observed.empty_domains.iter().chain([domain]).any(|part| migration::under_way(part).is_some());
     let next = change.as_ref().map(|change| &change.next).filter(|next| **next != domain.spec.machine);
-    let resumed = suspension::is_resumed(domain);
     let adjustment = Adjustment {
         saved_state: (resumed && domain.spec.saved_state.is_some()).then_some(None),
         power_state: (power_state != domain.spec.power_state).then_some(power_state),

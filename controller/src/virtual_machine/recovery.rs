@@ -15,7 +15,7 @@ use kubexen_crds::{
     Domain, RestartPriority, VirtualMachine, VirtualMachineStatus, domain::DomainPhase,
     names::AGENT_FINALIZER,
 };
-use kubexen_ownership::{HostBoot, Owner, OwnershipStore, Phase, Start, Steal, Token, VmUid};
+use kubexen_ownership::{HostBoot, HostName, Owner, OwnershipStore, Phase, Start, Steal, Token, VmUid};
 use kubexen_runtime::{Key, events::Severity};
 use std::{collections::BTreeSet, sync::Arc};
 use tracing::info;
@@ -52,10 +52,14 @@ pub(super) fn recover(observed: &Observed) -> Option<Plan> {
     match &loss.kind {
         // A Domain is there alone, or the other goes as its migration ends: the guest starts as any other.
         LossKind::Given(to)
-            if others.iter().any(|other| host_of(other) == Some(to.host.as_str()))
+            if is_on(&to.host, &others)
                 && lost.iter().all(|domain| is_ending(loss, domain) || has_left(domain, &others)) =>
         {
             None
+        }
+        // What is left to do is to remove the other.
+        LossKind::Given(to) if is_on(&to.host, &others) => {
+            Some(Plan::act(recovery_to(loss, to.host.as_str())).keeping_place())
         }
         LossKind::Given(to) => match &observed.references {
             // It has been given a disk since that is elsewhere: that host gives back what it does not start.
@@ -148,6 +152,11 @@ fn all(observed: &Observed) -> impl Iterator<Item = &Arc<Domain>> {
     observed.domains.iter().chain(&observed.empty_domains)
 }
 
+/// Whether one of these Domains is on this host.
+fn is_on(host: &HostName, domains: &[&Arc<Domain>]) -> bool {
+    domains.iter().any(|domain| host_of(domain) == Some(host.as_str()))
+}
+
 /// Whether the agent of this Domain's host ends it.
 fn is_ending(loss: &Loss, domain: &Domain) -> bool {
     loss.is_back && is_deleting(domain)
@@ -231,7 +240,8 @@ pub(super) async fn carry_out(
     };
     let Some(given) = given else { return Ok(false) };
     remember(context, vm, &loss.from, given.host.as_str());
-    let started = start_on(context, observed, given.host.as_str()).await?;
+    let there = is_on(&given.host, &all(observed).collect::<Vec<_>>());
+    let started = there || start_on(context, observed, given.host.as_str()).await?;
     if started {
         for domain in all(observed).filter(|domain| host_of(domain) == Some(dead)) {
             remove(context, vm, &loss, domain).await?;

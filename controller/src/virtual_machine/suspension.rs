@@ -95,6 +95,14 @@ pub(crate) fn is_resumed(domain: &Domain) -> bool {
         && status.observed_generation == domain.metadata.generation
 }
 
+/// Whether the guest was resumed, or may have been, and that is not on record yet. Who ended its Domain now would have the next start
+/// look for it where it was saved, and there it is no more.
+pub(crate) fn is_unrecorded(observed: &Observed, domain: &Domain) -> bool {
+    let said = domain.status.as_ref().and_then(|status| status.observed_generation);
+    let resumes = domain.spec.saved_state.is_some() || observed.suspended().is_some();
+    resumes && (is_resumed(domain) || said != domain.metadata.generation)
+}
+
 /// Whether all of the guest is saved.
 pub(crate) fn is_saved(domain: &Domain) -> bool {
     domain.status.as_ref().is_some_and(|status| {

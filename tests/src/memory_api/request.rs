@@ -21,6 +21,7 @@ pub(super) struct Place {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Selection {
     pub(super) namespace: String,
+    /// By JSON pointer.
     fields: BTreeMap<String, String>,
     labels: BTreeMap<String, String>,
 }
@@ -126,22 +127,20 @@ fn decoded(text: &str) -> String {
 impl Selection {
     /// What the place and the selectors of a request name.
     pub(super) fn of(place: &Place, query: &BTreeMap<String, String>) -> Result<Self, Refusal> {
+        let fields = terms(query.get("fieldSelector"))?.into_iter();
         Ok(Self {
             namespace: place.namespace.clone(),
-            fields: terms(query.get("fieldSelector"))?,
+            fields: fields.map(|(path, value)| (format!("/{}", path.replace('.', "/")), value)).collect(),
             labels: terms(query.get("labelSelector"))?,
         })
     }
 
     /// Whether it shows this object.
     pub(super) fn shows(&self, object: &Value) -> bool {
-        let field = |path: &str| {
-            let found = object.pointer(&format!("/{}", path.replace('.', "/")));
-            found.and_then(Value::as_str).unwrap_or_default().to_owned()
-        };
+        let field = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let meta = &object["metadata"];
         (self.namespace.is_empty() || meta["namespace"] == self.namespace.as_str())
-            && self.fields.iter().all(|(path, value)| field(path) == *value)
+            && self.fields.iter().all(|(pointer, value)| field(pointer) == value)
             && self.labels.iter().all(|(name, value)| meta["labels"][name] == value.as_str())
     }
 }

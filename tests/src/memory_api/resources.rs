@@ -2,7 +2,7 @@
 
 use kubexen_crds::manifest;
 use serde_json::Value;
-use std::{collections::BTreeMap, sync::OnceLock};
+use std::sync::OnceLock;
 
 /// A kind of objects.
 #[derive(Debug)]
@@ -16,7 +16,14 @@ pub(super) struct Resource {
     pub(super) custom: bool,
     /// Its place among all kinds.
     pub(super) index: usize,
-    schema: Value,
+    defaults: Defaults,
+}
+
+/// The defaults of a schema, without those of its parts that have none.
+#[derive(Debug, Default)]
+struct Defaults {
+    fields: Vec<(String, Option<Value>, Defaults)>,
+    items: Option<Box<Defaults>>,
 }
 
 /// Kinds of Kubernetes itself: group, plural, kind, whether it is namespaced.
@@ -35,7 +42,7 @@ const BUILT_IN: [(&str, &str, &str, bool); 9] = [
 impl Resource {
     /// The kind with this plural in this group and version.
     pub(super) fn find(group: &str, version: &str, plural: &str) -> Option<&'static Self> {
-        all().get(&(group.to_owned(), plural.to_owned())).filter(|resource| resource.version == version)
+        all().iter().find(|one| one.plural == plural && one.group == group && one.version == version)
     }
 
     /// How many kinds there are.
@@ -55,12 +62,12 @@ impl Resource {
 
     /// Fills in what the schema has a default for.
     pub(super) fn fill_in(&self, object: &mut Value) {
-        fill_in(&self.schema, object);
+        self.defaults.fill_in(object);
     }
 }
 
-fn all() -> &'static BTreeMap<(String, String), Resource> {
-    static ALL: OnceLock<BTreeMap<(String, String), Resource>> = OnceLock::new();
+fn all() -> &'static [Resource] {
+    static ALL: OnceLock<Vec<Resource>> = OnceLock::new();
     ALL.get_or_init(|| {
         let built_in = BUILT_IN.into_iter().map(|(group, plural, kind, namespaced)| Resource {
             group: group.to_owned(),
@@ -70,11 +77,10 @@ fn all() -> &'static BTreeMap<(String, String), Resource> {
             namespaced,
             custom: false,
             index: 0,
-            schema: Value::Null,
+            defaults: Defaults::default(),
         });
         let all = built_in.chain(custom()).enumerate();
-        let all = all.map(|(index, one)| Resource { index, ..one });
-        all.map(|one| ((one.group.clone(), one.plural.clone()), one)).collect()
+        all.map(|(index, one)| Resource { index, ..one }).collect()
     })
 }
 
@@ -89,29 +95,50 @@ fn custom() -> impl Iterator<Item = Resource> {
             namespaced: spec.scope == "Namespaced",
             custom: true,
             index: 0,
-            schema: version
+            defaults: version
                 .schema
                 .and_then(|schema| serde_json::to_value(schema.open_api_v3_schema).ok())
+                .map(|schema| Defaults::of(&schema))
                 .unwrap_or_default(),
         })
     })
 }
 
-fn fill_in(schema: &Value, value: &mut Value) {
-    match value {
-        Value::Object(fields) => {
-            for (name, field) in schema["properties"].as_object().into_iter().flatten() {
-                if !fields.contains_key(name)
-                    && let Some(default) = field.get("default")
-                {
-                    fields.insert(name.clone(), default.clone());
-                }
-                if let Some(present) = fields.get_mut(name) {
-                    fill_in(field, present);
+impl Defaults {
+    fn of(schema: &Value) -> Self {
+        let properties = schema["properties"].as_object().into_iter().flatten();
+        let fields = properties.filter_map(|(name, field)| {
+            let (default, inside) = (field.get("default").cloned(), Self::of(field));
+            (default.is_some() || !inside.is_empty()).then(|| (name.clone(), default, inside))
+        });
+        let items = schema.get("items").map(Self::of).filter(|items| !items.is_empty());
+        Self { fields: fields.collect(), items: items.map(Box::new) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.fields.is_empty() && self.items.is_none()
+    }
+
+    fn fill_in(&self, value: &mut Value) {
+        match value {
+            Value::Object(present) => {
+                for (name, default, inside) in &self.fields {
+                    if let Some(default) = default
+                        && !present.contains_key(name)
+                    {
+                        present.insert(name.clone(), default.clone());
+                    }
+                    if let Some(field) = present.get_mut(name) {
+                        inside.fill_in(field);
+                    }
                 }
             }
+            Value::Array(items) => {
+                if let Some(defaults) = &self.items {
+                    items.iter_mut().for_each(|item| defaults.fill_in(item));
+                }
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| fill_in(&schema["items"], item)),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }

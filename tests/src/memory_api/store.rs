@@ -7,7 +7,10 @@ use super::{
 use http::StatusCode;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -23,6 +26,24 @@ pub(super) struct Change {
     pub(super) object: Arc<Value>,
     pub(super) deleted: bool,
     pub(super) at: Instant,
+    /// The object as JSON, once somebody has asked for it.
+    text: Arc<OnceLock<String>>,
+}
+
+impl Change {
+    fn new(
+        resource: &'static Resource,
+        before: Option<Arc<Value>>,
+        object: Arc<Value>,
+        deleted: bool,
+    ) -> Self {
+        Self { resource, before, object, deleted, at: Instant::now(), text: Arc::default() }
+    }
+
+    /// The object as JSON: many watches show one change.
+    pub(super) fn text(&self) -> &str {
+        self.text.get_or_init(|| self.object.to_string())
+    }
 }
 
 /// What comes next in a watch.
@@ -48,7 +69,8 @@ pub(super) struct Store {
     /// The last change of each kind that is forgotten.
     forgotten: BTreeMap<usize, u64>,
     made: u64,
-    objects: BTreeMap<String, BTreeMap<Name, Arc<Value>>>,
+    /// The objects of each kind, by its index.
+    objects: BTreeMap<usize, BTreeMap<Name, Arc<Value>>>,
     log: BTreeMap<u64, Change>,
 }
 
@@ -86,12 +108,12 @@ impl Store {
     }
 
     pub(super) fn find(&self, resource: &Resource, namespace: &str, name: &str) -> Option<&Arc<Value>> {
-        self.objects.get(&resource.qualified())?.get(&(namespace.to_owned(), name.to_owned()))
+        self.objects.get(&resource.index)?.get(&(namespace.to_owned(), name.to_owned()))
     }
 
     /// The objects that `selection` shows, by namespace and name.
     pub(super) fn list(&self, resource: &Resource, selection: &Selection) -> Vec<Arc<Value>> {
-        let objects = self.objects.get(&resource.qualified()).into_iter().flat_map(BTreeMap::values);
+        let objects = self.objects.get(&resource.index).into_iter().flat_map(BTreeMap::values);
         objects.filter(|object| selection.shows(object)).cloned().collect()
     }
 
@@ -168,10 +190,8 @@ impl Store {
                 "the namespace of the provided object does not match the namespace sent on the request",
             ));
         }
-        let known = self
-            .objects
-            .get("namespaces")
-            .is_some_and(|known| known.contains_key(&(String::new(), namespace.to_owned())));
+        let namespaces = Resource::find("", "v1", "namespaces");
+        let known = namespaces.is_some_and(|resource| self.find(resource, "", namespace).is_some());
         let message = || format!("namespaces \"{namespace}\" not found");
         if known { Ok(()) } else { Err(Refusal::new(StatusCode::NOT_FOUND, "NotFound", message())) }
     }
@@ -271,17 +291,17 @@ impl Store {
     fn put(&mut self, resource: &'static Resource, before: Option<Arc<Value>>, mut object: Value) -> Change {
         let object = self.stamped(&mut object);
         let name = name_of(&object);
-        self.objects.entry(resource.qualified()).or_default().insert(name, Arc::clone(&object));
-        self.noted(Change { resource, before, object, deleted: false, at: Instant::now() })
+        self.objects.entry(resource.index).or_default().insert(name, Arc::clone(&object));
+        self.noted(Change::new(resource, before, object, false))
     }
 
     fn remove(&mut self, resource: &'static Resource, before: &Arc<Value>, mut last: Value) -> Change {
         let object = self.stamped(&mut last);
-        if let Some(objects) = self.objects.get_mut(&resource.qualified()) {
+        if let Some(objects) = self.objects.get_mut(&resource.index) {
             objects.remove(&name_of(&object));
         }
         let before = Some(Arc::clone(before));
-        self.noted(Change { resource, before, object, deleted: true, at: Instant::now() })
+        self.noted(Change::new(resource, before, object, true))
     }
 
     fn stamped(&mut self, object: &mut Value) -> Arc<Value> {

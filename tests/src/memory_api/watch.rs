@@ -9,7 +9,7 @@ use super::{
 };
 use futures::{StreamExt, stream::unfold};
 use http::StatusCode;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 use tokio::{
     sync::watch as signal,
@@ -91,7 +91,8 @@ impl Watch {
                 Next::Expired => {
                     self.over = true;
                     let why = "The resourceVersion for the provided watch is too old.";
-                    return Some(Ok(line("ERROR", &Refusal::new(StatusCode::GONE, "Expired", why).status())));
+                    let gone = Refusal::new(StatusCode::GONE, "Expired", why).status();
+                    return Some(Ok(line("ERROR", &gone.to_string())));
                 }
                 Next::Nothing(revision) => {
                     self.seen = revision;
@@ -123,7 +124,7 @@ impl Watch {
                     "apiVersion": self.resource.api_version(),
                     "kind": self.resource.kind,
                     "metadata": {"resourceVersion": self.seen.to_string()},
-                })))
+                }).to_string()))
             }
         }
     }
@@ -136,12 +137,10 @@ impl Watch {
             (true, true) => "MODIFIED",
             (true, false) => "DELETED",
         };
-        line(word, &change.object)
+        line(word, change.text())
     }
 }
 
-fn line(word: &str, object: &Value) -> Vec<u8> {
-    let mut text = json!({"type": word, "object": object}).to_string().into_bytes();
-    text.push(b'\n');
-    text
+fn line(word: &str, object: &str) -> Vec<u8> {
+    format!("{{\"type\":\"{word}\",\"object\":{object}}}\n").into_bytes()
 }

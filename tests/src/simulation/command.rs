@@ -1,6 +1,6 @@
 //! The command line of the simulation.
 
-use super::{Outcome, replay, scenario::story, shrink, simulate, simulate_all};
+use super::{Outcome, faults::Faults, replay, scenario::story, shrink, simulate_all, simulate_under};
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
@@ -26,6 +26,9 @@ pub struct SimulateCommand {
     /// With a scenario: print its trace instead, which has every write.
     #[arg(long, requires = "scenario", conflicts_with = "shrink")]
     trace: bool,
+    /// Let only these faults happen by chance, separated by commas, as scenarios call them, or `none`; the others are left out.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', conflicts_with = "scenario")]
+    faults: Vec<String>,
     /// Leave out what is not needed to break the same promise, and print what is left as a scenario.
     #[arg(long, conflicts_with = "seeds")]
     shrink: bool,
@@ -47,16 +50,20 @@ impl SimulateCommand {
     /// Runs the schedules; fails when a promise was broken.
     ///
     /// # Errors
-    /// When a scenario cannot be read.
+    /// When a scenario cannot be read, and when a fault has no such name.
     pub fn run(self) -> Result<ExitCode> {
+        let faults = match self.faults.as_slice() {
+            [] => Faults::default(),
+            names => Faults::named(names)?,
+        };
         let outcome = match (&self.scenario, self.seed) {
             (Some(path), _) => {
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("Cannot read the scenario {}", path.display()))?;
                 replay(&text.parse().with_context(|| path.display().to_string())?)
             }
-            (None, Some(seed)) => simulate(seed),
-            (None, None) => return Ok(self.many(self.seeds.clone().unwrap_or_default())),
+            (None, Some(seed)) => simulate_under(seed, &faults),
+            (None, None) => return Ok(self.many(self.seeds.clone().unwrap_or_default(), &faults)),
         };
         let broken = !outcome.violations.is_empty();
         if self.shrink {
@@ -72,11 +79,11 @@ impl SimulateCommand {
         Ok(if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 
-    fn many(&self, seeds: Range<u64>) -> ExitCode {
+    fn many(&self, seeds: Range<u64>, faults: &Faults) -> ExitCode {
         let (count, began) = (seeds.clone().count(), Instant::now());
         let (mut done, mut broken, mut virtual_seconds) = (0_usize, 0_usize, 0.0);
         let mut told = began;
-        simulate_all(seeds, |outcome| {
+        simulate_all(seeds, faults, |outcome| {
             virtual_seconds += outcome.lasted.as_secs_f64();
             done += 1;
             broken += usize::from(show(&outcome, self.json));

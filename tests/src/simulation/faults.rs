@@ -4,8 +4,62 @@ use super::{
     step::{Action, Call, Failure, Lost, Seconds},
     world::{HOSTS, World},
 };
+use anyhow::{Result, ensure};
 use kubexen_crds::domain::StopReason;
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
+
+/// What there is by chance, as scenarios call it.
+pub(super) const NAMES: [&str; 24] = [
+    "crash",
+    "crash-at-write",
+    "pause",
+    "cut-from-api",
+    "cut-from-store",
+    "storage-outage",
+    "fail-storage",
+    "hypervisor-outage",
+    "fail-call",
+    "deaf-guests",
+    "stop-guest",
+    "cut-power",
+    "store-outage",
+    "store-outage-after-write",
+    "store-loses",
+    "store-delays",
+    "store-election",
+    "store-full",
+    "cut-link",
+    "store-clock",
+    "slow-store",
+    "late-creates",
+    "compact-api",
+    "none",
+];
+
+/// Which faults there are by chance: all of them, or some.
+#[derive(Clone, Debug, Default)]
+pub struct Faults(Option<BTreeSet<String>>);
+
+impl Faults {
+    /// Only those with these names, as scenarios call them; `none` stands for no fault.
+    ///
+    /// # Errors
+    /// When a name is that of no fault.
+    pub fn named(names: &[String]) -> Result<Self> {
+        for name in names {
+            ensure!(NAMES.contains(&name.as_str()), "{name} is no fault: there are {}", NAMES.join(", "));
+        }
+        Ok(Self(Some(names.iter().cloned().collect())))
+    }
+
+    /// Those of the actions that are among them.
+    pub(super) fn of(&self, mut actions: Vec<Action>) -> Vec<Action> {
+        if let Some(names) = &self.0 {
+            actions.retain(|action| names.contains(&action.name()));
+        }
+        actions
+    }
+}
 
 /// The next fault.
 pub(super) fn choose(world: &World) -> Vec<Action> {

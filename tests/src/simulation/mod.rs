@@ -16,7 +16,7 @@ mod aftermath;
 pub mod command;
 mod dice;
 mod disks;
-mod faults;
+pub mod faults;
 #[cfg(test)]
 mod freeze_tests;
 mod gate;
@@ -40,6 +40,7 @@ mod users;
 mod wire;
 mod world;
 
+use faults::Faults;
 use std::{
     ops::Range,
     sync::{
@@ -119,7 +120,16 @@ impl Outcome {
 /// Inside another runtime, and when the process can get no more from the system.
 #[must_use]
 pub fn simulate(seed: u64) -> Outcome {
-    in_virtual_time(by_chance(seed))
+    simulate_under(seed, &Faults::default())
+}
+
+/// As [`simulate`], with these faults alone.
+///
+/// # Panics
+/// As [`simulate`].
+#[must_use]
+pub fn simulate_under(seed: u64, faults: &Faults) -> Outcome {
+    in_virtual_time(by_chance(seed, faults))
 }
 
 /// Runs a schedule that was written down.
@@ -147,15 +157,15 @@ fn in_virtual_time(work: impl Future<Output = Outcome>) -> Outcome {
 }
 
 /// Runs the schedules of these seeds on as many threads as the machine has CPUs, and hands each outcome to `seen`.
-pub fn simulate_all(seeds: Range<u64>, mut seen: impl FnMut(Outcome) + Send) {
-    simulate_until(seeds, |outcome| {
+pub fn simulate_all(seeds: Range<u64>, faults: &Faults, mut seen: impl FnMut(Outcome) + Send) {
+    simulate_until(seeds, faults, |outcome| {
         seen(outcome);
         false
     });
 }
 
 /// As [`simulate_all`], until `seen` says that it has seen enough: what is under way then is still handed to it.
-pub fn simulate_until(seeds: Range<u64>, seen: impl FnMut(Outcome) -> bool + Send) {
+pub fn simulate_until(seeds: Range<u64>, faults: &Faults, seen: impl FnMut(Outcome) -> bool + Send) {
     let (next, seen) = (AtomicU64::new(seeds.start), Mutex::new(seen));
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
@@ -166,7 +176,7 @@ pub fn simulate_until(seeds: Range<u64>, seen: impl FnMut(Outcome) -> bool + Sen
                     if seed >= seeds.end {
                         return;
                     }
-                    let outcome = simulate(seed);
+                    let outcome = simulate_under(seed, faults);
                     if seen.lock().unwrap_or_else(PoisonError::into_inner)(outcome) {
                         next.store(seeds.end, Ordering::Relaxed);
                     }
@@ -185,7 +195,7 @@ pub fn first_difference(one: &[String], other: &[String]) -> Option<(usize, Stri
         .map(|line| (line, text(one, line), text(other, line)))
 }
 
-async fn by_chance(seed: u64) -> Outcome {
+async fn by_chance(seed: u64, faults: &Faults) -> Outcome {
     let mut world = World::new(seed);
     world.begin().await;
     world.act(users::make_pool(&world)).await;
@@ -196,7 +206,8 @@ async fn by_chance(seed: u64) -> Outcome {
         }
         let pause = if world.dice.chance(30) { 0..200 } else { 0..10_000 };
         world.wait(world.dice.millis(pause)).await;
-        let actions = if world.dice.chance(60) { users::act(&world) } else { faults::choose(&world) };
+        let actions =
+            if world.dice.chance(60) { users::act(&world) } else { faults.of(faults::choose(&world)) };
         for action in actions {
             world.act(action).await;
         }

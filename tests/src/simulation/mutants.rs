@@ -1,7 +1,7 @@
 //! Whether the suite finds the faults that are built in on purpose: each mutant runs through the scenarios and then through
 //! schedules by seed, until a promise is broken.
 
-use super::{Outcome, Schedule, replay, scenario, simulate_until};
+use super::{Outcome, Schedule, faults::Faults, replay, scenario, simulate_until};
 use anyhow::{Result, ensure};
 use clap::Parser;
 use kubexen_mutants::{Mutant, select};
@@ -117,7 +117,7 @@ fn by_scenario(scenarios: &[(String, Schedule)]) -> Option<Killer> {
 
 fn by_seed(seeds: u64) -> Option<Killer> {
     let mut killer = None;
-    simulate_until(0..seeds, |outcome| {
+    simulate_until(0..seeds, &Faults::default(), |outcome| {
         let found = Killer::of(None, &outcome);
         let is_over = found.is_some();
         killer = killer.take().or(found);

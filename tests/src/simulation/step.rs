@@ -172,6 +172,14 @@ fn protected() -> String {
     "Protected".to_owned()
 }
 
+impl Action {
+    /// What it is called in scenarios.
+    pub(super) fn name(&self) -> String {
+        let text = self.to_string();
+        text.split(' ').next().unwrap_or_default().to_owned()
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:>8}.{:03} {}", self.at.as_secs(), self.at.subsec_millis(), self.action)

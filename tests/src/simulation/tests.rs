@@ -1,6 +1,6 @@
 //! The judge notices what it is there for.
 
-use super::{judge::Judge, settle, users, world::World};
+use super::{faults, judge::Judge, settle, users, world::World};
 use crate::memory_api::{Observer, Perfect, Write};
 use kube::{
     Api,
@@ -14,7 +14,7 @@ use kubexen_node_agent::hypervisor::{
 use kubexen_ownership::{BootId, HostBoot, HostName, OwnershipStore, VmUid};
 use kubexen_runtime::clock::VirtualClock;
 use serde_json::{Value, json};
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::{
     task::{LocalSet, spawn_local},
     time::{Instant, sleep},
@@ -22,6 +22,19 @@ use tokio::{
 use uuid::Uuid;
 
 const UUID: Uuid = Uuid::from_u128(1);
+
+#[tokio::test(start_paused = true)]
+async fn every_fault_that_happens_by_chance_can_be_asked_for_by_its_name() {
+    let chosen = async {
+        let world = World::new(1);
+        let faults = (0..5_000).flat_map(|_| faults::choose(&world));
+        faults.map(|fault| fault.name()).collect::<BTreeSet<_>>()
+    };
+    let mut chosen = LocalSet::new().run_until(chosen).await;
+    // A guest stops by itself only where there is one, and no fault is none.
+    chosen.extend(["stop-guest".to_owned(), "none".to_owned()]);
+    assert_eq!(chosen, faults::NAMES.map(str::to_owned).into());
+}
 
 async fn judge_with_a_domain_on(host: &str) -> Judge {
     let judge = Judge::new(Arc::new(VirtualClock::starting_at(jiff::Timestamp::UNIX_EPOCH)));

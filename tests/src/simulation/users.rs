@@ -6,6 +6,7 @@ use super::{
 };
 use kubexen_crds::names::RESTART_REQUESTED_AT;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// How many machines people work with.
 pub(super) const MACHINES: usize = 5;
@@ -302,38 +303,36 @@ fn wanted(world: &World) -> Vec<Action> {
             actions.push(change(Kind::Host, &name_of(&host), in_service));
         }
     }
-    for machine in world.api.objects("virtualmachines") {
+    let machines = world.api.objects("virtualmachines");
+    let holders: BTreeSet<String> = machines.iter().filter_map(|machine| holder(machine)).collect();
+    for machine in machines {
         let name = name_of(&machine);
-        let conditions = machine["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        let hindered = conditions.iter().any(|condition| {
+        let hindered = conditions(&machine).iter().any(|condition| {
             let reason = condition["reason"].as_str().unwrap_or_default();
             condition["type"] == "Ready" && ["NoRepository", "NoRoom"].contains(&reason)
         });
-        // A guest that was suspended with another machine's disk still has it.
-        let holder =
-            conditions.iter().filter(|condition| condition["reason"] == "DiskInUse").find_map(|condition| {
-                let (_, holder) =
-                    condition["message"].as_str()?.split_once(&format!("VirtualMachine {USERS}/"))?;
-                holder.split_once(':').map(|(holder, _)| holder.to_owned())
-            });
-        if let Some(holder) = holder {
+        if holders.contains(&name) {
             let minute = world.began.elapsed().as_secs() / 60;
             let restart = json!({
                 "metadata": {"annotations": {RESTART_REQUESTED_AT: format!("settle {minute}")}},
-                // It restarts only as something that can be made.
-                "spec": {"powerState": "Running", "disks": disks_that_stay(world, &holder)},
+                "spec": {"powerState": "Running"},
             });
-            actions.push(change_machine(&holder, restart));
+            actions.push(change_machine(&name, restart));
         }
         if machine["spec"]["powerState"] == "Suspended" && hindered {
             actions.push(change_machine(&name, json!({"spec": {"powerState": "Running"}})));
         }
-        let mut disks = machine["spec"]["disks"].as_array().cloned().unwrap_or_default();
-        if let Some(root) = disks.iter_mut().find(|disk| disk["name"] == "root")
-            && root["disk"] != disk_of(&name)
-        {
+        let present = machine["spec"]["disks"].as_array().cloned().unwrap_or_default();
+        let mut disks = present.clone();
+        if holders.contains(&name) {
+            // It restarts only as something that can be made.
+            disks.retain(|disk| !is_going(world, disk));
+        }
+        if let Some(root) = disks.iter_mut().find(|disk| disk["name"] == "root") {
             // Of two machines that want one disk only one can run.
             root["disk"] = disk_of(&name).into();
+        }
+        if disks != present {
             actions.push(change_machine(&name, json!({"spec": {"disks": disks}})));
             let at = json!({"metadata": {"annotations": {RESTART_REQUESTED_AT: "settle"}}});
             actions.push(change_machine(&name, at));
@@ -351,16 +350,23 @@ fn wanted(world: &World) -> Vec<Action> {
     actions
 }
 
-/// The disks in a machine's spec that nobody is deleting.
-fn disks_that_stay(world: &World, machine: &str) -> Vec<Value> {
-    let machine = world.api.object("virtualmachines", USERS, machine);
-    let mut disks =
-        machine.and_then(|machine| machine["spec"]["disks"].as_array().cloned()).unwrap_or_default();
-    disks.retain(|disk| {
-        let disk = world.api.object("virtualdisks", USERS, disk["disk"].as_str().unwrap_or_default());
-        disk.is_none_or(|disk| disk["metadata"]["deletionTimestamp"].is_null())
-    });
-    disks
+fn conditions(machine: &Value) -> &[Value] {
+    machine["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// The machine that has a disk that this one waits for: a guest that was suspended with another machine's disk still has it.
+fn holder(machine: &Value) -> Option<String> {
+    let in_use = conditions(machine).iter().filter(|condition| condition["reason"] == "DiskInUse");
+    in_use.filter_map(|condition| condition["message"].as_str()).find_map(|message| {
+        let (_, holder) = message.split_once(&format!("VirtualMachine {USERS}/"))?;
+        holder.split_once(':').map(|(holder, _)| holder.to_owned())
+    })
+}
+
+/// Whether somebody is deleting the disk that a machine's spec names.
+fn is_going(world: &World, disk: &Value) -> bool {
+    let disk = world.api.object("virtualdisks", USERS, disk["disk"].as_str().unwrap_or_default());
+    disk.is_some_and(|disk| !disk["metadata"]["deletionTimestamp"].is_null())
 }
 
 /// Deletes every machine, every disk and every record of a move.

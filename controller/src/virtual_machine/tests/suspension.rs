@@ -140,6 +140,30 @@ fn a_machine_that_runs_again_forgets_what_was_saved_step_by_step() {
 }
 
 #[test]
+fn a_restart_that_is_asked_for_while_a_guest_is_resumed_waits_until_that_is_on_record() {
+    let asked = |phase, status: bool| {
+        let mut domain = saving(phase);
+        domain.spec.power_state = DomainPowerState::Running;
+        domain.status = domain.status.filter(|_| status);
+        let mut machine = with_memory_of(vm());
+        let at = (RESTART_REQUESTED_AT.to_owned(), "now".to_owned());
+        machine.metadata.annotations = Some([at].into());
+        Observed { state: Some(state_disk("a")), ..observed(machine, vec![domain]) }
+    };
+    let restarts = |seen: &Observed| {
+        decide(seen).actions.iter().any(|action| {
+            matches!(action, Action::Adjust { change: Adjustment { restart_requested: Some(_), .. }, .. })
+        })
+    };
+    assert!(!restarts(&asked(DomainPhase::Pending, false)), "it may run by now");
+    assert!(
+        !restarts(&asked(DomainPhase::Running, true)),
+        "the next start would look for it where it was saved"
+    );
+    assert!(restarts(&asked(DomainPhase::Failed, true)), "it is not resumed here");
+}
+
+#[test]
 fn a_halted_or_deleted_machine_gives_up_what_was_saved() {
     let halted = changed(|machine| machine.spec.power_state = PowerState::Halted);
     let seen = Observed { state: Some(state_disk("a")), ..observed(with_memory_of(halted), Vec::new()) };
