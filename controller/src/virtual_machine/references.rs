@@ -312,7 +312,7 @@ fn disk_of_spec(view: &View, machine: &VirtualMachine, entry: &MachineDisk) -> R
 }
 
 fn disk(view: &View, machine: &VirtualMachine, name: &str) -> Result<Disk, Problem> {
-    disk_unless(view, machine, name, |disk| is_deleting(disk))
+    disk_unless(view, machine, name, is_deleting)
 }
 
 fn disk_unless(

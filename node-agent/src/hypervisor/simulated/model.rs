@@ -130,6 +130,7 @@ impl Model {
         self.host.booted_at
     }
 
+    /// The identity of this boot.
     pub(super) fn boot_id(&self) -> &str {
         &self.host.boot_id
     }
@@ -438,8 +439,6 @@ impl Model {
 pub(super) fn refused(call: &'static str, detail: &str) -> HypervisorError {
     HypervisorError::Refused { call, detail: detail.to_owned() }
 }
-
-/// The identity of the boot of a host at this moment.
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature that map_err takes")]
 fn lost(error: io::Error) -> HypervisorError {
