@@ -165,7 +165,7 @@ fn run_part(part: Part, filter: &[String]) -> Counts {
         }
         return counts;
     };
-    // What is built later would be built at the lowest priority, or keep what is not from being built.
+    // A build that came later would take the CPUs from tests that run by then.
     if let Err(error) = build_tests(selections.iter().chain([&beside])) {
         return broken(error);
     }

@@ -103,8 +103,8 @@ pub struct Domains {
     pub shutdowns: Shutdowns,
     /// What guests said of themselves.
     pub guests: Guests,
-    /// Held by whoever takes an ownership until the domain is there, and against all of them by whoever gives one back that
-    /// has none.
+    /// Held by whoever takes an ownership, or a disk, until the domain is there, or has it; and against all of them by whoever gives
+    /// one back that no domain has.
     pub starts: tokio::sync::RwLock<()>,
     /// Other hosts' agents.
     pub migrations: Arc<dyn MigrationNetwork>,
