@@ -13,7 +13,7 @@ use crate::{
     storage_repository,
     view::View,
     virtual_disk, virtual_machine,
-    watched::Watched,
+    watched::{Watched, disk_of, machine_of},
 };
 use futures::FutureExt;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -170,7 +170,9 @@ async fn term(context: &Context) {
     queues.add_all(&queues.repositories, view.repositories.keys());
     queues.add_all(&queues.networks, view.networks.keys());
     queues.add_all(&queues.disks, view.disks.keys());
+    queues.add_all(&queues.disks, view.volumes.list().iter().flat_map(|volume| disk_of(volume)));
     queues.add_all(&queues.machines, view.machines.keys());
+    queues.add_all(&queues.machines, view.domains.list().iter().flat_map(|domain| machine_of(domain)));
     queues.add_all(&queues.migrations, view.migrations.keys());
     queues.add_all(
         &queues.migrations,

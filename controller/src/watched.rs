@@ -89,9 +89,16 @@ fn attached_networks(machine: &VirtualMachine) -> BTreeSet<Key> {
     machine.spec.interfaces.iter().map(|interface| Key::cluster(&interface.network)).collect()
 }
 
-fn machine_of(domain: &Domain) -> BTreeSet<Key> {
+/// The machine that a Domain is for.
+pub(crate) fn machine_of(domain: &Domain) -> BTreeSet<Key> {
     let machine = &domain.spec.virtual_machine;
     BTreeSet::from([Key::new(&machine.namespace, &machine.name)])
+}
+
+/// The disk that a Volume is for.
+pub(crate) fn disk_of(volume: &Volume) -> BTreeSet<Key> {
+    let disk = &volume.spec.virtual_disk;
+    BTreeSet::from([Key::new(&disk.namespace, &disk.name)])
 }
 
 impl Watched for VirtualMachine {
@@ -425,12 +432,8 @@ impl Watched for Volume {
     }
 
     fn index(view: &View, change: &Change<'_, Self>) {
-        let disk = |volume: &Self| {
-            let disk = &volume.spec.virtual_disk;
-            BTreeSet::from([Key::new(&disk.namespace, &disk.name)])
-        };
         let host = |volume: &Self| volume.metadata.namespace.iter().map(Key::cluster).collect();
-        view.volumes_of_disk.set(change.key, now(change, disk));
+        view.volumes_of_disk.set(change.key, now(change, disk_of));
         view.volumes_of_host.set(change.key, now(change, host));
     }
 

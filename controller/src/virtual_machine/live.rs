@@ -62,7 +62,8 @@ impl Change {
 /// Whether a Domain would need more of its host than it has.
 pub(crate) fn needs_room(wanted: &Machine, present: &Machine) -> bool {
     let grows = wanted.cpus > present.cpus || bytes(&wanted.memory) > bytes(&present.memory);
-    let has_disk = |disk: &DomainDisk| present.disks.iter().any(|other| other.name == disk.name);
+    let has_disk =
+        |disk: &DomainDisk| present.disks.iter().any(|other| other.name == disk.name && !other.detach);
     let has_uplink =
         |interface: &DomainInterface| present.interfaces.iter().any(|other| other.uplink == interface.uplink);
     let new_image = wanted.cds.iter().any(|cd| cd.image.is_some() && !present.cds.contains(cd));
@@ -181,7 +182,16 @@ fn change_disks(change: &mut Change, wanted: &Resolved, domain: &Domain, around:
         let same =
             |entry: &&DomainDisk| entry.volume == present.volume && entry.read_only == present.read_only;
         match entry {
-            Some(entry) if same(&entry) => next.push(DomainDisk { detach: false, ..present.clone() }),
+            Some(entry) if same(&entry) && !present.detach => next.push(present.clone()),
+            // The guest may have come here without it.
+            Some(entry) if same(&entry) && !is_detached(domain, &present.name) => {
+                let back = to_be_made(entry, wanted, around);
+                next.push(DomainDisk { detach: back.is_err(), ..present.clone() });
+                match back {
+                    Ok(new) => change.new_disks.extend(new),
+                    Err(held) => change.held.push(held),
+                }
+            }
             Some(_) if !present.detach => {
                 change.restart.push(format!("spec.disks[{}]", present.name));
                 next.push(present.clone());
@@ -238,18 +248,25 @@ fn target_for(
     free: Option<String>,
     around: &Surroundings<'_>,
 ) -> Result<(String, Option<Key>), Held> {
-    let held = |reason, message| Err(Held { reason, message });
     let Some(target) = free else {
         let message = format!("disk {} is attached when the guest has let go of another", entry.name);
-        return held("TooManyDisks", message);
+        return Err(Held { reason: "TooManyDisks", message });
     };
+    Ok((target, to_be_made(entry, wanted, around)?))
+}
+
+/// The disk of an entry if it has to be made on the Domain's host first; or why it cannot be had there.
+fn to_be_made(
+    entry: &DomainDisk,
+    wanted: &Resolved,
+    around: &Surroundings<'_>,
+) -> Result<Option<Key>, Held> {
     let of_entry = |disk: &&Disk| {
         let Key { namespace, name } = Key::of(&*disk.disk);
         host_object_name(&namespace, &name) == entry.volume
     };
-    let Some(disk) = wanted.disks.iter().find(of_entry) else { return Ok((target, None)) };
-    let new = reach(disk, around)?.then(|| Key::of(&*disk.disk));
-    Ok((target, new))
+    let Some(disk) = wanted.disks.iter().find(of_entry) else { return Ok(None) };
+    Ok(reach(disk, around)?.then(|| Key::of(&*disk.disk)))
 }
 
 /// Whether the disk has to be made on the Domain's host first; or why it cannot be had there.

@@ -50,15 +50,18 @@ pub(super) fn recover(observed: &Observed) -> Option<Plan> {
         RestartPriority::None => true,
     };
     match &loss.kind {
-        // A Domain is there alone, or the other goes as its migration ends: the guest starts as any other.
+        // A Domain is there alone, or the other goes as its migration ends: the guest starts as any other. The host may be the
+        // one that was dead, at a later boot.
         LossKind::Given(to)
-            if is_on(&to.host, &others)
-                && lost.iter().all(|domain| is_ending(loss, domain) || has_left(domain, &others)) =>
+            if is_on(&to.host, all(observed))
+                && lost.iter().all(|domain| {
+                    is_on(&to.host, [*domain]) || is_ending(loss, domain) || has_left(domain, &others)
+                }) =>
         {
             None
         }
         // What is left to do is to remove the other.
-        LossKind::Given(to) if is_on(&to.host, &others) => {
+        LossKind::Given(to) if is_on(&to.host, all(observed)) => {
             Some(Plan::act(recovery_to(loss, to.host.as_str())).keeping_place())
         }
         LossKind::Given(to) => match &observed.references {
@@ -153,8 +156,8 @@ fn all(observed: &Observed) -> impl Iterator<Item = &Arc<Domain>> {
 }
 
 /// Whether one of these Domains is on this host.
-fn is_on(host: &HostName, domains: &[&Arc<Domain>]) -> bool {
-    domains.iter().any(|domain| host_of(domain) == Some(host.as_str()))
+fn is_on<'a>(host: &HostName, domains: impl IntoIterator<Item = &'a Arc<Domain>>) -> bool {
+    domains.into_iter().any(|domain| host_of(domain) == Some(host.as_str()))
 }
 
 /// Whether the agent of this Domain's host ends it.
@@ -240,9 +243,9 @@ pub(super) async fn carry_out(
     };
     let Some(given) = given else { return Ok(false) };
     remember(context, vm, &loss.from, given.host.as_str());
-    let there = is_on(&given.host, &all(observed).collect::<Vec<_>>());
+    let there = is_on(&given.host, all(observed));
     let started = there || start_on(context, observed, given.host.as_str()).await?;
-    if started {
+    if started && given.host.as_str() != dead {
         for domain in all(observed).filter(|domain| host_of(domain) == Some(dead)) {
             remove(context, vm, &loss, domain).await?;
         }

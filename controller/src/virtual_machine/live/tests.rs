@@ -242,6 +242,22 @@ fn a_disk_is_marked_and_stays_until_its_host_says_that_the_guest_let_go() {
 }
 
 #[test]
+fn a_disk_that_is_to_be_detached_comes_back_only_where_it_is() {
+    let ours = spec(&json!({}));
+    let mut wanted = resolved(machine());
+    let mut present = domain();
+    present.spec.machine.disks[1].detach = true;
+    assert!(needs_room(&wanted.machine, &present.spec.machine));
+    for (host, back) in [("a", true), ("b", false)] {
+        wanted.disks = vec![virtual_disk("data", Site::On(host.to_owned()), "1Gi")];
+        let change = changed_with(&ours, &wanted, &present);
+        assert_eq!(change.next.disks[1], DomainDisk { detach: !back, ..disk("data", "xvdb") });
+        let held: Vec<_> = change.held.iter().map(|held| held.reason).collect();
+        assert_eq!(held, if back { vec![] } else { vec!["DiskElsewhere"] });
+    }
+}
+
+#[test]
 fn the_order_of_the_list_matters_only_at_the_start() {
     let ours = spec(&json!({}));
     let reordered = changed(&ours, |wanted| wanted.disks.reverse());
@@ -266,20 +282,24 @@ fn interfaces_come_go_move_and_are_limited() {
     assert_eq!((nowhere.next, nowhere.held[0].reason), (machine(), "NetworkNotAttached"));
 }
 
-fn with_new_disk(site: Site, size: &str) -> Change {
+fn virtual_disk(name: &str, site: Site, size: &str) -> Disk {
     let spec_of_disk = json!({"repository": "local", "size": size});
-    let new = VirtualDisk {
+    let disk = VirtualDisk {
         metadata: ObjectMeta {
-            name: Some("more".to_owned()),
+            name: Some(name.to_owned()),
             namespace: Some("shop".to_owned()),
             ..ObjectMeta::default()
         },
         spec: serde_json::from_value(spec_of_disk).unwrap(),
         status: None,
     };
+    Disk { disk: Arc::new(disk), site, shared: None }
+}
+
+fn with_new_disk(site: Site, size: &str) -> Change {
     let mut wanted = resolved(machine());
     wanted.machine.disks.push(disk("more", "xvdc"));
-    wanted.disks.push(Disk { disk: Arc::new(new), site, shared: None });
+    wanted.disks.push(virtual_disk("more", site, size));
     changed_with(&spec(&json!({})), &wanted, &domain())
 }
 

@@ -71,6 +71,13 @@ fn a_machine_that_was_given_to_a_host_starts_there_whatever_was_planned() {
         ..lost(given)
     };
     is(&started, Phase::Starting, "False", "Starting");
+    let to_itself = Observed {
+        domains: vec![Arc::new(domain("a", DomainPhase::Pending))],
+        host_ready: true,
+        ..lost(LossKind::Given(boot("a")))
+    };
+    is(&to_itself, Phase::Starting, "False", "Starting");
+    assert_eq!(decide(&to_itself).actions, [], "a later boot of its host finds its Domain");
 }
 
 #[test]
