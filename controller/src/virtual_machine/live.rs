@@ -256,11 +256,7 @@ fn target_for(
 }
 
 /// The disk of an entry if it has to be made on the Domain's host first; or why it cannot be had there.
-fn to_be_made(
-    entry: &DomainDisk,
-    wanted: &Resolved,
-    around: &Surroundings<'_>,
-) -> Result<Option<Key>, Held> {
+fn to_be_made(entry: &DomainDisk, wanted: &Resolved, around: &Surroundings<'_>) -> Result<Option<Key>, Held> {
     let of_entry = |disk: &&Disk| {
         let Key { namespace, name } = Key::of(&*disk.disk);
         host_object_name(&namespace, &name) == entry.volume

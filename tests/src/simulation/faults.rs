@@ -9,7 +9,7 @@ use kubexen_crds::domain::StopReason;
 use std::{collections::BTreeSet, time::Duration};
 
 /// What there is by chance, as scenarios call it.
-pub(super) const NAMES: [&str; 24] = [
+pub(super) const NAMES: [&str; 27] = [
     "crash",
     "crash-at-write",
     "pause",
@@ -28,6 +28,9 @@ pub(super) const NAMES: [&str; 24] = [
     "store-delays",
     "store-election",
     "store-full",
+    "store-backup",
+    "store-restore",
+    "confirm-restore",
     "cut-link",
     "store-clock",
     "slow-store",
@@ -71,7 +74,7 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
     let lost = *dice.pick(&[Lost::Requests, Lost::Answers]);
     let failure = *dice.pick(&[Failure::Refused, Failure::Hangs, Failure::Untold]);
     let of = |milliseconds: u64| Seconds::from(dice.millis(100..milliseconds));
-    vec![match dice.below(36) {
+    vec![match dice.below(39) {
         0 | 1 => Action::Crash { process, r#for: of(20_000) },
         2..5 => Action::CrashAtWrite { process, write: 1 + dice.below(6), r#for: of(20_000) },
         // So long that others do what it would have done.
@@ -124,7 +127,13 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
             let (kind, late) = ((*dice.pick(&["domains", "volumes"])).to_owned(), of(60_000));
             Action::LateCreates { process: controller, kind, late, r#for: of(5_000) }
         }
-        _ => Action::CompactApi {},
+        35 => Action::CompactApi {},
+        _ if world.backup.is_none() => Action::StoreBackup {},
+        _ => match dice.below(5) {
+            0 => Action::StoreBackup {},
+            1 | 2 => Action::ConfirmRestore {},
+            _ => Action::StoreRestore {},
+        },
     }]
 }
 

@@ -177,7 +177,7 @@ impl World {
             Action::StoreBackup {} => self.backup = Some(self.pool_store.backup()),
             Action::StoreRestore {} => {
                 if let Some(backup) = &self.backup {
-                    self.is_late = true;
+                    self.is_restored = true;
                     self.pool_store.restore(backup);
                 }
             }

@@ -322,6 +322,9 @@ fn wanted(world: &World) -> Vec<Action> {
         if machine["spec"]["powerState"] == "Suspended" && hindered {
             actions.push(change_machine(&name, json!({"spec": {"powerState": "Running"}})));
         }
+        if world.is_restored && is_forgotten(&machine) {
+            actions.push(change_machine(&name, json!({"spec": {"powerState": "Halted"}})));
+        }
         let present = machine["spec"]["disks"].as_array().cloned().unwrap_or_default();
         let mut disks = present.clone();
         if holders.contains(&name) {
@@ -352,6 +355,16 @@ fn wanted(world: &World) -> Vec<Action> {
 
 fn conditions(machine: &Value) -> &[Value] {
     machine["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// Whether a machine waits for what a restored store knows nothing of: its guest was saved, resumed or in a move when the store was
+/// replaced. The runbook asks to start it anew.
+fn is_forgotten(machine: &Value) -> bool {
+    conditions(machine).iter().any(|condition| {
+        let message = condition["message"].as_str().unwrap_or_default();
+        let waits = condition["reason"] == "Resuming" || message.contains("it is not in the volume");
+        condition["type"] == "Ready" && waits
+    })
 }
 
 /// The machine that has a disk that this one waits for: a guest that was suspended with another machine's disk still has it.

@@ -112,8 +112,10 @@ pub(super) struct World {
     pub(super) began: Instant,
     /// When a host was found to have lost its guests last.
     pub(super) last_loss: Instant,
-    /// Whether the pool's store got a request that its client had given up, or was restored.
+    /// Whether the pool's store got a request that its client had given up.
     pub(super) is_late: bool,
+    /// Whether the pool's store was restored.
+    pub(super) is_restored: bool,
     /// What the pool's store held when it was copied last.
     pub(super) backup: Option<Backup>,
     /// What was done so far.
@@ -215,6 +217,7 @@ impl World {
             began: Instant::now(),
             last_loss: Instant::now(),
             is_late: false,
+            is_restored: false,
             backup: None,
             taken: Vec::new(),
         }
