@@ -115,10 +115,11 @@ fn begin(observed: &Observed, migration: &VirtualMachineMigration, beginning: &B
             "waits until what an earlier move of the same name has left is ended".to_owned(),
         ));
     }
-    if !observed.source.as_deref().is_some_and(runs) {
-        return Plan::say(Report::waiting("NotRunningYet", "waits until the guest runs".to_owned()));
-    }
+    let until_it_runs =
+        || Plan::say(Report::waiting("NotRunningYet", "waits until the guest runs".to_owned()));
     match (&beginning.turn, &beginning.choice) {
+        (_, _) if !observed.source.as_deref().is_some_and(runs) => until_it_runs(),
+        (Turn::NotRunningYet, _) => until_it_runs(),
         (Turn::PoolBusy(most), _) => Plan::say(Report::waiting(
             "PoolLimit",
             format!("waits for its turn: {most} moves go on in the pool, as many as Pool default allows"),

@@ -96,7 +96,8 @@ pub(crate) fn is_empty(domain: &Domain) -> bool {
 }
 
 /// The Domains of one machine that the guest is in, and those that it is not in. Once the destination owns the guest, the
-/// source is empty, whether or not its agent has told so yet.
+/// source is empty, whether or not its agent has told so yet. If both say that the guest is theirs, as they may when the pool's
+/// store was restored, both count as such: only the store knows.
 pub(crate) fn whereabouts(domains: Vec<Arc<Domain>>) -> (Vec<Arc<Domain>>, Vec<Arc<Domain>>) {
     let arrived: Vec<String> = domains
         .iter()
@@ -107,7 +108,8 @@ pub(crate) fn whereabouts(domains: Vec<Arc<Domain>>) -> (Vec<Arc<Domain>>, Vec<A
         .collect();
     domains.into_iter().partition(|domain| {
         let left = domain.spec.migration.as_ref().is_some_and(|migration| {
-            migration.role == MigrationRole::Source && arrived.contains(&migration.uid)
+            let taken_back = stage(domain) == Some(MigrationStage::Aborted);
+            migration.role == MigrationRole::Source && arrived.contains(&migration.uid) && !taken_back
         });
         !is_empty(domain) && !left
     })

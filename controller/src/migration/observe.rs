@@ -188,7 +188,15 @@ fn beginning(
             }
             Err(problem) => Choice::Unresolved(problem),
         }),
-        (Turn::Now(_) | Turn::PoolBusy(_) | Turn::HostBusy(..) | Turn::MachineBusy(_), _, _) => None,
+        (
+            Turn::Now(_)
+            | Turn::PoolBusy(_)
+            | Turn::HostBusy(..)
+            | Turn::MachineBusy(_)
+            | Turn::NotRunningYet,
+            _,
+            _,
+        ) => None,
     };
     Beginning {
         turn,

@@ -1,6 +1,6 @@
 //! Whose turn it is: the oldest migrations first, as many as the Pool's limits allow.
 
-use super::{is_empty, key_of};
+use super::{is_empty, key_of, movable, whereabouts};
 use crate::{
     context::Context,
     evacuation,
@@ -53,6 +53,8 @@ pub(crate) enum Turn {
     HostBusy(String, usize),
     /// Another migration of the same machine comes first.
     MachineBusy(Key),
+    /// Its guest does not run, so it keeps no other from beginning.
+    NotRunningYet,
 }
 
 /// The policy of the pool.
@@ -130,9 +132,10 @@ fn tell(view: &View, mut told: impl FnMut(&VirtualMachineMigration, Turn) -> boo
         .collect();
     for migration in waiting(view, &begun) {
         let key = Key::of(&*migration);
-        let machine = Key::new(&key.namespace, &migration.spec.virtual_machine);
+        let machine = machine_of(&migration);
         let source = source(view, &migration);
         let turn = match (machines.get(&machine), &source) {
+            (_, _) if !runs(view, &machine) => Turn::NotRunningYet,
             (Some(before), _) if *before != key => Turn::MachineBusy(before.clone()),
             (_, _) if load.pool >= of_pool => Turn::PoolBusy(of_pool),
             (_, Some(source)) if load.of_host(source) >= of_host => Turn::HostBusy(source.clone(), of_host),
@@ -156,7 +159,8 @@ fn tell(view: &View, mut told: impl FnMut(&VirtualMachineMigration, Turn) -> boo
 pub(crate) fn expected(view: &View) -> Load {
     let begun = begun(view);
     let mut load = Load::of(&begun);
-    for migration in waiting(view, &begun) {
+    let runs = |migration: &VirtualMachineMigration| runs(view, &machine_of(migration));
+    for migration in waiting(view, &begun).into_iter().filter(|migration| runs(migration)) {
         load.pool += 1;
         if let Some(source) = source(view, &migration) {
             load.add(&source);
@@ -168,10 +172,18 @@ pub(crate) fn expected(view: &View) -> Load {
     load
 }
 
+fn machine_of(migration: &VirtualMachineMigration) -> Key {
+    Key::new(&Key::of(migration).namespace, &migration.spec.virtual_machine)
+}
+
+/// Whether the guest of a machine runs, in a Domain that it has not left.
+fn runs(view: &View, machine: &Key) -> bool {
+    whereabouts(view.domains_of_machine(machine)).0.iter().any(|domain| movable::runs(domain))
+}
+
 /// The host that the machine of a migration is on.
 fn source(view: &View, migration: &VirtualMachineMigration) -> Option<String> {
-    let namespace = migration.metadata.namespace.as_deref().unwrap_or_default();
-    let machine = view.machines.get(&Key::new(namespace, &migration.spec.virtual_machine))?;
+    let machine = view.machines.get(&machine_of(migration))?;
     machine.status.as_ref()?.host.clone()
 }
 

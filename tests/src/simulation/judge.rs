@@ -278,17 +278,25 @@ impl Judge {
         self.lock().disks.lose(host, at);
     }
 
-    /// An agent is about to take a domain apart. `is_elsewhere` says that the guest is another host's, or in a volume;
+    /// An agent is about to take a domain apart. `is_elsewhere` says that the guest is another host's by the store, or in a volume;
     /// `is_guarded` that the host has promised to stop it.
     pub(super) fn destroying(&self, host: &str, uuid: Uuid, is_elsewhere: bool, is_guarded: bool) {
-        let (present, record, is_silent, was_guarded) = {
+        let (present, record, is_silent, was_guarded, runs_elsewhere) = {
             let state = self.lock();
             let heard = state.heard.get(host);
             let is_silent = heard.is_some_and(Heard::is_silent);
             let was_guarded = heard.is_some_and(|heard| heard.promised.contains(&uuid));
             let domains = state.hosts.get(host).and_then(|host| host.domains().ok()).unwrap_or_default();
             let record = state.domains.get(&(host_namespace(host), uuid.to_string())).cloned();
-            (domains.into_iter().find(|domain| domain.uuid == uuid), record, is_silent, was_guarded)
+            let runs = |domain: &DomainInfo| {
+                domain.uuid == uuid && matches!(domain.state, DomainState::Running | DomainState::Paused)
+            };
+            // A restored store may say otherwise.
+            let mut others = state.hosts.iter().filter(|(other, _)| *other != host);
+            let runs_elsewhere =
+                others.any(|(_, other)| other.domains().is_ok_and(|all| all.iter().any(runs)));
+            let present = domains.into_iter().find(|domain| domain.uuid == uuid);
+            (present, record, is_silent, was_guarded, runs_elsewhere)
         };
         let Some(present) = present else { return };
         self.note(format_args!("{host} destroy {uuid} {:?}", present.state));
@@ -300,7 +308,7 @@ impl Judge {
             // What a host guards stops when it hears nothing of the pool's store.
             return;
         }
-        if let Err(why) = may_be_destroyed(&present, record.as_deref(), is_elsewhere) {
+        if let Err(why) = may_be_destroyed(&present, record.as_deref(), is_elsewhere || runs_elsewhere) {
             self.violated("I4", format_args!("{host} destroys {uuid}: {why}"));
         }
     }

@@ -26,9 +26,15 @@ const UUID: Uuid = Uuid::from_u128(1);
 #[tokio::test(start_paused = true)]
 async fn every_fault_that_happens_by_chance_can_be_asked_for_by_its_name() {
     let chosen = async {
-        let world = World::new(1);
-        let faults = (0..5_000).flat_map(|_| faults::choose(&world));
-        faults.map(|fault| fault.name()).collect::<BTreeSet<_>>()
+        let mut world = World::new(1);
+        let mut chosen = BTreeSet::new();
+        // A store can be restored once it was copied.
+        for backup in [None, Some(world.pool_store.backup())] {
+            world.backup = backup;
+            let faults = (0..5_000).flat_map(|_| faults::choose(&world));
+            chosen.extend(faults.map(|fault| fault.name()));
+        }
+        chosen
     };
     let mut chosen = LocalSet::new().run_until(chosen).await;
     // A guest stops by itself only where there is one, and no fault is none.
