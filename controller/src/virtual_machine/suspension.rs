@@ -95,12 +95,13 @@ pub(crate) fn is_resumed(domain: &Domain) -> bool {
         && status.observed_generation == domain.metadata.generation
 }
 
-/// Whether the guest was resumed, or may have been, and that is not on record yet. Who ended its Domain now would have the next start
-/// look for it where it was saved, and there it is no more.
+/// Whether the guest was resumed or saved, or may have been, and that is not on record yet. Who ended its Domain now would have the
+/// next start look for it where it was saved, and there it is no more; or boot it afresh, which is refused.
 pub(crate) fn is_unrecorded(observed: &Observed, domain: &Domain) -> bool {
     let said = domain.status.as_ref().and_then(|status| status.observed_generation);
     let resumes = domain.spec.saved_state.is_some() || observed.suspended().is_some();
-    resumes && (is_resumed(domain) || said != domain.metadata.generation)
+    let is_saving = domain.spec.power_state == DomainPowerState::Suspended && observed.suspended().is_none();
+    is_saving || (resumes && (is_resumed(domain) || said != domain.metadata.generation))
 }
 
 /// Whether all of the guest is saved.

@@ -140,15 +140,17 @@ fn a_machine_that_runs_again_forgets_what_was_saved_step_by_step() {
 }
 
 #[test]
-fn a_restart_that_is_asked_for_while_a_guest_is_resumed_waits_until_that_is_on_record() {
+fn a_restart_that_is_asked_for_while_a_guest_is_saved_or_resumed_waits_until_that_is_on_record() {
+    let asked_of = |mut machine: VirtualMachine, domain| {
+        let at = (RESTART_REQUESTED_AT.to_owned(), "now".to_owned());
+        machine.metadata.annotations = Some([at].into());
+        Observed { state: Some(state_disk("a")), ..observed(machine, vec![domain]) }
+    };
     let asked = |phase, status: bool| {
         let mut domain = saving(phase);
         domain.spec.power_state = DomainPowerState::Running;
         domain.status = domain.status.filter(|_| status);
-        let mut machine = with_memory_of(vm());
-        let at = (RESTART_REQUESTED_AT.to_owned(), "now".to_owned());
-        machine.metadata.annotations = Some([at].into());
-        Observed { state: Some(state_disk("a")), ..observed(machine, vec![domain]) }
+        asked_of(with_memory_of(vm()), domain)
     };
     let restarts = |seen: &Observed| {
         decide(seen).actions.iter().any(|action| {
@@ -161,6 +163,19 @@ fn a_restart_that_is_asked_for_while_a_guest_is_resumed_waits_until_that_is_on_r
         "the next start would look for it where it was saved"
     );
     assert!(restarts(&asked(DomainPhase::Failed, true)), "it is not resumed here");
+    for phase in [DomainPhase::Running, DomainPhase::Suspended] {
+        let larger = changed(|machine| machine.spec.memory.size = ByteQuantity("8Gi".to_owned()));
+        for machine in [vm(), larger] {
+            let actions = decide(&asked_of(machine, saving(phase))).actions;
+            let [Action::Adjust { change, .. }] = &actions[..] else { panic!("{phase:?} {actions:?}") };
+            assert_eq!(
+                change.power_state,
+                Some(DomainPowerState::Running),
+                "first it is resumed where it is"
+            );
+            assert_eq!(change.restart_requested, None);
+        }
+    }
 }
 
 #[test]
