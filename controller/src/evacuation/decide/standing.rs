@@ -173,7 +173,7 @@ fn is_over(record: &VirtualMachineMigration) -> bool {
     record.status.as_ref().and_then(|status| status.phase).is_some_and(MigrationPhase::is_final)
 }
 
-/// The migration that was made for the guest and waits for it to run: it keeps others from their turn.
+/// The migration that was made for the guest and waits for it to run. By then another host may suit better, so it is made anew.
 pub(super) fn idle_record(guest: &Guest) -> Option<&VirtualMachineMigration> {
     let record = guest.record.as_deref().filter(|record| !is_over(record))?;
     let waits = match record.status.as_ref().and_then(|status| status.phase) {
