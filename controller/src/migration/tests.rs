@@ -4,12 +4,13 @@ use super::{
     movable::Sends,
     observe::{Beginning, Choice, Observed},
     status::render,
-    turns::{Load, Turn},
+    turns::{self, Load, Turn},
     whereabouts,
 };
 use crate::{
     placement::Rejections,
     samples::{self, running},
+    view::View,
     virtual_machine::problem::Problem,
 };
 use jiff::Timestamp;
@@ -17,7 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kubexen_crds::{
     ByteQuantity, Domain, DomainMigration, DomainMigrationStatus, MigrationPhase, MigrationRole,
     MigrationStage, VirtualMachine, VirtualMachineMigration, VirtualMachineMigrationSpec,
-    VirtualMachineMigrationStatus, condition::find, virtual_machine::PowerState,
+    VirtualMachineMigrationStatus, VirtualMachineStatus, condition::find, virtual_machine::PowerState,
     virtual_machine_migration::Transfer,
 };
 use kubexen_runtime::Key;
@@ -242,6 +243,34 @@ fn a_migration_that_may_not_begin_yet_says_what_it_waits_for() {
         let observed = Observed { beginning: Some(Beginning { turn, choice, ..beginning() }), ..unbegun() };
         assert_eq!(outcome(&observed), (Some((MigrationPhase::Pending, reason.to_owned())), Vec::new()));
     }
+}
+
+#[test]
+fn migrations_of_a_machine_that_does_not_run_keep_no_other_from_its_turn() {
+    let view = View::default();
+    for (machine, domain) in [
+        ("stuck", samples::domain("stuck", "m-1", "a", "d-1")),
+        ("web", running(samples::domain("web", "m-2", "a", "d-2"))),
+    ] {
+        let status = VirtualMachineStatus { host: Some("a".to_owned()), ..VirtualMachineStatus::default() };
+        let of_domain = domain.spec.virtual_machine.uid.clone();
+        view.machines
+            .learn(VirtualMachine { status: Some(status), ..samples::virtual_machine(machine, &of_domain) });
+        view.domains_of_machine.set(&Key::of(&domain), [Key::new("shop", machine)].into());
+        view.domains.learn(domain);
+    }
+    let most = usize::try_from(turns::policy(&view).max_per_host).unwrap();
+    let asked = |name: &str, machine: &str| VirtualMachineMigration {
+        metadata: samples::named("shop", name, name),
+        spec: VirtualMachineMigrationSpec { virtual_machine: machine.to_owned(), ..migration().spec },
+        status: None,
+    };
+    let stuck: Vec<_> = (0..most).map(|number| asked(&format!("first-{number}"), "stuck")).collect();
+    let last = asked("last", "web");
+    stuck.iter().chain([&last]).for_each(|migration| view.migrations.learn(migration.clone()));
+    assert!(stuck.iter().all(|migration| turns::turn(&view, migration) == Turn::NotRunningYet));
+    assert_eq!(turns::turn(&view, &last), Turn::Now(Load::default()));
+    assert_eq!((turns::expected(&view).pool, turns::expected(&view).of_host("a")), (1, 1));
 }
 
 #[test]
