@@ -396,9 +396,7 @@ impl Watched for VirtualMachineMigration {
     }
 
     fn index(view: &View, change: &Change<'_, Self>) {
-        let machine = |migration: &Self| {
-            BTreeSet::from([Key::new(&change.key.namespace, &migration.spec.virtual_machine)])
-        };
+        let machine = |migration: &Self| BTreeSet::from([migration::machine_of(migration)]);
         let host =
             |migration: &Self| migration.labels().get(EVACUATES).map(Key::cluster).into_iter().collect();
         view.migrations_of_machine.set(change.key, now(change, machine));

@@ -33,7 +33,7 @@ use crate::{
     context::{Applied, Context},
     error::Error,
 };
-use kubexen_crds::{Domain, DomainMigration, MigrationRole, MigrationStage};
+use kubexen_crds::{Domain, DomainMigration, MigrationRole, MigrationStage, VirtualMachineMigration};
 use kubexen_runtime::{Key, Outcome};
 use std::{sync::Arc, time::Duration};
 
@@ -64,6 +64,11 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
 pub(crate) fn key_of(domain: &Domain) -> Option<Key> {
     let migration = domain.spec.migration.as_ref()?;
     Some(Key::new(&domain.spec.virtual_machine.namespace, &migration.name))
+}
+
+/// The machine that a migration moves.
+pub(crate) fn machine_of(migration: &VirtualMachineMigration) -> Key {
+    Key::new(&Key::of(migration).namespace, &migration.spec.virtual_machine)
 }
 
 /// What a Domain's agent said of the migration that the Domain takes part in now.

@@ -79,7 +79,7 @@ pub(crate) fn observe(context: &Context, key: &Key) -> Option<Observed> {
     let view = &context.view;
     let migration = view.migrations.get(key);
     let machine_key = match &migration {
-        Some(migration) => Key::new(&key.namespace, &migration.spec.virtual_machine),
+        Some(migration) => super::machine_of(migration),
         None => {
             let left = view.domains.list().into_iter().find(|domain| key_of(domain).as_ref() == Some(key))?;
             Key::new(&key.namespace, &left.spec.virtual_machine.name)

@@ -1,6 +1,6 @@
 //! Whose turn it is: the oldest migrations first, as many as the Pool's limits allow.
 
-use super::{is_empty, key_of, movable, whereabouts};
+use super::{is_empty, key_of, machine_of, movable, whereabouts};
 use crate::{
     context::Context,
     evacuation,
@@ -159,8 +159,8 @@ fn tell(view: &View, mut told: impl FnMut(&VirtualMachineMigration, Turn) -> boo
 pub(crate) fn expected(view: &View) -> Load {
     let begun = begun(view);
     let mut load = Load::of(&begun);
-    let runs = |migration: &VirtualMachineMigration| runs(view, &machine_of(migration));
-    for migration in waiting(view, &begun).into_iter().filter(|migration| runs(migration)) {
+    let waiting = waiting(view, &begun).into_iter();
+    for migration in waiting.filter(|migration| runs(view, &machine_of(migration))) {
         load.pool += 1;
         if let Some(source) = source(view, &migration) {
             load.add(&source);
@@ -170,10 +170,6 @@ pub(crate) fn expected(view: &View) -> Load {
         }
     }
     load
-}
-
-fn machine_of(migration: &VirtualMachineMigration) -> Key {
-    Key::new(&Key::of(migration).namespace, &migration.spec.virtual_machine)
 }
 
 /// Whether the guest of a machine runs, in a Domain that it has not left.

@@ -288,9 +288,7 @@ impl Judge {
             let was_guarded = heard.is_some_and(|heard| heard.promised.contains(&uuid));
             let domains = state.hosts.get(host).and_then(|host| host.domains().ok()).unwrap_or_default();
             let record = state.domains.get(&(host_namespace(host), uuid.to_string())).cloned();
-            let runs = |domain: &DomainInfo| {
-                domain.uuid == uuid && matches!(domain.state, DomainState::Running | DomainState::Paused)
-            };
+            let runs = |domain: &DomainInfo| domain.uuid == uuid && may_run(domain.state);
             // A restored store may say otherwise.
             let mut others = state.hosts.iter().filter(|(other, _)| *other != host);
             let runs_elsewhere =
