@@ -122,14 +122,10 @@ impl Context {
         let version = |object: Option<&Arc<K>>| object.and_then(|object| object.resource_version());
         let (before, after) = (version(change.before), version(change.after));
         if before.is_some() && before == after {
-            // The echo of a write of ours: its answer was taken already.
+            // The answer to a write of ours, or to a read, was taken already.
             return;
         }
-        K::index(&self.view, change);
-        K::wake(self, change);
-        if let Some(queue) = K::queue(&self.queues) {
-            self.queues.add(queue, change.key.clone());
-        }
+        self.take(change);
     }
 
     /// Takes the answer to a write of ours. The object itself is not queued: who wrote it looks again anyway.
@@ -140,7 +136,21 @@ impl Context {
         });
     }
 
-    /// Creates an object; if one of its name is there already, learns that one instead.
+    /// Takes what a read from the server showed. If it is news, others wrote it, and the object is queued as by a watch, which
+    /// says nothing of a version that is known.
+    pub(crate) fn found<K: Watched>(&self, object: K) {
+        K::mirror(&self.view).learn_with(object, |change| self.take(change));
+    }
+
+    fn take<K: Watched>(&self, change: &Change<'_, K>) {
+        K::index(&self.view, change);
+        K::wake(self, change);
+        if let Some(queue) = K::queue(&self.queues) {
+            self.queues.add(queue, change.key.clone());
+        }
+    }
+
+    /// Creates an object; if one of its name is there already, takes that one instead.
     pub(crate) async fn create<K: Watched>(&self, object: &K) -> Result<(), Error> {
         let key = Key::of(object);
         let api = K::api(&self.client, &key.namespace);
@@ -149,7 +159,7 @@ impl Context {
             Ok(created) => self.learn(created),
             Err(error) if error.is_already_exists() => {
                 if let Some(present) = self.get::<K>(&key).await? {
-                    self.learn(present);
+                    self.found(present);
                 }
             }
             Err(error) => return Err(error.into()),
@@ -273,6 +283,14 @@ impl Context {
     /// Reads all objects in a namespace from the server, linearizably.
     pub(crate) async fn list_in<K: Watched>(&self, namespace: &str) -> Result<Vec<K>, Error> {
         Ok(limited(K::api(&self.client, namespace).list(&ListParams::default())).await?.items)
+    }
+
+    /// Reads all objects of a kind from the server, linearizably, and takes what the mirror does not show yet. One that cannot be
+    /// decoded is left out.
+    pub(crate) async fn find_all<K: Watched>(&self) -> Result<(), Error> {
+        let listed = limited(K::api_guarded(&self.client).list(&ListParams::default())).await?;
+        listed.items.into_iter().filter_map(|object| object.0.ok()).for_each(|object| self.found(object));
+        Ok(())
     }
 
     /// Counts a write that is about to be sent, or refuses it because this process does not lead.

@@ -42,7 +42,7 @@ pub(crate) async fn remove<User: Watched, Object: Watched>(
         context.delete(&**object).await?;
     }
     if let Some(user) = user {
-        context.learn(user);
+        context.found(user);
     }
     Ok(())
 }

@@ -17,14 +17,12 @@ use crate::{
 };
 use futures::FutureExt;
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::{Client, api::ListParams};
+use kube::Client;
 use kubexen_crds::{
     Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineMigration,
     Volume,
 };
-use kubexen_runtime::{
-    Clock, Key, Outcome, WorkQueue, concurrent::run_all, events, telemetry::Readiness, write::limited,
-};
+use kubexen_runtime::{Clock, Key, Outcome, WorkQueue, concurrent::run_all, events, telemetry::Readiness};
 use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -196,16 +194,10 @@ async fn term(context: &Context) {
 /// the mirror yet would be placed a second time, one could be placed on a host that is said to be evacuated, and guests could be
 /// started elsewhere although the Pool says that none is to be.
 async fn catch_up(context: &Context) -> Result<(), Error> {
-    learn_all::<Pool>(context).await?;
-    learn_all::<Host>(context).await?;
-    learn_all::<Domain>(context).await?;
-    learn_all::<Volume>(context).await
-}
-
-async fn learn_all<K: Watched>(context: &Context) -> Result<(), Error> {
-    let listed = limited(K::api_guarded(&context.client).list(&ListParams::default())).await?;
-    listed.items.into_iter().filter_map(|object| object.0.ok()).for_each(|object| context.learn(object));
-    Ok(())
+    context.find_all::<Pool>().await?;
+    context.find_all::<Host>().await?;
+    context.find_all::<Domain>().await?;
+    context.find_all::<Volume>().await
 }
 
 /// Works one queue off, for ever.

@@ -26,7 +26,7 @@ pub(crate) async fn confirm(context: &Context, host: &Host, seen: &[Seen]) -> Re
         seen.iter().any(|(key, version)| *key == Key::of(domain) && *version == domain.resource_version())
     };
     let confirmed = domains.iter().all(known);
-    domains.into_iter().for_each(|domain| context.learn(domain));
+    domains.into_iter().for_each(|domain| context.found(domain));
     Ok(confirmed)
 }
 

@@ -170,7 +170,7 @@ async fn is_empty(context: &Context, host: &str) -> Result<bool, Error> {
     let domains: Vec<Domain> = context.list_in(&namespace).await?;
     let volumes: Vec<Volume> = context.list_in(&namespace).await?;
     let empty = domains.is_empty() && volumes.is_empty();
-    domains.into_iter().for_each(|domain| context.learn(domain));
-    volumes.into_iter().for_each(|volume| context.learn(volume));
+    domains.into_iter().for_each(|domain| context.found(domain));
+    volumes.into_iter().for_each(|volume| context.found(volume));
     Ok(empty)
 }

@@ -156,6 +156,6 @@ async fn is_ours_or_of_none(context: &Context, observed: &Observed, domain: &Key
     let key = Key::new(&present.spec.virtual_machine.namespace, &part.name);
     let found = context.get::<VirtualMachineMigration>(&key).await?;
     let Some(found) = found.filter(|found| uid(found) == part.uid) else { return Ok(true) };
-    context.learn(found);
+    context.found(found);
     Ok(false)
 }

@@ -71,6 +71,11 @@ impl Plan {
         Self::say(Report::ended(cause))
     }
 
+    /// Whether it says that the move did not come about, and not because somebody called it off.
+    pub(crate) fn refuses(&self) -> bool {
+        self.report.as_ref().is_some_and(Report::is_failure)
+    }
+
     fn and(mut self, action: Option<Action>) -> Self {
         self.actions.extend(action);
         self
@@ -215,8 +220,10 @@ fn go_on(observed: &Observed, migration: &VirtualMachineMigration, now: Timestam
             Plan { again: Some(PREPARATION - waited), ..Plan::say(Report::preparing(route())) }
         }
         (Ended::NeverBegan, _) => end(Cause::NotPrepared(host_of(destination).to_owned())),
-        (Ended::No | Ended::Left(_), Some(MigrationStage::Aborted)) => {
-            Plan::default().and(cancellation(source))
+        (Ended::No, Some(MigrationStage::Aborted)) => Plan::default().and(cancellation(source)),
+        // Only a store that was restored from a backup lets both say so. What the guest was is gone; it is started anew.
+        (Ended::Left(_), Some(MigrationStage::Aborted)) => {
+            Plan::fail(&Cause::GuestLost).and(deletion(destination))
         }
         (Ended::No | Ended::Left(_), _) if wanted_off => {
             Plan::default().and(cancellation(source)).and(cancellation(destination))
@@ -281,6 +288,9 @@ fn clean_up(observed: &Observed) -> Plan {
         match (source.filter(|domain| is_empty(domain)), destination.filter(|domain| is_empty(domain))) {
             // It is at the destination, or was: the machine may have been stopped there since.
             (Some(left), None) => Some(left),
+            (Some(_), Some(never_came)) if stage(never_came) == Some(MigrationStage::Aborted) => {
+                Some(never_came)
+            }
             // The source says that the guest has left, and the destination is about to say that it came.
             (Some(_), Some(_)) => None,
             (None, never_came) => never_came,

@@ -33,8 +33,12 @@ use crate::{
     context::{Applied, Context},
     error::Error,
 };
-use kubexen_crds::{Domain, DomainMigration, MigrationRole, MigrationStage, VirtualMachineMigration};
+use kubexen_crds::{
+    Domain, DomainMigration, Host, MigrationRole, MigrationStage, Network, Pool, StorageRepository,
+    VirtualDisk, VirtualMachine, VirtualMachineMigration, names::host_object_name,
+};
 use kubexen_runtime::{Key, Outcome};
+use observe::Observed;
 use std::{sync::Arc, time::Duration};
 
 pub(crate) use status::Cause;
@@ -47,9 +51,16 @@ const LATER: Duration = Duration::from_secs(1);
 
 /// One look at a migration, or at what a deleted one has left.
 pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, Error> {
+    let mut asked = false;
     for _ in 0..ROUNDS {
         let Some(observed) = observe::observe(context, key) else { return Ok(Outcome::Settled) };
         let plan = decide::decide(&observed, context.clock.now());
+        if plan.refuses() && observed.beginning.is_some() && !asked {
+            // What speaks against it may be gone already, and a refusal is for good.
+            catch_up(context, &observed).await?;
+            asked = true;
+            continue;
+        }
         let again = plan.again;
         match apply::apply(context, &observed, plan).await? {
             Applied::Nothing => return Ok(again.map_or(Outcome::Settled, Outcome::Again)),
@@ -58,6 +69,29 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
         }
     }
     Ok(Outcome::Again(LATER))
+}
+
+/// Sees what decides whether a move can begin, however far behind the watches are.
+async fn catch_up(context: &Context, observed: &Observed) -> Result<(), Error> {
+    let Some(migration) = &observed.migration else { return Ok(()) };
+    let key = machine_of(migration);
+    context.find_all::<Pool>().await?;
+    context.find_all::<Host>().await?;
+    context.find_all::<Network>().await?;
+    context.find_all::<StorageRepository>().await?;
+    for domain in context.list_named::<Domain>(&host_object_name(&key.namespace, &key.name)).await? {
+        context.found(domain);
+    }
+    let Some(machine) = context.get::<VirtualMachine>(&key).await? else { return Ok(()) };
+    let disks: Vec<Key> =
+        machine.spec.disks.iter().map(|disk| Key::new(&key.namespace, &disk.disk)).collect();
+    context.found(machine);
+    for disk in disks {
+        if let Some(disk) = context.get::<VirtualDisk>(&disk).await? {
+            context.found(disk);
+        }
+    }
+    Ok(())
 }
 
 /// The migration that a Domain takes part in.

@@ -43,6 +43,8 @@ pub(crate) enum Cause {
     DestinationGone,
     /// The machine's own Domain is gone.
     GuestGone,
+    /// Neither host has the guest.
+    GuestLost,
     /// An agent says why.
     Agent {
         /// The host.
@@ -84,6 +86,7 @@ impl Cause {
             Self::DestinationDoesNotListen(_) => "DestinationDoesNotListen",
             Self::DestinationGone => "DestinationGone",
             Self::GuestGone => "GuestGone",
+            Self::GuestLost => "GuestLost",
             Self::Agent { .. } => "TransferFailed",
         }
     }
@@ -125,6 +128,11 @@ impl Cause {
                 "the Domain on the destination was deleted; the guest runs where it was".to_owned()
             }
             Self::GuestGone => "the machine was stopped or deleted during the move".to_owned(),
+            Self::GuestLost => {
+                "the pool's store was restored from a backup in the last moment of the move, and neither host has the guest: it \
+                 is started anew"
+                    .to_owned()
+            }
             Self::Agent { host, reason, message } => {
                 format!("host {host}: {message} ({reason}); the guest runs where it was")
             }
@@ -199,6 +207,11 @@ impl Report {
         let called_off = *cause == Cause::Cancelled;
         let phase = if called_off { MigrationPhase::Cancelled } else { MigrationPhase::Failed };
         Self::new(phase, cause.reason(), cause.message())
+    }
+
+    /// Whether it did not come about, and not because somebody called it off.
+    pub(crate) fn is_failure(&self) -> bool {
+        self.phase == MigrationPhase::Failed
     }
 
     fn conditions(&self) -> Vec<Wanted> {

@@ -449,3 +449,17 @@ fn what_an_earlier_move_of_the_same_name_left_is_ended_before_this_one_begins() 
     let observed = Observed { earlier: vec![earlier(None)], ..unbegun() };
     assert_eq!(outcome(&observed), (waits, vec![Action::Cancel(key("a")), Action::Cancel(key("b"))]));
 }
+
+#[test]
+fn a_guest_that_left_and_never_came_is_lost_and_both_domains_go_so_that_it_is_started_anew() {
+    let (left, mut never_came) =
+        (source(Some(MigrationStage::Committed)), destination(Some(MigrationStage::Aborted)));
+    let said = never_came.status.as_mut().and_then(|status| status.migration.as_mut()).unwrap();
+    (said.reason, said.message) = (Some("PoolStoreUnavailable".to_owned()), Some("no answer".to_owned()));
+    let lost = outcome(&going(left.clone(), Some(never_came.clone())));
+    assert_eq!(lost, (Some((MigrationPhase::Failed, "GuestLost".to_owned())), vec![deletion("b")]));
+    let called_off = Observed { migration: None, ..going(left.clone(), Some(never_came)) };
+    assert_eq!(outcome(&called_off), (None, vec![deletion("b")]));
+    let called_off = Observed { migration: None, ..going(left, None) };
+    assert_eq!(outcome(&called_off), (None, vec![deletion("a")]));
+}

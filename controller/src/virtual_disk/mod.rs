@@ -186,7 +186,7 @@ async fn is_gone(context: &Context, disk: &VirtualDisk) -> Result<bool, Error> {
     let mut gone = true;
     for volume in left {
         gone &= volume.spec.virtual_disk.uid != uid(disk);
-        context.learn(volume);
+        context.found(volume);
     }
     Ok(gone)
 }

@@ -111,7 +111,7 @@ async fn confirm_gone(context: &Context, machine: &VirtualMachine) -> Result<boo
     let mut gone = true;
     for domain in left {
         gone &= domain.spec.virtual_machine.uid != uid(machine);
-        context.learn(domain);
+        context.found(domain);
     }
     Ok(gone)
 }
@@ -301,7 +301,7 @@ async fn settle(context: &Context, machine: &VirtualMachine, domains: &[Key]) ->
     let mut present = Vec::new();
     for key in domains {
         if let Some(domain) = context.get::<Domain>(key).await? {
-            context.learn(domain.clone());
+            context.found(domain.clone());
             if domain.spec.virtual_machine.uid == uid(machine) && !is_deleting(&domain) {
                 present.push(domain);
             }
