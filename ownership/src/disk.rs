@@ -16,11 +16,13 @@
 //! RETIRE   absent, or of a machine nobody owns    → put "retired", if that still holds
 //!          retired                                → nothing to do
 //!          of a machine that has an owner         → refused
-//! FORGET   retired                                → delete, if unchanged
-//!          anything else                          → nothing to do
+//! FORGET   retired, or of a machine nobody owns   → delete, if that still holds
+//!          absent                                 → nothing to do
+//!          of a machine that has an owner         → refused
 //! ```
 //!
-//! A disk is retired before its data is deleted: from then on no claim succeeds, however late it arrives.
+//! A disk is retired before its data is deleted: from then on no claim succeeds, however late it arrives. It is forgotten by one
+//! transaction, so that forgetting it a second time leaves nothing behind.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,7 +34,7 @@ use crate::drive::{self, Backend, MAX_REFUSALS, RequestError};
 use crate::names::{Token, VmUid};
 use crate::protocol::{Compare, Outcome, Transaction, Write};
 use crate::record::{Entry, Key};
-use crate::store::{ClaimDisk, RetireDisk, StoreError};
+use crate::store::{ClaimDisk, ForgetDisk, RetireDisk, StoreError};
 
 /// The identity of a disk: the UID of its `VirtualDisk` object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -184,25 +186,10 @@ pub(crate) async fn retire<B: Backend>(backend: &B, disk: DiskUid) -> Result<Ret
 
 /// RELEASE: `vm` is to have `disk` no more.
 pub(crate) async fn release<B: Backend>(backend: &B, disk: DiskUid, vm: VmUid) -> Result<(), StoreError> {
-    remove(backend, "release", disk, DiskState::HeldBy(vm)).await
-}
-
-/// FORGET: the data of a retired disk is gone, and its record may go.
-pub(crate) async fn forget<B: Backend>(backend: &B, disk: DiskUid) -> Result<(), StoreError> {
-    remove(backend, "forget", disk, DiskState::Retired).await
-}
-
-/// Removes the record of a disk if this is what it says.
-async fn remove<B: Backend>(
-    backend: &B,
-    verb: &'static str,
-    disk: DiskUid,
-    state: DiskState,
-) -> Result<(), StoreError> {
-    let key = Key::Disk(disk);
+    let (verb, key) = ("release", Key::Disk(disk));
     for _ in 0..MAX_REFUSALS {
         let Some(entry) = drive::read(backend, key.clone()).await? else { return Ok(()) };
-        if decode(&key, &entry)? != state {
+        if decode(&key, &entry)? != DiskState::HeldBy(vm) {
             return Ok(());
         }
         let compares = vec![Compare::Unchanged { key: key.clone(), mod_revision: entry.mod_revision }];
@@ -212,6 +199,24 @@ async fn remove<B: Backend>(
         }
     }
     Err(StoreError::Contended { verb, key })
+}
+
+/// FORGET: nothing is to be left of `disk`.
+pub(crate) async fn forget<B: Backend>(backend: &B, disk: DiskUid) -> Result<ForgetDisk, StoreError> {
+    let verb = "forget";
+    for _ in 0..MAX_REFUSALS {
+        let seen = look(backend, disk).await?;
+        match seen.state() {
+            None => return Ok(ForgetDisk::Forgotten),
+            Some(DiskState::HeldBy(holder)) if seen.holder_is_owned => return Ok(ForgetDisk::HeldBy(holder)),
+            Some(DiskState::HeldBy(_) | DiskState::Retired) => {}
+        }
+        let (compares, writes) = (seen.still_free(disk), vec![Write::Delete(Key::Disk(disk))]);
+        if execute(backend, verb, disk, Transaction { compares, writes }).await?.is_none() {
+            return Ok(ForgetDisk::Forgotten);
+        }
+    }
+    Err(StoreError::Contended { verb, key: Key::Disk(disk) })
 }
 
 fn put(disk: DiskUid, state: DiskState) -> Write {

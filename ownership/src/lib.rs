@@ -47,6 +47,6 @@ pub use memory::{Backup, Cut, MemoryStore};
 pub use names::{BootId, HostBoot, HostName, InvalidName, LeaseId, Owner, Phase, Token, VmUid};
 pub use record::{Entry, Key};
 pub use store::{
-    Abort, Cause, ClaimDisk, Commit, Discard, Guard, OwnershipStore, Reclaim, Release, Resume, RetireDisk,
-    Run, Save, Start, Steal, StoreError,
+    Abort, Cause, ClaimDisk, Commit, Discard, ForgetDisk, Guard, OwnershipStore, Reclaim, Release, Resume,
+    RetireDisk, Run, Save, Start, Steal, StoreError,
 };

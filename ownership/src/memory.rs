@@ -22,8 +22,8 @@ use crate::protocol::{
 };
 use crate::record::{Entry, Key};
 use crate::store::{
-    Abort, ClaimDisk, Commit, Discard, Guard, OwnershipStore, Reclaim, Release, Resume, RetireDisk, Run,
-    Save, Start, Steal, StoreError,
+    Abort, ClaimDisk, Commit, Discard, ForgetDisk, Guard, OwnershipStore, Reclaim, Release, Resume,
+    RetireDisk, Run, Save, Start, Steal, StoreError,
 };
 
 /// An ownership store in memory. It executes the transactions that [`EtcdStore`](crate::EtcdStore) sends to etcd, and
@@ -485,7 +485,7 @@ impl OwnershipStore for MemoryStore {
         disk::retire(self, disk).await
     }
 
-    async fn forget_disk(&self, disk: DiskUid) -> Result<(), StoreError> {
+    async fn forget_disk(&self, disk: DiskUid) -> Result<ForgetDisk, StoreError> {
         disk::forget(self, disk).await
     }
 }

@@ -147,6 +147,15 @@ pub enum RetireDisk {
     HeldBy(VmUid),
 }
 
+/// The answer to [`OwnershipStore::forget_disk`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForgetDisk {
+    /// The store says nothing of the disk any more.
+    Forgotten,
+    /// This virtual machine, which has an owner, has the disk.
+    HeldBy(VmUid),
+}
+
 /// Who may run each virtual machine of the pool, and which of them has each shared disk.
 ///
 /// Every method is linearizable: its answer is true of a moment between the call and the answer, whichever clients
@@ -332,11 +341,13 @@ pub trait OwnershipStore: Send + Sync + fmt::Debug {
     /// [`StoreError::Unknown`] when it may or may not be retired now. Else [`StoreError`].
     async fn retire_disk(&self, disk: DiskUid) -> Result<RetireDisk, StoreError>;
 
-    /// Removes the record of a retired disk, once its data is gone. Does nothing for any other disk.
+    /// Removes the record of a shared disk, unless a virtual machine that has an owner has it.
+    ///
+    /// To be called once its data is gone, or when it is to be nobody's but stays.
     ///
     /// # Errors
-    /// [`StoreError`].
-    async fn forget_disk(&self, disk: DiskUid) -> Result<(), StoreError>;
+    /// [`StoreError::Unknown`] when it may or may not be removed now. Else [`StoreError`].
+    async fn forget_disk(&self, disk: DiskUid) -> Result<ForgetDisk, StoreError>;
 }
 
 /// What lies beneath a failure, for logs.

@@ -17,7 +17,7 @@ use crate::{
 use decide::{Observed, Plan, decide};
 use kube::{Api, ResourceExt};
 use kubexen_crds::{Volume, VolumeStatus, names::AGENT_FINALIZER};
-use kubexen_ownership::{Discard, DiskUid, RetireDisk, VmUid};
+use kubexen_ownership::{Discard, DiskUid, ForgetDisk, RetireDisk, VmUid};
 use kubexen_runtime::{Key, Outcome, events::Severity, write};
 use std::{str::FromStr, time::Duration};
 use tracing::{info, warn};
@@ -127,6 +127,30 @@ impl Domains {
 
     /// Sees to it that no host uses a shared volume, and that none resumes a guest from any, now or later.
     async fn retire(&self, volume: &Volume, id: &VolumeId) -> Result<(), ReconcileError> {
+        self.discard_saved(volume, id).await?;
+        if !volume.spec.shared {
+            return Ok(());
+        }
+        match self.ownership.retire_disk(DiskUid(id.uuid)).await? {
+            RetireDisk::Retired => Ok(()),
+            RetireDisk::HeldBy(holder) => Err(taken(volume, holder)),
+        }
+    }
+
+    /// Leaves nothing of a shared volume in the pool's store, unless a host uses it.
+    async fn forget(&self, volume: &Volume, id: &VolumeId) -> Result<(), ReconcileError> {
+        self.discard_saved(volume, id).await?;
+        if !volume.spec.shared {
+            return Ok(());
+        }
+        match self.ownership.forget_disk(DiskUid(id.uuid)).await? {
+            ForgetDisk::Forgotten => Ok(()),
+            ForgetDisk::HeldBy(holder) => Err(taken(volume, holder)),
+        }
+    }
+
+    /// Sees to it that no host resumes a guest from the volume, if one is saved to it.
+    async fn discard_saved(&self, volume: &Volume, id: &VolumeId) -> Result<(), ReconcileError> {
         if let Some(machine) = &volume.spec.saved_machine {
             let vm = VmUid::from_str(machine)
                 .map_err(|_| ReconcileError::Malformed("`savedMachine` is no UUID".to_owned()))?;
@@ -135,25 +159,6 @@ impl Domains {
                 Discard::Discarded => self.ownership.release_disk(DiskUid(id.uuid), vm).await?,
                 Discard::Refused(owner) => return Err(ReconcileError::BeingResumed(owner.host)),
             }
-        }
-        if !volume.spec.shared {
-            return Ok(());
-        }
-        match self.ownership.retire_disk(DiskUid(id.uuid)).await? {
-            RetireDisk::Retired => Ok(()),
-            RetireDisk::HeldBy(holder) => {
-                Err(ReconcileError::DiskTaken { volume: volume.name_any(), holder })
-            }
-        }
-    }
-
-    /// Leaves nothing of a shared volume in the pool's store.
-    async fn forget(&self, volume: &Volume, id: &VolumeId) -> Result<(), ReconcileError> {
-        if volume.spec.shared || volume.spec.saved_machine.is_some() {
-            self.retire(volume, id).await?;
-        }
-        if volume.spec.shared {
-            self.ownership.forget_disk(DiskUid(id.uuid)).await?;
         }
         Ok(())
     }
@@ -190,4 +195,8 @@ impl Domains {
     fn volumes(&self, volume: &Volume) -> Api<Volume> {
         Api::namespaced(self.client.clone(), &volume.namespace().unwrap_or_default())
     }
+}
+
+fn taken(volume: &Volume, holder: VmUid) -> ReconcileError {
+    ReconcileError::DiskTaken { volume: volume.name_any(), holder }
 }

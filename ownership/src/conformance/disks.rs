@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::{Subject, acquired, host, vm};
 use crate::disk::DiskUid;
 use crate::names::Token;
-use crate::store::{Abort, ClaimDisk, Commit, RetireDisk, StoreError};
+use crate::store::{Abort, ClaimDisk, Commit, ForgetDisk, RetireDisk, StoreError};
 
 pub(super) async fn run(subject: &dyn Subject) -> Result<(), StoreError> {
     a_disk_is_of_one_machine_as_long_as_that_has_an_owner(subject).await?;
@@ -101,8 +101,8 @@ async fn a_retired_disk_is_nobodys(subject: &dyn Subject) -> Result<(), StoreErr
         (subject.client(), disk("retired"), vm("disk's late machine"), host("xen-1", "boot-1"));
     let token = acquired(store.start(vm, &me).await?);
     assert_eq!(store.claim_disk(disk, vm, token).await?, ClaimDisk::Claimed);
-    store.forget_disk(disk).await?;
-    assert_eq!(store.retire_disk(disk).await?, RetireDisk::HeldBy(vm), "only a retired disk is forgotten");
+    assert_eq!(store.forget_disk(disk).await?, ForgetDisk::HeldBy(vm));
+    assert_eq!(store.retire_disk(disk).await?, RetireDisk::HeldBy(vm));
     store.release(vm, &me, token).await?;
     for _ in 0..2 {
         assert_eq!(store.retire_disk(disk).await?, RetireDisk::Retired);
@@ -110,9 +110,11 @@ async fn a_retired_disk_is_nobodys(subject: &dyn Subject) -> Result<(), StoreErr
     let token = acquired(store.start(vm, &me).await?);
     assert_eq!(store.claim_disk(disk, vm, token).await?, ClaimDisk::Retired);
     for _ in 0..2 {
-        store.forget_disk(disk).await?;
+        assert_eq!(store.forget_disk(disk).await?, ForgetDisk::Forgotten);
     }
     assert_eq!(store.claim_disk(disk, vm, token).await?, ClaimDisk::Claimed);
+    store.release(vm, &me, token).await?;
+    assert_eq!(store.forget_disk(disk).await?, ForgetDisk::Forgotten, "its machine runs nowhere");
     Ok(())
 }
 

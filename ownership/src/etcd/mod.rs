@@ -27,8 +27,8 @@ use crate::protocol::{
 };
 use crate::record::{DISKS, Entry, HOSTS, Key, OWNERS, disk_of, host_key, vm_of};
 use crate::store::{
-    Abort, ClaimDisk, Commit, Discard, Guard, OwnershipStore, Reclaim, Release, Resume, RetireDisk, Run,
-    Save, Start, Steal, StoreError,
+    Abort, ClaimDisk, Commit, Discard, ForgetDisk, Guard, OwnershipStore, Reclaim, Release, Resume,
+    RetireDisk, Run, Save, Start, Steal, StoreError,
 };
 
 /// How many records one answer holds at most: 1,000 of 150 bytes are far below the 4 MiB that the client accepts.
@@ -340,7 +340,7 @@ impl OwnershipStore for EtcdStore {
         disk::retire(self, disk).await
     }
 
-    async fn forget_disk(&self, disk: DiskUid) -> Result<(), StoreError> {
+    async fn forget_disk(&self, disk: DiskUid) -> Result<ForgetDisk, StoreError> {
         disk::forget(self, disk).await
     }
 }
