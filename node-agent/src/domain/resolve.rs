@@ -22,6 +22,13 @@ pub(super) fn volumes(domains: &Domains, domain: &Domain) -> Vec<Option<VolumeId
     domain.spec.machine.disks.iter().map(|disk| volume_of(domains, domain, disk)).collect()
 }
 
+/// All volumes that a Domain names, those to be detached and the one that it is saved to included; none if nothing says where the
+/// data of one is.
+pub(super) fn all_volumes(domains: &Domains, domain: &Domain) -> Option<Vec<VolumeId>> {
+    let saved = domain.spec.saved_state.as_ref().map(|_| saved_volume(domains, domain));
+    volumes(domains, domain).into_iter().chain(saved).collect()
+}
+
 /// The volume of the domain's disk of this name.
 pub(super) fn volume(domains: &Domains, domain: &Domain, name: &str) -> Option<VolumeId> {
     let found = domain.spec.machine.disks.iter().find(|disk| disk.name == name)?;

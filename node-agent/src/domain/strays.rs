@@ -1,19 +1,21 @@
-//! Ownership, claims to disks, and seeds, that this host has and does not use.
+//! Ownership, claims to disks, devices of disks, and seeds, that this host has and does not use.
 //!
 //! A START that the network delivers very late names this host as the owner of a machine that is long gone. That is safe,
 //! but nobody else would ever give it back. A disk stays claimed by a machine that was stolen from a dead host, or resumed no more,
-//! and that has been given other disks since. A seed is left behind by a Domain whose finalizer was taken off by hand.
+//! and that has been given other disks since. The device of a disk is left behind when the Domain went while the host was silent, and
+//! the host needed no boot to be heard again: it was confirmed, or the store that knew of its fence was restored from a backup. A
+//! seed is left behind by a Domain whose finalizer was taken off by hand.
 
 use super::{Domains, ReconcileError, cds, resolve};
 use kube::{Api, api::ListParams};
 use kubexen_crds::{Domain, names::host_namespace};
 use kubexen_ownership::{DiskUid, Owner, Phase, VmUid};
 use kubexen_runtime::write::limited;
-use tracing::info;
+use tracing::{info, warn};
 
 impl Domains {
     /// Gives back every ownership of this host, and removes every seed, for which there is neither a Domain nor a domain; gives
-    /// back disks of domains here that have them no more, and images that no Domain names.
+    /// back disks of domains here that have them no more, and devices of disks and images that no Domain names.
     ///
     /// # Errors
     /// When the store, the API server or the hypervisor cannot be asked; what was not given back stays as it is.
@@ -27,6 +29,7 @@ impl Domains {
         for (vm, owner) in mine.iter().filter(|(vm, _)| !self.is_known(**vm)) {
             self.give_back(*vm, owner).await?;
         }
+        self.detach_unused().await?;
         for (disk, vm) in self.ownership.disks().await? {
             if mine.get(&vm).is_some_and(|owner| owner.phase == Phase::Running) {
                 self.give_back_disk(disk, vm).await?;
@@ -56,6 +59,31 @@ impl Domains {
             Phase::Saved(_) => return Ok(()),
         }
         info!(%vm, token = %owner.token, "ownership without a domain is given back");
+        Ok(())
+    }
+
+    /// Takes away devices of disks that no Domain here names, if every domain of ours has its Domain. No domain begins and none is
+    /// given a disk meanwhile.
+    async fn detach_unused(&self) -> Result<(), ReconcileError> {
+        let _no_start = self.starts.write().await;
+        let attached = self.storage.attached().await?;
+        if attached.is_empty() {
+            return Ok(());
+        }
+        let listed = self.listed_here().await?;
+        let has_domain = |vm| listed.iter().any(|domain| is_of(domain, VmUid(vm)));
+        let present = self.hypervisor.domains().await?;
+        if present.iter().any(|domain| domain.token.is_some() && !has_domain(domain.uuid)) {
+            return Ok(());
+        }
+        let named: Option<Vec<_>> = listed.iter().map(|domain| resolve::all_volumes(self, domain)).collect();
+        let Some(named) = named.map(|named| named.concat()) else { return Ok(()) };
+        for volume in attached.iter().filter(|volume| !named.contains(volume)) {
+            match self.storage.detach(volume).await {
+                Ok(()) => info!(%volume, "the device of a disk that no Domain names is taken away"),
+                Err(error) => warn!(%volume, %error, "no Domain names the disk, and it stays attached"),
+            }
+        }
         Ok(())
     }
 
@@ -96,11 +124,16 @@ impl Domains {
 
     /// The Domains of a machine here, by a read of this moment.
     async fn listed(&self, vm: VmUid) -> Result<Vec<Domain>, ReconcileError> {
-        let domains: Api<Domain> =
-            Api::namespaced(self.client.clone(), &host_namespace(self.me.host.as_str()));
-        let mut listed = limited(domains.list(&ListParams::default())).await?.items;
+        let mut listed = self.listed_here().await?;
         listed.retain(|domain| is_of(domain, vm));
         Ok(listed)
+    }
+
+    /// All Domains here, by a read of this moment.
+    async fn listed_here(&self) -> Result<Vec<Domain>, ReconcileError> {
+        let domains: Api<Domain> =
+            Api::namespaced(self.client.clone(), &host_namespace(self.me.host.as_str()));
+        Ok(limited(domains.list(&ListParams::default())).await?.items)
     }
 }
 
