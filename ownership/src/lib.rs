@@ -32,6 +32,7 @@ mod drive;
 mod etcd;
 pub mod liveness;
 pub mod lock;
+mod medium;
 mod memory;
 mod names;
 pub mod protocol;

@@ -3,28 +3,21 @@
 mod model;
 mod outside;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::time::Instant;
 
 pub use self::model::Backup;
 use self::model::{Fault, Faults, Lease, SHORTEST_LEASE, State, take};
-use crate::disk::{self, DiskUid};
+use crate::disk::DiskUid;
 use crate::drive::{self, Backend, HostRecords, Leases, RequestError};
-use crate::liveness::{self, Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Trust, Voter};
-use crate::names::{HostBoot, LeaseId, Owner, Token, VmUid};
-use crate::protocol::{
-    AbortVerb, CommitVerb, DiscardVerb, GuardVerb, Outcome, ReclaimVerb, ReleaseVerb, ResumeVerb, RunVerb,
-    SaveVerb, StartVerb, StealVerb, Transaction, Write,
-};
+use crate::liveness::{Standing, Trust, Voter};
+use crate::medium::Medium;
+use crate::names::{LeaseId, VmUid};
+use crate::protocol::{Outcome, Transaction, Write};
 use crate::record::{Entry, Key};
-use crate::store::{
-    Abort, ClaimDisk, Commit, Discard, ForgetDisk, Guard, OwnershipStore, Reclaim, Release, Resume,
-    RetireDisk, Run, Save, Start, Steal, StoreError,
-};
+use crate::store::StoreError;
 
 /// An ownership store in memory. It executes the transactions that [`EtcdStore`](crate::EtcdStore) sends to etcd, and
 /// counts revisions as etcd does: one counter for all keys, raised by each transaction that changes something.
@@ -176,7 +169,7 @@ impl MemoryStore {
     }
 
     /// How the store stands for this client.
-    fn look(&self, state: &State) -> Standing {
+    fn standing_of(&self, state: &State) -> Standing {
         let entry = state.entries.get(&Key::Epoch);
         let mut connection = self.connection();
         let floor = connection.trust.revision();
@@ -186,7 +179,7 @@ impl MemoryStore {
     /// Refuses to tell or do anything decisive in a store that was restored and not confirmed.
     fn admit(&self, state: &State, mut keys: impl Iterator<Item = Key>) -> Result<(), RequestError> {
         let decisive = keys.any(|key| key.is_decisive());
-        if decisive && !self.look(state).is_current() {
+        if decisive && !self.standing_of(state).is_current() {
             return Err(RequestError::Final(StoreError::Frozen));
         }
         Ok(())
@@ -334,159 +327,39 @@ impl Leases for MemoryStore {
     }
 }
 
-#[async_trait]
-impl Liveness for MemoryStore {
-    async fn join(&self, me: &HostBoot, agent: &str, lease: Duration) -> Result<Join, StoreError> {
-        liveness::join(self, me, agent, lease).await
+impl Medium for MemoryStore {
+    fn unconfirmed(&self) -> impl Backend {
+        Unconfirmed(self)
     }
 
-    async fn renew(&self, lease: LeaseId) -> Result<bool, StoreError> {
-        drive::retry(1, || self.keep_alive(lease)).await
+    async fn look(&self) -> Result<Standing, RequestError> {
+        self.request(|state| self.standing_of(state)).await
     }
 
-    async fn leave(&self, lease: LeaseId) -> Result<(), StoreError> {
-        drive::retry(1, || self.revoke(lease)).await
-    }
-
-    async fn roll(&self) -> Result<Roll, StoreError> {
-        liveness::roll(self).await
-    }
-
-    async fn fence(&self, boot: &HostBoot, record: &FenceRecord) -> Result<Fence, StoreError> {
-        liveness::fence(self, boot, record).await
-    }
-
-    async fn unfence(&self, boot: &HostBoot) -> Result<(), StoreError> {
-        liveness::unfence(self, boot).await
-    }
-
-    async fn shortest_lease(&self) -> Result<Duration, StoreError> {
-        liveness::shortest_lease(self).await
-    }
-
-    async fn standing(&self) -> Result<Standing, StoreError> {
-        drive::retry(1, || self.request(|state| self.look(state))).await
-    }
-
-    async fn begin_epoch(&self, epoch: Epoch, seen: &Standing) -> Result<bool, StoreError> {
-        liveness::begin_epoch(self, epoch, seen).await
-    }
-
-    async fn voters(&self) -> Result<Vec<Voter>, StoreError> {
-        drive::retry(1, || self.request(|state| state.voters.clone())).await
-    }
-}
-
-#[async_trait]
-impl OwnershipStore for MemoryStore {
-    async fn owner(&self, vm: VmUid) -> Result<Option<Owner>, StoreError> {
-        let key = Key::Owner(vm);
-        drive::owner_in(&key, drive::read(self, key.clone()).await?.as_ref())
-    }
-
-    async fn owners(&self) -> Result<BTreeMap<VmUid, Owner>, StoreError> {
+    async fn owner_records(&self) -> Result<Vec<(VmUid, Entry)>, StoreError> {
         let list = |state: &mut State| {
-            drive::readable_owners(state.entries.iter().filter_map(|(key, entry)| match key {
-                Key::Owner(vm) => Some((*vm, entry)),
+            let records = state.entries.iter().filter_map(|(key, entry)| match key {
+                Key::Owner(vm) => Some((*vm, entry.clone())),
                 Key::Disk(_) | Key::Live(_) | Key::Fenced(_) | Key::Epoch => None,
-            }))
+            });
+            records.collect()
         };
-        drive::retry(1, || self.request(list)).await
+        drive::retry(self.read_attempts(), || self.request(list)).await
     }
 
-    async fn disks(&self) -> Result<BTreeMap<DiskUid, VmUid>, StoreError> {
+    async fn disk_records(&self) -> Result<Vec<(DiskUid, Entry)>, StoreError> {
         let list = |state: &mut State| {
-            disk::holders(state.entries.iter().filter_map(|(key, entry)| match key {
-                Key::Disk(disk) => Some((*disk, entry)),
+            let records = state.entries.iter().filter_map(|(key, entry)| match key {
+                Key::Disk(disk) => Some((*disk, entry.clone())),
                 Key::Owner(_) | Key::Live(_) | Key::Fenced(_) | Key::Epoch => None,
-            }))
+            });
+            records.collect()
         };
-        drive::retry(1, || self.request(list)).await
+        drive::retry(self.read_attempts(), || self.request(list)).await
     }
 
-    async fn start(&self, vm: VmUid, me: &HostBoot) -> Result<Start, StoreError> {
-        drive::run(self, &StartVerb { vm, me }).await
-    }
-
-    async fn release(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Release, StoreError> {
-        drive::run(self, &ReleaseVerb { vm, me, token }).await
-    }
-
-    async fn commit(
-        &self,
-        vm: VmUid,
-        from: &HostBoot,
-        token: Token,
-        to: &HostBoot,
-    ) -> Result<Commit, StoreError> {
-        drive::run(self, &CommitVerb { vm, from, token, to }).await
-    }
-
-    async fn abort(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Abort, StoreError> {
-        drive::run(self, &AbortVerb { vm, me, token }).await
-    }
-
-    async fn save(&self, vm: VmUid, me: &HostBoot, token: Token, disk: DiskUid) -> Result<Save, StoreError> {
-        drive::run(self, &SaveVerb { vm, me, token, disk }).await
-    }
-
-    async fn resume(&self, vm: VmUid, me: &HostBoot, disk: DiskUid) -> Result<Resume, StoreError> {
-        drive::run(self, &ResumeVerb { vm, me, disk }).await
-    }
-
-    async fn run(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Run, StoreError> {
-        drive::run(self, &RunVerb { vm, me, token }).await
-    }
-
-    async fn discard(&self, vm: VmUid, disk: DiskUid) -> Result<Discard, StoreError> {
-        drive::run(self, &DiscardVerb { vm, disk }).await
-    }
-
-    async fn guard(
-        &self,
-        vm: VmUid,
-        me: &HostBoot,
-        token: Token,
-        guarded: bool,
-    ) -> Result<Guard, StoreError> {
-        drive::run(self, &GuardVerb { vm, me, token, guarded }).await
-    }
-
-    async fn steal(
-        &self,
-        vm: VmUid,
-        from: &HostBoot,
-        token: Token,
-        to: &HostBoot,
-    ) -> Result<Steal, StoreError> {
-        drive::run(self, &StealVerb { vm, from, token, to }).await
-    }
-
-    async fn reclaim(
-        &self,
-        vm: VmUid,
-        me: &HostBoot,
-        runs: bool,
-        guarded: bool,
-        seen: &Standing,
-    ) -> Result<Reclaim, StoreError> {
-        drive::run(&Unconfirmed(self), &ReclaimVerb { vm, me, runs, guarded, seen }).await
-    }
-
-    async fn claim_disk(&self, disk: DiskUid, vm: VmUid, token: Token) -> Result<ClaimDisk, StoreError> {
-        disk::claim(self, disk, vm, token).await
-    }
-
-    async fn release_disk(&self, disk: DiskUid, vm: VmUid) -> Result<(), StoreError> {
-        disk::release(self, disk, vm).await
-    }
-
-    async fn retire_disk(&self, disk: DiskUid) -> Result<RetireDisk, StoreError> {
-        disk::retire(self, disk).await
-    }
-
-    async fn forget_disk(&self, disk: DiskUid) -> Result<ForgetDisk, StoreError> {
-        disk::forget(self, disk).await
+    async fn members(&self) -> Result<Vec<Voter>, RequestError> {
+        self.request(|state| state.voters.clone()).await
     }
 }
 

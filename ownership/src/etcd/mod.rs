@@ -6,9 +6,7 @@ pub(crate) mod link;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use async_trait::async_trait;
 use etcd_client::{
     Compare as EtcdCompare, CompareOp, GetOptions, GetResponse, KeyValue, Member, PutOptions, ResponseHeader,
     Txn, TxnOp, TxnOpResponse, TxnResponse,
@@ -17,19 +15,14 @@ use tokio::time::Instant;
 
 pub use self::config::{EtcdConfig, TlsFiles};
 use self::link::{Link, revision};
-use crate::disk::{self, DiskUid};
+use crate::disk::DiskUid;
 use crate::drive::{self, Backend, HostRecords, Leases, RequestError};
-use crate::liveness::{self, Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Trust, Voter};
-use crate::names::{HostBoot, LeaseId, Owner, Token, VmUid};
-use crate::protocol::{
-    AbortVerb, CommitVerb, Compare, DiscardVerb, GuardVerb, Outcome, ReclaimVerb, ReleaseVerb, ResumeVerb,
-    RunVerb, SaveVerb, StartVerb, StealVerb, Transaction, Write,
-};
+use crate::liveness::{Standing, Trust, Voter};
+use crate::medium::Medium;
+use crate::names::{LeaseId, VmUid};
+use crate::protocol::{Compare, Outcome, Transaction, Write};
 use crate::record::{DISKS, Entry, HOSTS, Key, OWNERS, disk_of, host_key, vm_of};
-use crate::store::{
-    Abort, ClaimDisk, Commit, Discard, ForgetDisk, Guard, OwnershipStore, Reclaim, Release, Resume,
-    RetireDisk, Run, Save, Start, Steal, StoreError,
-};
+use crate::store::StoreError;
 
 /// How many records one answer holds at most: 1,000 of 150 bytes are far below the 4 MiB that the client accepts.
 const PAGE: i64 = 1_000;
@@ -129,22 +122,6 @@ impl EtcdStore {
             Err(RequestError::Final(StoreError::Frozen))
         }
     }
-
-    /// How the store stands, asked once.
-    async fn look(&self) -> Result<Standing, RequestError> {
-        let floor = self.trust().revision();
-        let answer = self.read_raw(&Key::Epoch).await?;
-        let (cluster, revision) = (cluster(answer.header()), revision(answer.header())?);
-        let entry = answer.kvs().first().map(entry);
-        let (known, names_it) = {
-            let fresh = Trust::default().look((cluster, revision), entry.as_ref(), 0, Instant::now());
-            (self.trust().cluster(), fresh.is_current())
-        };
-        if known != Some(cluster) && !(known.is_none() && names_it) {
-            self.link.expect_majority_of(cluster).await?;
-        }
-        Ok(self.trust().look((cluster, revision), entry.as_ref(), floor, Instant::now()))
-    }
 }
 
 /// The store whether it is confirmed or not, for what is there to put it in order.
@@ -242,150 +219,36 @@ impl Leases for EtcdStore {
     }
 }
 
-#[async_trait]
-impl OwnershipStore for EtcdStore {
-    async fn owner(&self, vm: VmUid) -> Result<Option<Owner>, StoreError> {
-        let key = Key::Owner(vm);
-        drive::owner_in(&key, drive::read(self, key.clone()).await?.as_ref())
+impl Medium for EtcdStore {
+    fn unconfirmed(&self) -> impl Backend {
+        Unconfirmed(self)
     }
 
-    async fn owners(&self) -> Result<BTreeMap<VmUid, Owner>, StoreError> {
-        let records = self.records(OWNERS, vm_of).await?;
-        Ok(drive::readable_owners(records.iter().map(|(vm, entry)| (*vm, entry))))
+    async fn look(&self) -> Result<Standing, RequestError> {
+        let floor = self.trust().revision();
+        let answer = self.read_raw(&Key::Epoch).await?;
+        let (cluster, revision) = (cluster(answer.header()), revision(answer.header())?);
+        let entry = answer.kvs().first().map(entry);
+        let (known, names_it) = {
+            let fresh = Trust::default().look((cluster, revision), entry.as_ref(), 0, Instant::now());
+            (self.trust().cluster(), fresh.is_current())
+        };
+        if known != Some(cluster) && !(known.is_none() && names_it) {
+            self.link.expect_majority_of(cluster).await?;
+        }
+        Ok(self.trust().look((cluster, revision), entry.as_ref(), floor, Instant::now()))
     }
 
-    async fn disks(&self) -> Result<BTreeMap<DiskUid, VmUid>, StoreError> {
-        let records = self.records(DISKS, disk_of).await?;
-        Ok(disk::holders(records.iter().map(|(disk, entry)| (*disk, entry))))
+    async fn owner_records(&self) -> Result<Vec<(VmUid, Entry)>, StoreError> {
+        self.records(OWNERS, vm_of).await
     }
 
-    async fn start(&self, vm: VmUid, me: &HostBoot) -> Result<Start, StoreError> {
-        drive::run(self, &StartVerb { vm, me }).await
+    async fn disk_records(&self) -> Result<Vec<(DiskUid, Entry)>, StoreError> {
+        self.records(DISKS, disk_of).await
     }
 
-    async fn release(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Release, StoreError> {
-        drive::run(self, &ReleaseVerb { vm, me, token }).await
-    }
-
-    async fn commit(
-        &self,
-        vm: VmUid,
-        from: &HostBoot,
-        token: Token,
-        to: &HostBoot,
-    ) -> Result<Commit, StoreError> {
-        drive::run(self, &CommitVerb { vm, from, token, to }).await
-    }
-
-    async fn abort(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Abort, StoreError> {
-        drive::run(self, &AbortVerb { vm, me, token }).await
-    }
-
-    async fn save(&self, vm: VmUid, me: &HostBoot, token: Token, disk: DiskUid) -> Result<Save, StoreError> {
-        drive::run(self, &SaveVerb { vm, me, token, disk }).await
-    }
-
-    async fn resume(&self, vm: VmUid, me: &HostBoot, disk: DiskUid) -> Result<Resume, StoreError> {
-        drive::run(self, &ResumeVerb { vm, me, disk }).await
-    }
-
-    async fn run(&self, vm: VmUid, me: &HostBoot, token: Token) -> Result<Run, StoreError> {
-        drive::run(self, &RunVerb { vm, me, token }).await
-    }
-
-    async fn discard(&self, vm: VmUid, disk: DiskUid) -> Result<Discard, StoreError> {
-        drive::run(self, &DiscardVerb { vm, disk }).await
-    }
-
-    async fn guard(
-        &self,
-        vm: VmUid,
-        me: &HostBoot,
-        token: Token,
-        guarded: bool,
-    ) -> Result<Guard, StoreError> {
-        drive::run(self, &GuardVerb { vm, me, token, guarded }).await
-    }
-
-    async fn steal(
-        &self,
-        vm: VmUid,
-        from: &HostBoot,
-        token: Token,
-        to: &HostBoot,
-    ) -> Result<Steal, StoreError> {
-        drive::run(self, &StealVerb { vm, from, token, to }).await
-    }
-
-    async fn reclaim(
-        &self,
-        vm: VmUid,
-        me: &HostBoot,
-        runs: bool,
-        guarded: bool,
-        seen: &Standing,
-    ) -> Result<Reclaim, StoreError> {
-        drive::run(&Unconfirmed(self), &ReclaimVerb { vm, me, runs, guarded, seen }).await
-    }
-
-    async fn claim_disk(&self, disk: DiskUid, vm: VmUid, token: Token) -> Result<ClaimDisk, StoreError> {
-        disk::claim(self, disk, vm, token).await
-    }
-
-    async fn release_disk(&self, disk: DiskUid, vm: VmUid) -> Result<(), StoreError> {
-        disk::release(self, disk, vm).await
-    }
-
-    async fn retire_disk(&self, disk: DiskUid) -> Result<RetireDisk, StoreError> {
-        disk::retire(self, disk).await
-    }
-
-    async fn forget_disk(&self, disk: DiskUid) -> Result<ForgetDisk, StoreError> {
-        disk::forget(self, disk).await
-    }
-}
-
-#[async_trait]
-impl Liveness for EtcdStore {
-    async fn join(&self, me: &HostBoot, agent: &str, lease: Duration) -> Result<Join, StoreError> {
-        liveness::join(self, me, agent, lease).await
-    }
-
-    async fn renew(&self, lease: LeaseId) -> Result<bool, StoreError> {
-        drive::retry(1, || self.keep_alive(lease)).await
-    }
-
-    async fn leave(&self, lease: LeaseId) -> Result<(), StoreError> {
-        drive::retry(self.read_attempts(), || self.revoke(lease)).await
-    }
-
-    async fn roll(&self) -> Result<Roll, StoreError> {
-        liveness::roll(self).await
-    }
-
-    async fn fence(&self, boot: &HostBoot, record: &FenceRecord) -> Result<Fence, StoreError> {
-        liveness::fence(self, boot, record).await
-    }
-
-    async fn unfence(&self, boot: &HostBoot) -> Result<(), StoreError> {
-        liveness::unfence(self, boot).await
-    }
-
-    async fn shortest_lease(&self) -> Result<Duration, StoreError> {
-        liveness::shortest_lease(self).await
-    }
-
-    async fn standing(&self) -> Result<Standing, StoreError> {
-        drive::retry(self.read_attempts(), || self.look()).await
-    }
-
-    async fn begin_epoch(&self, epoch: Epoch, seen: &Standing) -> Result<bool, StoreError> {
-        liveness::begin_epoch(self, epoch, seen).await
-    }
-
-    async fn voters(&self) -> Result<Vec<Voter>, StoreError> {
-        let ask = || self.link.request(|mut etcd| async move { etcd.member_list().await });
-        let answer = drive::retry(self.read_attempts(), ask).await?;
+    async fn members(&self) -> Result<Vec<Voter>, RequestError> {
+        let answer = self.link.request(|mut etcd| async move { etcd.member_list().await }).await?;
         let voting = answer.members().iter().filter(|member| !member.is_learner());
         let voter = |member: &Member| {
             let urls = member.peer_urls().iter().chain(member.client_urls());

@@ -30,7 +30,7 @@ impl MemoryStore {
     /// Whether the records count: the store was not restored from a copy, or that was confirmed.
     #[must_use]
     pub fn is_current(&self) -> bool {
-        self.look(&self.lock()).is_current()
+        self.standing_of(&self.lock()).is_current()
     }
 
     /// The disks that there are records of, whatever fails.
