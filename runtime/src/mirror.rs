@@ -167,7 +167,7 @@ where
     K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     K::DynamicType: Clone + Default + Debug,
 {
-    /// Puts in what the server answered to a write of ours, so that the next look sees it. Ignored when the watch
+    /// Puts in what the server answered to a request of ours, so that the next look sees it. Ignored when the watch
     /// has delivered that version or a later one already: then the object may be gone since.
     pub fn learn(&self, object: K) {
         self.learn_with(object, |_| {});

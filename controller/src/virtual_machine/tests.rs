@@ -295,9 +295,9 @@ fn a_restart_is_done_in_place_or_by_another_domain() {
     assert_eq!(decide(&seen).actions, [Action::Adjust { domain: Key::of(&domain), change }]);
     seen.references = Err(Problem::NetworkNotFound { network: "prod".to_owned() });
     assert_eq!(decide(&seen).actions, [], "a restart waits for what the machine needs");
-    if let Ok(resolved) = seen.references.insert_resolved() {
-        resolved.machine.cpus = 4;
-    }
+    let mut resolved = resolved();
+    resolved.machine.cpus = 4;
+    seen.references = Ok(resolved);
     assert_eq!(decide(&seen).actions, [delete_on("a")]);
     let mut asked = domain;
     asked.spec.restart_requested = Some("2026-01-01T00:00:00Z".to_owned());
@@ -306,17 +306,6 @@ fn a_restart_is_done_in_place_or_by_another_domain() {
         status.restart_handled.clone_from(&asked.spec.restart_requested);
     }
     is(&observed(restarted, vec![asked]), Phase::Running, "True", "Running");
-}
-
-trait InsertResolved {
-    fn insert_resolved(&mut self) -> Result<&mut Resolved, &mut Problem>;
-}
-
-impl InsertResolved for Result<Resolved, Problem> {
-    fn insert_resolved(&mut self) -> Result<&mut Resolved, &mut Problem> {
-        *self = Ok(resolved());
-        self.as_mut()
-    }
 }
 
 #[test]

@@ -1,7 +1,11 @@
 //! Tests of the store in memory.
 
+use async_trait::async_trait;
+
 use super::*;
 use crate::conformance::{self, host, vm};
+use crate::liveness::Liveness;
+use crate::store::{Abort, OwnershipStore, Release, Start};
 
 #[async_trait]
 impl conformance::Subject for MemoryStore {

@@ -3,9 +3,13 @@
 use super::*;
 use crate::{
     recovery::{Hold, Loss, LossKind},
-    virtual_machine::observe::Lost,
+    virtual_machine::{
+        observe::Lost,
+        references::{Disk, Site},
+        suspension::new_state_disk,
+    },
 };
-use kubexen_crds::{MigrationRole, RestartPriority};
+use kubexen_crds::{MigrationRole, RestartPriority, quantity::HostSelector};
 use kubexen_ownership::{BootId, HostBoot, HostName, Token};
 use proptest::prelude::*;
 
@@ -78,6 +82,21 @@ fn a_machine_that_was_given_to_a_host_starts_there_whatever_was_planned() {
     };
     is(&to_itself, Phase::Starting, "False", "Starting");
     assert_eq!(decide(&to_itself).actions, [], "a later boot of its host finds its Domain");
+}
+
+#[test]
+fn a_machine_that_was_given_a_disk_elsewhere_since_is_not_started_where_it_is_not() {
+    for (site, starts) in [
+        (Site::On("b".to_owned()), true),
+        (Site::On("c".to_owned()), false),
+        (Site::New { location: "san".to_owned(), shared: true, selector: HostSelector::default() }, true),
+    ] {
+        let disk = Arc::new(new_state_disk(&vm(), "san", ByteQuantity("2Gi".to_owned())));
+        let disks = vec![Disk { disk, site: site.clone(), shared: None }];
+        let references = Ok(Resolved { disks, ..resolved() });
+        let seen = Observed { references, ..lost(LossKind::Given(boot("b"))) };
+        assert_eq!(decide(&seen).actions.iter().any(is_recovery), starts, "{site:?}");
+    }
 }
 
 #[test]
