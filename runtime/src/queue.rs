@@ -108,7 +108,8 @@ impl<T: Ord + Clone + Debug> WorkQueue<T> {
                 let reconcile = work(key.clone());
                 running.push(async move { (key, reconcile.await) });
             }
-            let next_due = self.next_due();
+            // With all workers busy, a key that is due waits for the first of them alone.
+            let next_due = if running.len() < concurrency { self.next_due() } else { None };
             tokio::select! {
                 biased;
                 Some((key, outcome)) = running.next(), if !running.is_empty() => self.finish(key, outcome),
@@ -182,7 +183,7 @@ async fn sleep_until(due: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::RefCell;
+    use std::{cell::RefCell, future::poll_fn, pin::pin};
 
     async fn run_for<W: Future<Output = Outcome>>(
         queue: &WorkQueue<&'static str>,
@@ -240,6 +241,29 @@ mod tests {
         let gaps: Vec<u128> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
         assert_eq!(&gaps[..4], [250, 500, 1000, 2000]);
         assert!(gaps.iter().all(|gap| *gap <= 60_001), "{gaps:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_is_due_while_all_workers_are_busy_waits_without_using_the_processor() {
+        let (queue, times) = (WorkQueue::default(), RefCell::new(Vec::new()));
+        let start = Instant::now();
+        queue.add("a");
+        queue.add_after("b", Duration::from_secs(1));
+        let mut run = pin!(run_for(&queue, 1, Duration::from_secs(100), |_| {
+            times.borrow_mut().push(start.elapsed().as_secs());
+            async {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                Outcome::Settled
+            }
+        }));
+        let mut polls = 0;
+        poll_fn(|context| {
+            polls += 1;
+            assert!(polls < 100, "it does not wait");
+            run.as_mut().poll(context)
+        })
+        .await;
+        assert_eq!(*times.borrow(), [0, 5]);
     }
 
     #[tokio::test(start_paused = true)]
