@@ -28,15 +28,17 @@
 //!   begins.
 //! - A store that was restored from a backup decides nothing, by what it says of itself, until an operator has confirmed it and
 //!   all hosts have put on record what they run ([`epoch`]).
+//! - A machine that the store calls saved to a disk that is gone can be started ([`saved`]).
 //! - Without a pool store nothing happens here, and the Pool says so.
 //!
 //! # What it writes
-//! Fence records and the epoch in the pool's store; events. The objects are written by their own looks.
+//! Fence records and the epoch in the pool's store, from which it discards saved guests whose disk is gone; events. The objects are written by their own looks.
 
 mod board;
 mod decide;
 mod epoch;
 mod loss;
+mod saved;
 mod say;
 mod turns;
 mod votes;
@@ -52,12 +54,18 @@ use std::{
 
 use kubexen_ownership::{OwnershipStore, liveness::Liveness};
 
+use crate::context::Context;
+
 pub(crate) use board::{Board, Given};
 pub(crate) use loss::{Hold, Loss, LossKind};
 pub(crate) use say::{
     availability_of_host, epoch_words, note, pool_words, recovery_of_host, redundant_words, refusal,
 };
-pub(crate) use watch::run;
+
+/// Recovers for a term of leadership, for ever; returns at once where there is no store.
+pub(crate) async fn run(context: &Context) {
+    tokio::join!(watch::run(context), saved::run(context));
+}
 
 /// The pool's store, as the controller uses it.
 #[derive(Clone)]

@@ -39,7 +39,7 @@ const SPARED: Duration = Duration::from_secs(60);
 const RECOUNT: Duration = Duration::from_secs(5);
 
 /// Watches the pool's store, for ever; returns at once where there is none.
-pub(crate) async fn run(context: &Context) {
+pub(super) async fn run(context: &Context) {
     let Some(store) = context.recovery.store() else { return };
     let mut watch = Watch::new(&Policy::of(None, None));
     loop {
