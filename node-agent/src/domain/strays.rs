@@ -8,7 +8,7 @@
 
 use super::{Domains, ReconcileError, cds, resolve};
 use kube::{Api, api::ListParams};
-use kubexen_crds::{Domain, names::host_namespace};
+use kubexen_crds::{Domain, Volume, names::host_namespace, volume::VolumePhase};
 use kubexen_ownership::{DiskUid, Owner, Phase, VmUid};
 use kubexen_runtime::write::limited;
 use tracing::{info, warn};
@@ -78,7 +78,11 @@ impl Domains {
         }
         let named: Option<Vec<_>> = listed.iter().map(|domain| resolve::all_volumes(self, domain)).collect();
         let Some(named) = named.map(|named| named.concat()) else { return Ok(()) };
-        for volume in attached.iter().filter(|volume| !named.contains(volume)) {
+        // One that is being made is a device too, while it is blanked.
+        let volumes = self.mirrors.volumes.list();
+        let in_work = volumes.iter().filter(|volume| !is_ready(volume));
+        let in_work: Vec<_> = in_work.filter_map(|volume| resolve::volume_id(volume)).collect();
+        for volume in attached.iter().filter(|volume| !named.contains(volume) && !in_work.contains(volume)) {
             match self.storage.detach(volume).await {
                 Ok(()) => info!(%volume, "the device of a disk that no Domain names is taken away"),
                 Err(error) => warn!(%volume, %error, "no Domain names the disk, and it stays attached"),
@@ -135,6 +139,10 @@ impl Domains {
             Api::namespaced(self.client.clone(), &host_namespace(self.me.host.as_str()));
         Ok(limited(domains.list(&ListParams::default())).await?.items)
     }
+}
+
+fn is_ready(volume: &Volume) -> bool {
+    volume.status.as_ref().is_some_and(|status| status.phase == Some(VolumePhase::Ready))
 }
 
 fn is_of(domain: &Domain, vm: VmUid) -> bool {
