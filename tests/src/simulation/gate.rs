@@ -1,11 +1,17 @@
-//! Stands between a process and the executor, and can keep it from running.
+//! Stands between a process and the executor: can keep it from running, and sees whether it waits when it has nothing to do.
 
+use super::judge::Judge;
 use std::{
+    fmt::Display,
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
+use tokio::time::Instant;
+
+/// How often a process may run at one moment. A hundred times is much.
+const MOST_RUNS: u32 = 10_000;
 
 /// What a process passes whenever it is to run. Clones are the same gate.
 #[derive(Clone, Debug, Default)]
@@ -27,10 +33,25 @@ impl Gate {
         }
     }
 
-    /// Runs `work` whenever the gate is open.
-    pub(super) async fn pass<F: Future>(self, work: F) -> F::Output {
+    /// Runs `work` whenever the gate is open. One that turns round and round without waiting breaks a promise (L6), and runs no more:
+    /// time would stand still for ever.
+    pub(super) async fn pass<F: Future>(self, name: impl Display, judge: Arc<Judge>, work: F) -> F::Output {
         let mut work = Box::pin(work);
-        std::future::poll_fn(move |context| self.poll(work.as_mut(), context)).await
+        let (mut moment, mut runs) = (Instant::now(), 0_u32);
+        std::future::poll_fn(move |context| {
+            if moment != Instant::now() {
+                (moment, runs) = (Instant::now(), 0);
+            }
+            runs = runs.saturating_add(1);
+            if runs == MOST_RUNS {
+                judge.violated("L6", format_args!("{name} uses the processor without waiting for anything"));
+            }
+            if runs >= MOST_RUNS {
+                return Poll::Pending;
+            }
+            self.poll(work.as_mut(), context)
+        })
+        .await
     }
 
     fn poll<F: Future>(&self, work: Pin<&mut F>, context: &mut Context<'_>) -> Poll<F::Output> {
@@ -46,5 +67,39 @@ impl Gate {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kubexen_runtime::clock::SystemClock;
+    use std::time::Duration;
+    use tokio::time::{sleep, timeout};
+
+    async fn broken_by(work: impl Future<Output = ()>) -> Vec<String> {
+        let judge = Arc::new(Judge::new(Arc::new(SystemClock)));
+        let run = Gate::default().pass("agent-host-a", Arc::clone(&judge), work);
+        let _ = timeout(Duration::from_secs(60), run).await;
+        judge.verdict().0
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_does_not_wait_breaks_a_promise_and_one_that_does_breaks_none() {
+        let turns = async {
+            loop {
+                tokio::task::yield_now().await;
+            }
+        };
+        assert_eq!(
+            broken_by(turns).await,
+            ["L6: agent-host-a uses the processor without waiting for anything"]
+        );
+        let waits = async {
+            loop {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        assert_eq!(broken_by(waits).await, [""; 0]);
     }
 }

@@ -243,7 +243,8 @@ impl World {
         let options = Options { namespace: SYSTEM.to_owned(), identity };
         process.gate = Gate::default();
         let run = kubexen_controller::run(dependencies, options, CancellationToken::new());
-        process.task = Some(spawn_local(process.gate.clone().pass(run)));
+        let gate = process.gate.clone();
+        process.task = Some(spawn_local(gate.pass(process.name.clone(), Arc::clone(&self.judge), run)));
     }
 
     /// Starts the agent of a host if it does not run.
@@ -281,7 +282,8 @@ impl World {
         };
         side.agent.gate = Gate::default();
         let reset = until_reset(side.host.clone(), side.boot_id.clone());
-        let run = side.agent.gate.clone().pass(async move {
+        let gate = side.agent.gate.clone();
+        let run = gate.pass(side.agent.name.clone(), Arc::clone(&judge), async move {
             let metrics = Arc::new(Metrics::new(&mut Default::default()));
             agent::run(host, catalogue(), dependencies, metrics).await
         });
