@@ -14,7 +14,7 @@ use kube::{
 use kubexen_crds::{
     Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineMigration,
 };
-use kubexen_node_agent::hypervisor::DomainState;
+use kubexen_node_agent::{hypervisor::DomainState, storage::Storage};
 use kubexen_ownership::{Cut, HostName, VmUid};
 use serde_json::{Value, json};
 use std::{
@@ -80,6 +80,7 @@ impl World {
             }
             Action::Expect { machine, on } => self.expect(machine, on.as_deref()),
             Action::ExpectFenced { host, fenced } => self.expect_fenced(host, *fenced),
+            Action::ExpectDetached { host } => self.expect_detached(host).await,
             Action::Crash { process, r#for } => {
                 let judge = Arc::clone(&self.judge);
                 if let Some(running) = self.process(process).filter(|process| process.is_up()) {
@@ -296,6 +297,17 @@ impl World {
         if is_fenced != fenced {
             self.judge
                 .violated("expectation", format_args!("that {host} is fenced at {boot} is {is_fenced}"));
+        }
+    }
+
+    async fn expect_detached(&self, host: &str) {
+        let Some(number) = self.number(host) else { return };
+        match self.hosts[number].storage.attached().await {
+            Ok(attached) if attached.is_empty() => {}
+            attached => {
+                let what = format_args!("nothing is to be attached on {host}, and {attached:?} is");
+                self.judge.violated("expectation", what);
+            }
         }
     }
 

@@ -138,8 +138,12 @@ impl Schedule {
     /// The steps that check something.
     #[must_use]
     pub fn expectations(&self) -> usize {
-        let checks =
-            |step: &&Step| matches!(step.action, Action::Expect { .. } | Action::ExpectFenced { .. });
+        let checks = |step: &&Step| {
+            matches!(
+                step.action,
+                Action::Expect { .. } | Action::ExpectFenced { .. } | Action::ExpectDetached { .. }
+            )
+        };
         self.steps.iter().filter(checks).count()
     }
 }

@@ -112,6 +112,8 @@ pub enum Action {
     },
     /// The host's present boot, or its last one, is to be fenced or not.
     ExpectFenced { host: String, fenced: bool },
+    /// No disk is to be a device of the host.
+    ExpectDetached { host: String },
     /// A process ends, and is started again later.
     Crash { process: String, r#for: Seconds },
     /// A process ends right after one of its next writes to the API server, and is started again later.
