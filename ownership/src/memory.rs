@@ -224,6 +224,15 @@ impl MemoryStore {
         state
     }
 
+    /// All records, as of one moment, whose key `subject` reads.
+    async fn records<T>(&self, subject: impl Fn(&Key) -> Option<T>) -> Result<Vec<(T, Entry)>, StoreError> {
+        let list = |state: &mut State| {
+            let entries = state.entries.iter();
+            entries.filter_map(|(key, entry)| Some((subject(key)?, entry.clone()))).collect()
+        };
+        drive::retry(self.read_attempts(), || self.request(list)).await
+    }
+
     /// Executes a request, unless a fault keeps it from that, or its answer from coming back.
     async fn request<T>(&self, execute: impl FnOnce(&mut State) -> T) -> Result<T, RequestError> {
         tokio::task::yield_now().await;
@@ -337,25 +346,19 @@ impl Medium for MemoryStore {
     }
 
     async fn owner_records(&self) -> Result<Vec<(VmUid, Entry)>, StoreError> {
-        let list = |state: &mut State| {
-            let records = state.entries.iter().filter_map(|(key, entry)| match key {
-                Key::Owner(vm) => Some((*vm, entry.clone())),
-                Key::Disk(_) | Key::Live(_) | Key::Fenced(_) | Key::Epoch => None,
-            });
-            records.collect()
-        };
-        drive::retry(self.read_attempts(), || self.request(list)).await
+        self.records(|key| match key {
+            Key::Owner(vm) => Some(*vm),
+            Key::Disk(_) | Key::Live(_) | Key::Fenced(_) | Key::Epoch => None,
+        })
+        .await
     }
 
     async fn disk_records(&self) -> Result<Vec<(DiskUid, Entry)>, StoreError> {
-        let list = |state: &mut State| {
-            let records = state.entries.iter().filter_map(|(key, entry)| match key {
-                Key::Disk(disk) => Some((*disk, entry.clone())),
-                Key::Owner(_) | Key::Live(_) | Key::Fenced(_) | Key::Epoch => None,
-            });
-            records.collect()
-        };
-        drive::retry(self.read_attempts(), || self.request(list)).await
+        self.records(|key| match key {
+            Key::Disk(disk) => Some(*disk),
+            Key::Owner(_) | Key::Live(_) | Key::Fenced(_) | Key::Epoch => None,
+        })
+        .await
     }
 
     async fn members(&self) -> Result<Vec<Voter>, RequestError> {

@@ -32,7 +32,8 @@
 //! - Without a pool store nothing happens here, and the Pool says so.
 //!
 //! # What it writes
-//! Fence records and the epoch in the pool's store, from which it discards saved guests whose disk is gone; events. The objects are written by their own looks.
+//! Fence records and the epoch in the pool's store, from which it discards saved guests whose disk is gone; events. The objects
+//! are written by their own looks.
 
 mod board;
 mod decide;

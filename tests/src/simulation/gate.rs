@@ -10,7 +10,7 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// How often a process may run at one moment. A hundred times is much.
+/// How often a process may run at one moment: more often than any does that waits, in all schedules of the seeds 0..20000.
 const MOST_RUNS: u32 = 10_000;
 
 /// What a process passes whenever it is to run. Clones are the same gate.
