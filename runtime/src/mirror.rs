@@ -28,7 +28,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::sync::watch as signal;
+use tokio::sync::SetOnce;
 use tracing::{debug, warn};
 
 /// Namespace and name of an object; no namespace for cluster-scoped kinds.
@@ -86,7 +86,7 @@ pub struct Change<'a, K> {
 #[derive(Debug)]
 pub struct Mirror<K> {
     state: Arc<Mutex<State<K>>>,
-    synced: Arc<signal::Sender<bool>>,
+    synced: Arc<SetOnce<()>>,
 }
 
 impl<K> Clone for Mirror<K> {
@@ -114,7 +114,7 @@ impl<K> Default for Mirror<K> {
                 listing: BTreeMap::new(),
                 seen: 0,
             })),
-            synced: Arc::new(signal::Sender::new(false)),
+            synced: Arc::default(),
         }
     }
 }
@@ -147,14 +147,12 @@ impl<K> Mirror<K> {
     /// Whether the first list is complete.
     #[must_use]
     pub fn is_synced(&self) -> bool {
-        *self.synced.borrow()
+        self.synced.initialized()
     }
 
     /// Waits until the first list is complete.
     pub async fn synced(&self) {
-        let mut synced = self.synced.subscribe();
-        // The sender lives as long as `self`, so waiting cannot fail.
-        let _ = synced.wait_for(|synced| *synced).await;
+        self.synced.wait().await;
     }
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {
@@ -291,7 +289,8 @@ where
                 }
             }
         }
-        self.synced.send_replace(true);
+        // It stays so, whatever list comes after the first.
+        let _ = self.synced.set(());
         for (key, before, after) in &differences {
             changed(&Change { key, before: before.as_ref(), after: after.as_ref() });
         }

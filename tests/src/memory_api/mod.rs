@@ -41,7 +41,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use store::{Change, Store, Written};
-use tokio::{sync::watch as signal, time::sleep};
+use tokio::{sync::Notify, time::sleep};
 
 /// A write that took effect.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +71,7 @@ pub struct MemoryApi {
     clock: Arc<dyn Clock>,
     observer: Option<Arc<dyn Observer>>,
     /// Told when an object of the kind with this index was written.
-    written: Arc<[signal::Sender<()>]>,
+    written: Arc<[Arc<Notify>]>,
 }
 
 impl fmt::Debug for MemoryApi {
@@ -91,7 +91,7 @@ impl MemoryApi {
             store: Arc::new(Mutex::new(Store::new(name))),
             clock,
             observer,
-            written: (0..resources::Resource::count()).map(|_| signal::Sender::new(())).collect(),
+            written: (0..resources::Resource::count()).map(|_| Arc::default()).collect(),
         };
         api.add_namespace("default");
         api
@@ -133,7 +133,7 @@ impl MemoryApi {
     pub fn compact(&self) {
         self.lock().compact();
         // Whoever waits looks again.
-        self.written.iter().for_each(|kind| kind.send_replace(()));
+        self.written.iter().for_each(|kind| kind.notify_waiters());
     }
 
     /// The object of one of KubeXen's kinds, by plural, namespace (empty for cluster-scoped kinds) and name.
@@ -267,7 +267,7 @@ impl MemoryApi {
         };
         let Change { resource, before, object, deleted, .. } = change;
         self.tell(client, &resource.kind, before.as_deref(), &object, deleted);
-        self.written[resource.index].send_replace(());
+        self.written[resource.index].notify_waiters();
         let code = if method == Method::POST { StatusCode::CREATED } else { StatusCode::OK };
         if method == Method::DELETE && deleted && resource.kind != "Namespace" {
             let meta = &object["metadata"];

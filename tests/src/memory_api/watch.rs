@@ -12,7 +12,7 @@ use http::StatusCode;
 use serde_json::json;
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
 use tokio::{
-    sync::watch as signal,
+    sync::futures::OwnedNotified,
     time::{Instant, sleep_until},
 };
 
@@ -27,7 +27,6 @@ pub(super) struct Watch {
     resource: &'static Resource,
     selection: Selection,
     link: Arc<dyn Link>,
-    written: signal::Receiver<()>,
     seen: u64,
     /// Whether what it is to begin with was forgotten before it began.
     expired: bool,
@@ -53,7 +52,6 @@ impl Watch {
             resource: place.resource,
             selection: Selection::of(place, query)?,
             link,
-            written: api.written[place.resource.index].subscribe(),
             seen,
             expired: api.lock().has_forgotten(seen),
             ends: now + lasts.map_or(LONGEST, Duration::from_secs),
@@ -73,7 +71,8 @@ impl Watch {
 
     async fn next(&mut self) -> Option<Result<Vec<u8>, io::Error>> {
         while !self.over {
-            self.written.borrow_and_update();
+            // Heard from here on, so that nothing is missed that is written after the look.
+            let written = Arc::clone(&self.api.written[self.resource.index]).notified_owned();
             let next = match self.expired {
                 true => Next::Expired,
                 false => self.api.lock().after(self.seen, self.resource, &self.selection),
@@ -96,7 +95,7 @@ impl Watch {
                 }
                 Next::Nothing(revision) => {
                     self.seen = revision;
-                    if let Some(bookmark) = self.wait().await {
+                    if let Some(bookmark) = self.wait(written).await {
                         return Some(Ok(bookmark));
                     }
                 }
@@ -106,14 +105,11 @@ impl Watch {
     }
 
     /// Waits until there is something to look for; answers a bookmark if one is due.
-    async fn wait(&mut self) -> Option<Vec<u8>> {
+    async fn wait(&mut self, written: OwnedNotified) -> Option<Vec<u8>> {
         let bookmark_due = self.bookmark.unwrap_or(self.ends);
         tokio::select! {
             biased;
-            changed = self.written.changed() => {
-                self.over |= changed.is_err();
-                None
-            }
+            () = written => None,
             () = sleep_until(self.ends) => {
                 self.over = true;
                 None

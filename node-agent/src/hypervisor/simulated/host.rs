@@ -28,7 +28,9 @@ pub struct SimulatedHost {
 #[derive(Debug)]
 struct Shared {
     model: Mutex<Model>,
-    changes: watch::Sender<u64>,
+    /// Each who listens has a channel of its own: one channel's receivers are woken in an order that tokio draws by lot, and a
+    /// seed would not give the same trace.
+    listeners: Mutex<Vec<watch::Sender<u64>>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -51,8 +53,7 @@ impl SimulatedHost {
     }
 
     fn with_model(model: Model, clock: Arc<dyn Clock>) -> Self {
-        let (changes, _) = watch::channel(0);
-        Self { shared: Arc::new(Shared { model: Mutex::new(model), changes, clock }) }
+        Self { shared: Arc::new(Shared { model: Mutex::new(model), listeners: Mutex::default(), clock }) }
     }
 
     /// All domains as they are at this moment, sorted by UUID.
@@ -198,7 +199,9 @@ impl SimulatedHost {
     /// Changes whenever the host does.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.shared.changes.subscribe()
+        let (tell, hear) = watch::channel(0);
+        self.listeners().push(tell);
+        hear
     }
 
     /// How long it is until the host changes by itself, after it did what it was to do by now.
@@ -232,9 +235,16 @@ impl SimulatedHost {
         let changed = model.take_changed();
         drop(model);
         if changed {
-            self.shared.changes.send_modify(|count| *count += 1);
+            self.listeners().retain(|listener| {
+                listener.send_modify(|count| *count += 1);
+                !listener.is_closed()
+            });
         }
         result
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, Vec<watch::Sender<u64>>> {
+        self.shared.listeners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Model> {
