@@ -198,9 +198,11 @@ fn hindered<'a>(
             let request = request.clone();
             candidates.push(Candidate { guest, request, attempt: 0, hindrance: Some(hindrance) });
         }
-        (OnMaintenance::Restart, Err(_)) | (OnMaintenance::Wait, _) => {
+        (OnMaintenance::Restart, Err(problem)) => {
+            let hindrance = hindrance.nor_start(problem.message());
             steps.push(Step::stays(guest, EvacuationAction::Wait, hindrance));
         }
+        (OnMaintenance::Wait, _) => steps.push(Step::stays(guest, EvacuationAction::Wait, hindrance)),
         (OnMaintenance::Leave, _) => steps.push(Step::stays(guest, EvacuationAction::Leave, hindrance)),
     }
 }
@@ -260,8 +262,7 @@ fn step(candidate: Candidate<'_>, verdict: Verdict) -> Step<'_> {
             attempt,
         },
         (Some(hindrance), Verdict::Unplaced(why)) => {
-            let message = format!("{}; nor can it start on another host: {why}", hindrance.message);
-            Step::stays(guest, EvacuationAction::Wait, Hindrance { message, ..hindrance })
+            Step::stays(guest, EvacuationAction::Wait, hindrance.nor_start(why))
         }
     }
 }

@@ -43,7 +43,7 @@ use tokio::time::Instant;
 
 pub(crate) use apply::{carry_out, confirm};
 pub(crate) use decide::{Plan, Words, decide, is_off};
-pub(crate) use observe::{Observed, observe};
+pub(crate) use observe::{Observed, find_hindered, observe};
 pub(crate) use status::{EVACUATED, news};
 
 use crate::view::is_in_maintenance;

@@ -1,7 +1,9 @@
 //! What is known of a host that is to be emptied, or was, at one moment.
 
+use super::decide::Action;
 use crate::{
     context::Context,
+    error::Error,
     migration::{
         self,
         movable::{self, Sends},
@@ -10,7 +12,7 @@ use crate::{
     placement::{Request, Snapshot},
     scheduler,
     view::{View, is_in_maintenance, is_ready, uid},
-    virtual_machine::{problem::Problem, references},
+    virtual_machine::{cloud_init, problem::Problem, references},
 };
 use kubexen_crds::{
     Domain, Host, MigrationPhase, VirtualMachine, VirtualMachineMigration, condition::find,
@@ -63,6 +65,12 @@ pub(crate) struct Guest {
     pub(crate) to_start: Result<Request, Problem>,
 }
 
+impl Observed {
+    fn guest_mut(&mut self, machine: &Key) -> Option<&mut Guest> {
+        self.guests.iter_mut().find(|guest| guest.key == *machine)
+    }
+}
+
 /// Looks at a host; none if it is not in maintenance and nothing is left of one.
 pub(crate) fn observe(context: &Context, host: &Arc<Host>) -> Option<Observed> {
     let view = &context.view;
@@ -88,6 +96,39 @@ pub(crate) fn observe(context: &Context, host: &Arc<Host>) -> Option<Observed> {
         guests,
         records,
     })
+}
+
+/// Looks whether the guests that are to leave now would find their user data elsewhere: Secrets are not watched, so each is read
+/// when its guest's turn comes. What would miss it is noted, and true returned.
+pub(crate) async fn find_hindered(
+    context: &Context,
+    observed: &mut Observed,
+    actions: &[Action],
+) -> Result<bool, Error> {
+    let mut found = false;
+    for action in actions {
+        match action {
+            Action::Begin { machine, .. } => {
+                if let Some(guest) = observed.guest_mut(machine)
+                    && let Some(problem) = cloud_init::problem_of_move(context, &guest.domain).await?
+                {
+                    guest.to_move = Err(problem);
+                    found = true;
+                }
+            }
+            Action::Stop { machine, .. } => {
+                if let Some(guest) = observed.guest_mut(machine)
+                    && let Some(machine) = &guest.machine
+                    && let Some(problem) = cloud_init::problem(context, machine).await?
+                {
+                    guest.to_start = Err(problem);
+                    found = true;
+                }
+            }
+            Action::Withdraw { .. } => {}
+        }
+    }
+    Ok(found)
 }
 
 fn guest(view: &View, domain: &Arc<Domain>, records: &[Arc<VirtualMachineMigration>]) -> Guest {

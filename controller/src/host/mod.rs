@@ -31,7 +31,7 @@ use crate::{
     evacuation::{self, Words},
     recovery,
 };
-use decide::{Action, Observed, decide};
+use decide::{Action, Observed, Plan, decide};
 use kubexen_crds::{Domain, Host, HostStatus, Volume, condition, names::host_namespace};
 use kubexen_runtime::{Key, Outcome, events::Severity};
 use std::time::Duration;
@@ -42,13 +42,13 @@ const LATER: Duration = Duration::from_secs(1);
 /// One look at a host.
 pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, Error> {
     for _ in 0..ROUNDS {
-        let Some(observed) = observe(context, key) else {
+        let Some(mut observed) = observe(context, key) else {
             context.access.forget(&key.name);
             context.evacuations.forget(&key.name);
             return Ok(Outcome::Settled);
         };
+        let mut plan = plan(context, &mut observed).await?;
         let host = &*observed.host;
-        let mut plan = decide(&observed, context.clock.now());
         let mut acted = false;
         for action in plan.actions {
             acted = true;
@@ -86,6 +86,17 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
         }
     }
     Ok(Outcome::Again(LATER))
+}
+
+/// What to do. No guest leaves that would miss something elsewhere which no watch shows.
+async fn plan(context: &Context, observed: &mut Observed) -> Result<Plan, Error> {
+    loop {
+        let plan = decide(observed, context.clock.now());
+        let (Some(guests), Some(steps)) = (&mut observed.evacuation, &plan.evacuation) else { return Ok(plan) };
+        if !evacuation::find_hindered(context, guests, &steps.actions).await? {
+            return Ok(plan);
+        }
+    }
 }
 
 fn observe(context: &Context, key: &Key) -> Option<Observed> {

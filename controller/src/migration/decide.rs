@@ -11,7 +11,9 @@ use super::{
 };
 use crate::view::{is_deleting, uid};
 use jiff::Timestamp;
-use kubexen_crds::{Domain, MigrationPhase, MigrationStage, VirtualMachine, VirtualMachineMigration};
+use kubexen_crds::{
+    Domain, MigrationPhase, MigrationStage, VirtualMachine, VirtualMachineMigration, condition::find,
+};
 use kubexen_runtime::Key;
 use std::{sync::Arc, time::Duration};
 
@@ -219,7 +221,12 @@ fn go_on(observed: &Observed, migration: &VirtualMachineMigration, now: Timestam
         (Ended::NeverBegan, _) if waited < PREPARATION => {
             Plan { again: Some(PREPARATION - waited), ..Plan::say(Report::preparing(route())) }
         }
-        (Ended::NeverBegan, _) => end(Cause::NotPrepared(host_of(destination).to_owned())),
+        (Ended::NeverBegan, _) => {
+            let conditions = destination.status.as_ref().map(|status| status.conditions.as_slice());
+            let ready = find(conditions.unwrap_or_default(), "Ready").filter(|ready| ready.status != "True");
+            let said = ready.map(|ready| ready.message.clone());
+            end(Cause::NotPrepared { host: host_of(destination).to_owned(), said })
+        }
         (Ended::No, Some(MigrationStage::Aborted)) => Plan::default().and(cancellation(source)),
         // Only a store that was restored from a backup lets both say so. What the guest was is gone; it is started anew.
         (Ended::Left(_), Some(MigrationStage::Aborted)) => {

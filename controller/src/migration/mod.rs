@@ -32,13 +32,14 @@ mod tests;
 use crate::{
     context::{Applied, Context},
     error::Error,
+    virtual_machine::cloud_init,
 };
 use kubexen_crds::{
     Domain, DomainMigration, Host, MigrationRole, MigrationStage, Network, Pool, StorageRepository,
     VirtualDisk, VirtualMachine, VirtualMachineMigration, names::host_object_name,
 };
 use kubexen_runtime::{Key, Outcome};
-use observe::Observed;
+use observe::{Choice, Observed};
 use std::{sync::Arc, time::Duration};
 
 pub(crate) use status::Cause;
@@ -53,7 +54,8 @@ const LATER: Duration = Duration::from_secs(1);
 pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, Error> {
     let mut asked = false;
     for _ in 0..ROUNDS {
-        let Some(observed) = observe::observe(context, key) else { return Ok(Outcome::Settled) };
+        let Some(mut observed) = observe::observe(context, key) else { return Ok(Outcome::Settled) };
+        find_user_data(context, &mut observed).await?;
         let plan = decide::decide(&observed, context.clock.now());
         if plan.refuses() && observed.beginning.is_some() && !asked {
             // What speaks against it may be gone already, and a refusal is for good.
@@ -69,6 +71,17 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
         }
     }
     Ok(Outcome::Again(LATER))
+}
+
+/// Looks, before a move begins, whether the guest would find its user data at the destination: Secrets are not watched.
+async fn find_user_data(context: &Context, observed: &mut Observed) -> Result<(), Error> {
+    let (Some(source), Some(beginning)) = (&observed.source, &mut observed.beginning) else { return Ok(()) };
+    if let Some(Choice::Host(_)) = &beginning.choice
+        && let Some(problem) = cloud_init::problem_of_move(context, source).await?
+    {
+        beginning.choice = Some(Choice::Unresolved(problem));
+    }
+    Ok(())
 }
 
 /// Sees what decides whether a move can begin, however far behind the watches are.

@@ -36,7 +36,12 @@ pub(crate) enum Cause {
     /// What the machine refers to is not there.
     Unresolved(&'static str, String),
     /// The destination did not make ready in time.
-    NotPrepared(String),
+    NotPrepared {
+        /// The host.
+        host: String,
+        /// What its agent said last.
+        said: Option<String>,
+    },
     /// The destination's agent takes part in no migrations any more.
     DestinationDoesNotListen(String),
     /// The Domain on the destination was deleted by somebody else.
@@ -82,7 +87,7 @@ impl Cause {
             Self::NotOnNetwork { .. } => "NotOnMigrationNetwork",
             Self::NoHostFits(_) => "NoHostFits",
             Self::Unresolved(reason, _) => reason,
-            Self::NotPrepared(_) => "NotPrepared",
+            Self::NotPrepared { .. } => "NotPrepared",
             Self::DestinationDoesNotListen(_) => "DestinationDoesNotListen",
             Self::DestinationGone => "DestinationGone",
             Self::GuestGone => "GuestGone",
@@ -115,8 +120,9 @@ impl Cause {
             ),
             Self::NoHostFits(why) => format!("no other host can take the guest: {why}"),
             Self::Unresolved(_, message) => message.clone(),
-            Self::NotPrepared(host) => {
-                format!("host {host} did not make ready for the guest within 5 minutes")
+            Self::NotPrepared { host, said } => {
+                let why = said.as_ref().map(|said| format!(": {said}")).unwrap_or_default();
+                format!("host {host} did not make ready for the guest within 5 minutes{why}")
             }
             Self::DestinationDoesNotListen(host) => {
                 format!(

@@ -72,14 +72,33 @@ pub(super) fn is_missing(domain: &Domain) -> bool {
 }
 
 /// What is wrong with the Secret that the machine names.
-pub(super) async fn problem(context: &Context, machine: &VirtualMachine) -> Result<Option<Problem>, Error> {
+pub(crate) async fn problem(context: &Context, machine: &VirtualMachine) -> Result<Option<Problem>, Error> {
     let Some(wanted) = &machine.spec.cloud_init else { return Ok(None) };
     let (namespace, secret) = (machine.namespace().unwrap_or_default(), &wanted.user_data_secret.name);
-    Ok(match get(context, &namespace, secret).await?.map(content) {
-        None => Some(Problem::SecretNotFound { secret: secret.clone(), namespace }),
-        Some(None) => Some(Problem::SecretKeyMissing { secret: secret.clone() }),
+    let found = get(context, &namespace, secret).await?;
+    Ok(problem_of(found, secret, &namespace))
+}
+
+/// Why the guest of this Domain would not find its user data on another host: it is gone from its own, and there is something
+/// wrong with the Secret that its machine named when it started.
+pub(crate) async fn problem_of_move(context: &Context, domain: &Domain) -> Result<Option<Problem>, Error> {
+    let Some(wanted) = &domain.spec.machine.cloud_init else { return Ok(None) };
+    let host = domain.namespace().unwrap_or_default();
+    if get(context, &host, &wanted.secret).await?.and_then(content).is_some() {
+        return Ok(None);
+    }
+    let (namespace, secret) = (&domain.spec.virtual_machine.namespace, &wanted.user_data_secret);
+    let found = get(context, namespace, secret).await?;
+    Ok(problem_of(found, secret, namespace))
+}
+
+fn problem_of(found: Option<Secret>, secret: &str, namespace: &str) -> Option<Problem> {
+    let secret = secret.to_owned();
+    match found.map(content) {
+        None => Some(Problem::SecretNotFound { secret, namespace: namespace.to_owned() }),
+        Some(None) => Some(Problem::SecretKeyMissing { secret }),
         Some(Some(_)) => None,
-    })
+    }
 }
 
 /// Makes the Secret in the namespace of a Domain's host that its seed is made from. Says whether there was anything to

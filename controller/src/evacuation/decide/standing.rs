@@ -17,7 +17,7 @@ use kubexen_crds::{
     names::EVACUATION_ATTEMPT,
     virtual_machine::{OnMaintenance, PowerState},
 };
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 /// After so many failures in a row a guest counts as one that cannot move, unless its policy is to wait.
 const ATTEMPTS: u32 = 3;
@@ -68,6 +68,12 @@ impl Hindrance {
 
     pub(super) fn of_problem(problem: &Problem) -> Self {
         Self::new(problem.reason(), problem.message())
+    }
+
+    /// It cannot start elsewhere either.
+    pub(super) fn nor_start(self, why: impl Display) -> Self {
+        let message = format!("{}; nor can it start on another host: {why}", self.message);
+        Self { message, ..self }
     }
 }
 
