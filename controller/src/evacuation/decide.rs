@@ -199,7 +199,8 @@ fn hindered<'a>(
             candidates.push(Candidate { guest, request, attempt: 0, hindrance: Some(hindrance) });
         }
         (OnMaintenance::Restart, Err(problem)) => {
-            let hindrance = hindrance.nor_start(problem.message());
+            let why = problem.message();
+            let hindrance = if why == hindrance.message { hindrance } else { hindrance.nor_start(why) };
             steps.push(Step::stays(guest, EvacuationAction::Wait, hindrance));
         }
         (OnMaintenance::Wait, _) => steps.push(Step::stays(guest, EvacuationAction::Wait, hindrance)),

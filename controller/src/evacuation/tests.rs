@@ -8,6 +8,7 @@ use crate::{
     migration::{movable::Sends, turns::Load},
     placement::{HostView, Request, Snapshot, group_key},
     samples::{self, named, running},
+    virtual_machine::problem::Problem,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -420,6 +421,27 @@ fn the_end_of_a_maintenance_calls_off_what_has_not_begun_to_copy_and_takes_the_p
         assert_eq!(plan.actions.len(), usize::from(withdrawn), "{phase:?}");
         assert_eq!(said(&plan), Report::default());
     }
+}
+
+#[test]
+fn a_guest_that_cannot_start_elsewhere_is_not_stopped_and_the_plan_says_why() {
+    let gone = || Problem::SecretNotFound { secret: "web".to_owned(), namespace: "shop".to_owned() };
+    let told = |guest: Guest| {
+        let plan = decide(&observed(vec![guest]), NOW);
+        assert_eq!(plan.actions, []);
+        let step = said(&plan).evacuation.unwrap().machines.remove(0);
+        (step.reason, step.message.unwrap())
+    };
+    let stuck = Guest { to_move: Err(gone()), to_start: Err(gone()), ..guest("vm") };
+    for policy in [OnMaintenance::Wait, OnMaintenance::Restart, OnMaintenance::Leave] {
+        let told = told(with_policy(stuck.clone(), policy));
+        assert_eq!(told, ("SecretNotFound".to_owned(), gone().message()), "{policy:?}");
+    }
+    let tied = Guest { to_start: Err(gone()), ..tied("vm", OnMaintenance::Restart) };
+    let (reason, message) = told(tied);
+    assert_eq!(reason, "NotMigratable");
+    let both = format!("; nor can it start on another host: {}", gone().message());
+    assert!(message.ends_with(&both), "{message}");
 }
 
 #[test]

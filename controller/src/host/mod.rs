@@ -92,7 +92,9 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
 async fn plan(context: &Context, observed: &mut Observed) -> Result<Plan, Error> {
     loop {
         let plan = decide(observed, context.clock.now());
-        let (Some(guests), Some(steps)) = (&mut observed.evacuation, &plan.evacuation) else { return Ok(plan) };
+        let (Some(guests), Some(steps)) = (&mut observed.evacuation, &plan.evacuation) else {
+            return Ok(plan);
+        };
         if !evacuation::find_hindered(context, guests, &steps.actions).await? {
             return Ok(plan);
         }

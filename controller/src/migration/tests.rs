@@ -16,9 +16,11 @@ use crate::{
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kubexen_crds::{
-    ByteQuantity, Domain, DomainMigration, DomainMigrationStatus, MigrationPhase, MigrationRole,
-    MigrationStage, VirtualMachine, VirtualMachineMigration, VirtualMachineMigrationSpec,
-    VirtualMachineMigrationStatus, VirtualMachineStatus, condition::find, virtual_machine::PowerState,
+    ByteQuantity, Domain, DomainMigration, DomainMigrationStatus, DomainStatus, MigrationPhase,
+    MigrationRole, MigrationStage, VirtualMachine, VirtualMachineMigration, VirtualMachineMigrationSpec,
+    VirtualMachineMigrationStatus, VirtualMachineStatus,
+    condition::{self, State, Wanted, find},
+    virtual_machine::PowerState,
     virtual_machine_migration::Transfer,
 };
 use kubexen_runtime::Key;
@@ -382,6 +384,16 @@ fn a_destination_that_does_not_make_ready_is_given_up_after_five_minutes() {
     let plan = decide(&observed, late);
     assert_eq!(said(&observed, &plan), Some((MigrationPhase::Failed, "NotPrepared".to_owned())));
     assert_eq!(plan.actions, [deletion("b")]);
+    let mut waits = destination(None);
+    let why =
+        vec![Wanted::new("Ready", State::False, "VolumeNotReady", "Volume shop.web-root is not ready yet")];
+    let status = DomainStatus { conditions: condition::set(&[], why, None, NOW), ..DomainStatus::default() };
+    waits.status = Some(status);
+    let observed = going(domain("a"), Some(waits));
+    let report = decide(&observed, late).report.unwrap();
+    let status = render(observed.migration.as_deref().unwrap(), &report, late);
+    let message = &find(&status.conditions, "Succeeded").unwrap().message;
+    assert!(message.ends_with("within 5 minutes: Volume shop.web-root is not ready yet"), "{message}");
 }
 
 #[test]

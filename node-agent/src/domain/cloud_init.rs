@@ -70,10 +70,14 @@ pub(super) async fn disk(
     Ok(Some(DiskConfig { device, target: SEED_TARGET.to_owned(), read_only: true }))
 }
 
-/// What the Secret holds; nothing if it is not there or has no user data.
+/// What the Secret holds; nothing if it is not there or has no user data, or if it was made for an earlier Domain of this name: the
+/// user data may have changed since.
 async fn content(domains: &Domains, domain: &Domain, name: &str) -> Result<Option<Content>, ReconcileError> {
     let namespace = domain.namespace().unwrap_or_default();
     let secrets = Api::<Secret>::namespaced(domains.client.clone(), &namespace);
-    let found = limited(secrets.get_opt(name)).await?.and_then(|secret| secret.data);
+    let ours = |secret: &Secret| {
+        secret.owner_references().iter().any(|owner| Some(&owner.uid) == domain.metadata.uid.as_ref())
+    };
+    let found = limited(secrets.get_opt(name)).await?.filter(ours).and_then(|secret| secret.data);
     Ok(found.filter(|data| data.contains_key(USER_DATA)).map(Content))
 }

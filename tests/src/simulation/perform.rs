@@ -6,6 +6,7 @@ use super::{
     world::{HostSide, Process, USERS, World},
 };
 use crate::memory_api::Perfect;
+use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client,
     api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams},
@@ -13,6 +14,8 @@ use kube::{
 };
 use kubexen_crds::{
     Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineMigration,
+    cloud_init::seed_secret_name,
+    names::{host_namespace, host_object_name},
 };
 use kubexen_node_agent::{hypervisor::DomainState, storage::Storage};
 use kubexen_ownership::{Cut, HostName, VmUid};
@@ -68,6 +71,7 @@ impl World {
             Action::Create { kind, object } => self.create(*kind, object.clone()).await,
             Action::Change { kind, name, change } => self.change(*kind, name, change.clone()).await,
             Action::Delete { kind, name } => self.delete(*kind, name).await,
+            Action::DeleteCopy { host, machine } => self.delete_copy(host, machine).await,
             Action::Machine { name, availability, disk } => {
                 for action in users::plain_machine(name, availability, disk.as_deref()) {
                     Box::pin(self.carry_out(&action)).await;
@@ -408,18 +412,26 @@ impl World {
         self.said(self.objects(kind).delete(name, &DeleteParams::default()).await.map(drop));
     }
 
-    /// The objects of a kind as people see them, who are never cut off.
+    async fn delete_copy(&self, host: &str, machine: &str) {
+        let name = seed_secret_name(&host_object_name(USERS, machine));
+        let copies = Api::<Secret>::namespaced(self.people(), &host_namespace(host));
+        self.said(copies.delete(&name, &DeleteParams::default()).await.map(drop));
+    }
+
+    /// A client of people, who are never cut off.
+    fn people(&self) -> Client {
+        self.api.client("user", Arc::new(Perfect))
+    }
+
+    /// The objects of a kind as people see them.
     fn objects(&self, kind: Kind) -> Api<DynamicObject> {
-        let client: Client = self.api.client("user", Arc::new(Perfect));
+        let client = self.people();
         match kind {
             Kind::Host => Api::all_with(client, &resource::<Host>()),
             Kind::Network => Api::all_with(client, &resource::<Network>()),
             Kind::Pool => Api::all_with(client, &resource::<Pool>()),
             Kind::StorageRepository => Api::all_with(client, &resource::<StorageRepository>()),
-            Kind::Secret => {
-                let secret = resource::<k8s_openapi::api::core::v1::Secret>();
-                Api::namespaced_with(client, USERS, &secret)
-            }
+            Kind::Secret => Api::namespaced_with(client, USERS, &resource::<Secret>()),
             Kind::VirtualDisk => Api::namespaced_with(client, USERS, &resource::<VirtualDisk>()),
             Kind::VirtualMachine => Api::namespaced_with(client, USERS, &resource::<VirtualMachine>()),
             Kind::VirtualMachineMigration => {

@@ -94,6 +94,8 @@ pub enum Action {
     Change { kind: Kind, name: String, change: Value },
     /// Somebody deletes an object.
     Delete { kind: Kind, name: String },
+    /// Somebody deletes the copy of a machine's user data in a host's namespace.
+    DeleteCopy { host: String, machine: String },
     /// Somebody makes a machine, and a disk for it in this repository, if one is named.
     Machine {
         name: String,

@@ -96,6 +96,13 @@ async fn user_data_reaches_the_host_of_its_machine_goes_along_with_it_and_leaves
         })
         .await?;
     holds(&there.0, FIRST)?;
+
+    // With the copy gone too, no other host could make the seed.
+    there.1.delete("cloud-init.seeds.web", &Default::default()).await?;
+    scene.migrate("web-back", json!({"virtualMachine": "web"})).await?;
+    let stays = scene.until_over("web-back", MigrationPhase::Failed).await?;
+    let conditions = stays.status.map(|status| status.conditions).unwrap_or_default();
+    ensure!(conditions.iter().any(|said| said.reason == "SecretNotFound"), "{conditions:?}");
     scene.write_user_data("late", "userData", SECOND).await?;
     wait_until("the restarted guest has the new seed", PATIENCE, async || holds(&there.0, SECOND)).await?;
     scene.until_ready_is("web", "True", "Running").await?;
