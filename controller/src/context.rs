@@ -187,12 +187,9 @@ impl Context {
     ) -> Result<bool, Error>
     where
         K: Watched,
-        S: Serialize,
+        S: Serialize + PartialEq,
     {
-        let before = before.map(serde_json::to_value).transpose()?.unwrap_or_else(|| json!({}));
-        let Some(status) = write::merge_patch(&before, &serde_json::to_value(after)?) else {
-            return Ok(false);
-        };
+        let Some(status) = write::status_patch(before, after)? else { return Ok(false) };
         self.may_write::<K>("patch_status")?;
         let meta = object.meta();
         let patch = Patch::Merge(json!({

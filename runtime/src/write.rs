@@ -87,6 +87,22 @@ pub fn merge_patch(before: &Value, after: &Value) -> Option<Value> {
     }
 }
 
+/// The JSON merge patch that turns the status `before` into `after`; none when they are equal, which is the common case and costs
+/// no JSON.
+///
+/// # Errors
+/// `Serialize`.
+pub fn status_patch<S>(before: Option<&S>, after: &S) -> Result<Option<Value>, WriteError>
+where
+    S: Serialize + PartialEq,
+{
+    if before == Some(after) {
+        return Ok(None);
+    }
+    let before = before.map(serde_json::to_value).transpose()?.unwrap_or_else(|| json!({}));
+    Ok(merge_patch(&before, &serde_json::to_value(after)?))
+}
+
 /// Writes `after` as the status of the object that was seen with the status `before`, if the two differ.
 ///
 /// Returns the object as it stands now, or none when nothing had to be written.
@@ -102,10 +118,9 @@ pub async fn status<K, S>(
 ) -> Result<Option<K>, WriteError>
 where
     K: Resource + Clone + Debug + DeserializeOwned,
-    S: Serialize,
+    S: Serialize + PartialEq,
 {
-    let before = before.map(serde_json::to_value).transpose()?.unwrap_or_else(|| json!({}));
-    let Some(change) = merge_patch(&before, &serde_json::to_value(after)?) else { return Ok(None) };
+    let Some(change) = status_patch(before, after)? else { return Ok(None) };
     let patch = Patch::Merge(json!({ "status": change }));
     let parameters = PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() };
     limited(api.patch_status(name, &parameters, &patch)).await.map(Some)

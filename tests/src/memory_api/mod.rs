@@ -265,11 +265,11 @@ impl MemoryApi {
             Written::Changed(change) => (change, None),
             Written::Ended(change, answer) => (change, Some(answer)),
         };
-        let Change { resource, before, object, deleted, .. } = change;
-        self.tell(client, &resource.kind, before.as_deref(), &object, deleted);
+        let Change { resource, before, object, deleted, .. } = &change;
+        self.tell(client, &resource.kind, before.as_deref(), object, *deleted);
         self.written[resource.index].notify_waiters();
         let code = if method == Method::POST { StatusCode::CREATED } else { StatusCode::OK };
-        if method == Method::DELETE && deleted && resource.kind != "Namespace" {
+        if method == Method::DELETE && *deleted && resource.kind != "Namespace" {
             let meta = &object["metadata"];
             let details = json!({"name": meta["name"], "uid": meta["uid"], "kind": resource.plural});
             let done = json!({
@@ -277,7 +277,7 @@ impl MemoryApi {
             });
             return Ok(whole(code, &done));
         }
-        Ok(answer.map_or_else(|| whole(code, &object), |answer| whole(code, &answer)))
+        Ok(answer.map_or_else(|| text(code, change.text().to_owned()), |answer| whole(code, &answer)))
     }
 
     fn tell(&self, client: &str, kind: &str, before: Option<&Value>, object: &Value, deleted: bool) {
@@ -294,7 +294,11 @@ fn response(code: StatusCode, lines: Lines) -> Response<Lines> {
 }
 
 fn whole(code: StatusCode, body: &Value) -> Response<Lines> {
-    response(code, once(ready(Ok(body.to_string().into_bytes()))).boxed())
+    text(code, body.to_string())
+}
+
+fn text(code: StatusCode, body: String) -> Response<Lines> {
+    response(code, once(ready(Ok(body.into_bytes()))).boxed())
 }
 
 fn refused(refusal: &Refusal) -> Response<Lines> {
