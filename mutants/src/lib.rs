@@ -67,11 +67,13 @@ pub enum Mutant {
     SavedStartedAfresh,
     /// A fenced boot comes back to life.
     FencedMayJoin,
+    /// A guest is given user data that was copied for an earlier Domain of its name.
+    OldUserDataRead,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::OwnerOnLease,
         Self::EndedLeaseIgnored,
         Self::DeadlineFromAnswer,
@@ -99,6 +101,7 @@ impl Mutant {
         Self::DiskNotClaimed,
         Self::SavedStartedAfresh,
         Self::FencedMayJoin,
+        Self::OldUserDataRead,
     ];
 
     /// Whether the program is to behave as this mutant does.

@@ -15,6 +15,7 @@ use kubexen_crds::{
     cloud_init::{NETWORK_DATA, SEED_TARGET, USER_DATA},
     domain::DomainPhase,
 };
+use kubexen_mutants::Mutant;
 use kubexen_runtime::write::limited;
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -77,6 +78,7 @@ async fn content(domains: &Domains, domain: &Domain, name: &str) -> Result<Optio
     let secrets = Api::<Secret>::namespaced(domains.client.clone(), &namespace);
     let ours = |secret: &Secret| {
         secret.owner_references().iter().any(|owner| Some(&owner.uid) == domain.metadata.uid.as_ref())
+            || Mutant::OldUserDataRead.is_active()
     };
     let found = limited(secrets.get_opt(name)).await?.filter(ours).and_then(|secret| secret.data);
     Ok(found.filter(|data| data.contains_key(USER_DATA)).map(Content))
