@@ -12,7 +12,10 @@
 //! garbage collection.
 
 use super::decide::restart_requested;
-use crate::{context::Context, error::Error, view::is_deleting, virtual_machine::problem::Problem};
+use crate::{
+    context::Context, error::Error, migration::observe::host_of, view::is_deleting,
+    virtual_machine::problem::Problem,
+};
 use k8s_openapi::{
     ByteString,
     api::core::v1::Secret,
@@ -24,7 +27,7 @@ use kube::{
 };
 use kubexen_crds::{
     Domain, VirtualMachine,
-    cloud_init::{NETWORK_DATA, SEED_SECRET_TYPE, USER_DATA},
+    cloud_init::{DomainCloudInit, NETWORK_DATA, SEED_SECRET_TYPE, USER_DATA},
     condition::find,
     names::host_namespace,
     virtual_machine::PowerState,
@@ -83,13 +86,8 @@ pub(crate) async fn problem(context: &Context, machine: &VirtualMachine) -> Resu
 /// wrong with the Secret that its machine named when it started.
 pub(crate) async fn problem_of_move(context: &Context, domain: &Domain) -> Result<Option<Problem>, Error> {
     let Some(wanted) = &domain.spec.machine.cloud_init else { return Ok(None) };
-    let host = domain.namespace().unwrap_or_default();
-    if get(context, &host, &wanted.secret).await?.and_then(content).is_some() {
-        return Ok(None);
-    }
-    let (namespace, secret) = (&domain.spec.virtual_machine.namespace, &wanted.user_data_secret);
-    let found = get(context, namespace, secret).await?;
-    Ok(problem_of(found, secret, namespace))
+    let found = find_at(context, domain, wanted, Origin::Host(host_of(domain))).await?;
+    Ok(problem_of(found, &wanted.user_data_secret, &domain.spec.virtual_machine.namespace))
 }
 
 fn problem_of(found: Option<Secret>, secret: &str, namespace: &str) -> Option<Problem> {
@@ -105,14 +103,7 @@ fn problem_of(found: Option<Secret>, secret: &str, namespace: &str) -> Option<Pr
 /// write; there is not if nothing can be copied, which the Domain's agent tells.
 pub(crate) async fn copy(context: &Context, domain: &Domain, origin: Origin<'_>) -> Result<bool, Error> {
     let Some(wanted) = &domain.spec.machine.cloud_init else { return Ok(false) };
-    let of_owner = || get(context, &domain.spec.virtual_machine.namespace, &wanted.user_data_secret);
-    let found = match origin {
-        Origin::Machine => of_owner().await?,
-        Origin::Host(host) => match get(context, &host_namespace(host), &wanted.secret).await? {
-            Some(found) => Some(found),
-            None => of_owner().await?,
-        },
-    };
+    let found = find_at(context, domain, wanted, origin).await?;
     let Some(content) = found.and_then(content) else { return Ok(false) };
     let copy = secret(domain, &wanted.secret, content);
     let api = Api::<Secret>::namespaced(context.client.clone(), &domain.namespace().unwrap_or_default());
@@ -131,6 +122,21 @@ pub(crate) async fn copy(context: &Context, domain: &Domain, origin: Origin<'_>)
     context.may_write::<Secret>("create")?;
     limited(api.create(&PostParams::default(), &copy)).await?;
     Ok(true)
+}
+
+/// What there is at the origin.
+async fn find_at(
+    context: &Context,
+    domain: &Domain,
+    wanted: &DomainCloudInit,
+    origin: Origin<'_>,
+) -> Result<Option<Secret>, Error> {
+    if let Origin::Host(host) = origin
+        && let Some(found) = get(context, &host_namespace(host), &wanted.secret).await?
+    {
+        return Ok(Some(found));
+    }
+    get(context, &domain.spec.virtual_machine.namespace, &wanted.user_data_secret).await
 }
 
 async fn get(context: &Context, namespace: &str, name: &str) -> Result<Option<Secret>, Error> {
