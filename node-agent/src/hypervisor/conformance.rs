@@ -206,7 +206,8 @@ impl Bench {
         self.hypervisor.find(uuid).await?.ok_or_else(|| Stop::Fail(format!("no domain has the UUID {uuid}")))
     }
 
-    /// Waits until the domain is in this state.
+    /// Waits until the domain is in this state. A guest that stopped in another way does not come to it any more, and what
+    /// it wrote last tells why.
     async fn reaches(&self, uuid: Uuid, state: DomainState) -> Verdict {
         let mut last = None;
         let deadline = Instant::now() + self.patience;
@@ -214,6 +215,13 @@ impl Bench {
             last = self.hypervisor.find(uuid).await?.map(|info| info.state);
             if last == Some(state) {
                 return Ok(());
+            }
+            if let Some(DomainState::Shutdown(reason)) = last {
+                let said = self.hypervisor.console(uuid).await?;
+                let end = String::from_utf8_lossy(&said[said.len().saturating_sub(CONSOLE_SHOWN)..]);
+                return Err(Stop::Fail(format!(
+                    "{uuid} did not reach {state:?}: it stopped with {reason:?} and wrote {end:?}"
+                )));
             }
             tokio::time::sleep(POLL).await;
         }
@@ -233,6 +241,9 @@ impl Bench {
         Err(Stop::Fail(format!("{uuid} wrote nothing to its console within {:?}", self.patience)))
     }
 }
+
+/// How much of the end of a console is shown, in bytes.
+const CONSOLE_SHOWN: usize = 400;
 
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(100);
