@@ -69,11 +69,13 @@ pub enum Mutant {
     FencedMayJoin,
     /// A guest is given user data that was copied for an earlier Domain of its name.
     OldUserDataRead,
+    /// A guest runs on from any copy of it that is here, once the store says that it is this host's.
+    ClaimOldCopy,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::OwnerOnLease,
         Self::EndedLeaseIgnored,
         Self::DeadlineFromAnswer,
@@ -102,6 +104,7 @@ impl Mutant {
         Self::SavedStartedAfresh,
         Self::FencedMayJoin,
         Self::OldUserDataRead,
+        Self::ClaimOldCopy,
     ];
 
     /// Whether the program is to behave as this mutant does.

@@ -85,7 +85,7 @@ fn acquired(start: Start) -> Token {
 
 fn owner(me: &HostBoot, token: Token) -> Owner {
     let HostBoot { host, boot_id } = me.clone();
-    Owner { host, boot_id, phase: Phase::Running, guarded: false, token }
+    Owner { host, boot_id, phase: Phase::Running, guarded: false, token, succeeds: None }
 }
 
 async fn a_start_makes_the_host_the_owner(subject: &dyn Subject) -> Result<(), StoreError> {

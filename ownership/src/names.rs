@@ -191,6 +191,9 @@ pub struct Owner {
     pub guarded: bool,
     /// The token of this ownership.
     pub token: Token,
+    /// The ownership that this one followed, if it was handed over or stolen. A copy of the guest that was made under that one
+    /// is the guest; any other is older.
+    pub succeeds: Option<Token>,
 }
 
 impl Owner {

@@ -11,7 +11,7 @@
 //!          another host's, or not running  → refused
 //! RELEASE  mine, under this token          → delete, if unchanged
 //!          anything else                   → not the owner
-//! COMMIT   the source's, under this token  → put the destination, if unchanged
+//! COMMIT   the source's, under this token  → put the destination as its successor, if unchanged
 //!          anything else                   → refused
 //! ABORT    mine, under this token          → put me, if unchanged
 //!          anything else                   → refused
@@ -34,8 +34,8 @@
 //! GUARD    mine, under this token          → put me, guarded or not, if unchanged
 //!          mine, as asked for              → nothing to do
 //!          anything else                   → refused
-//! STEAL    the dead host's, this token     → put the new host, if unchanged, and the dead boot is fenced and not live,
-//!                                            and the new host is live
+//! STEAL    the dead host's, this token     → put the new host as its successor, if unchanged, and the dead boot is fenced
+//!                                            and not live, and the new host is live
 //!          anything else                   → refused
 //! ```
 //!
@@ -199,7 +199,7 @@ fn put_owner<A>(vm: VmUid, new: &HostBoot, condition: Compare) -> Decision<A> {
 
 /// The decision to write that `new` owns `vm`, and does this with it, if `condition` holds.
 fn put<A>(vm: VmUid, new: &HostBoot, phase: Phase, condition: Compare) -> Decision<A> {
-    let write = Write::Put { key: Key::Owner(vm), value: encode(new, phase, false) };
+    let write = Write::Put { key: Key::Owner(vm), value: encode(new, phase, false, None) };
     Decision::Execute(Transaction { compares: vec![condition], writes: vec![write] })
 }
 

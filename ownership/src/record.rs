@@ -128,6 +128,8 @@ struct OwnerValue {
     phase: Phase,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     guarded: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    succeeds: Option<Token>,
 }
 
 /// Read before the rest, so that a value of a later version is called that and not merely malformed.
@@ -136,11 +138,11 @@ struct Versioned {
     version: u32,
 }
 
-/// The value that makes `owner` the owner.
-pub(crate) fn encode(owner: &HostBoot, phase: Phase, guarded: bool) -> Vec<u8> {
+/// The value that makes `owner` the owner, after the ownership that it succeeds if the guest comes from another host.
+pub(crate) fn encode(owner: &HostBoot, phase: Phase, guarded: bool, succeeds: Option<Token>) -> Vec<u8> {
     let HostBoot { host, boot_id } = owner.clone();
-    let value = OwnerValue { version: VERSION, host, boot_id, phase, guarded };
-    serde_json::to_vec(&value).expect("strings, a number and a unit variant always have a JSON form")
+    let value = OwnerValue { version: VERSION, host, boot_id, phase, guarded, succeeds };
+    serde_json::to_vec(&value).expect("strings, numbers and a unit variant always have a JSON form")
 }
 
 /// The owner that `entry` names, or the reason why it cannot be read.
@@ -149,9 +151,9 @@ pub(crate) fn decode(entry: &Entry) -> Result<Owner, String> {
     if version != VERSION {
         return Err(format!("its value has version {version}, and this program knows version {VERSION}"));
     }
-    let OwnerValue { version: _, host, boot_id, phase, guarded } =
+    let OwnerValue { version: _, host, boot_id, phase, guarded, succeeds } =
         serde_json::from_slice(&entry.value).map_err(|e| e.to_string())?;
-    Ok(Owner { host, boot_id, phase, guarded, token: Token(entry.mod_revision) })
+    Ok(Owner { host, boot_id, phase, guarded, token: Token(entry.mod_revision), succeeds })
 }
 
 #[cfg(test)]
@@ -167,14 +169,15 @@ mod tests {
     #[test]
     fn the_layout_of_key_and_value_is_the_one_that_other_versions_read() {
         let me = HostBoot { host: HostName::new("xen-1").unwrap(), boot_id: BootId::new("boot-1").unwrap() };
-        let value = encode(&me, Phase::Running, false);
+        let value = encode(&me, Phase::Running, false, None);
         let text = r#"{"version":1,"host":"xen-1","bootId":"boot-1","phase":"Running"}"#;
         assert_eq!(String::from_utf8(value).unwrap(), text);
         let owner = decode(&entry(text)).unwrap();
         assert_eq!((&owner.host, &owner.boot_id, owner.token), (&me.host, &me.boot_id, Token(7)));
         assert!(!owner.guarded);
-        let guarded = encode(&me, Phase::Running, true);
-        assert!(decode(&Entry { value: guarded, mod_revision: 7 }).unwrap().guarded);
+        let guarded = encode(&me, Phase::Running, true, Some(Token(5)));
+        let decoded = decode(&Entry { value: guarded, mod_revision: 7 }).unwrap();
+        assert_eq!((decoded.guarded, decoded.succeeds), (true, Some(Token(5))));
 
         let vm = VmUid(Uuid::from_u128(5));
         let key = Key::Owner(vm).to_string();

@@ -31,7 +31,7 @@ pub(super) fn boot(host: &str, number: u32) -> HostBoot {
 
 fn owner(boot: &HostBoot, guarded: bool) -> Owner {
     let HostBoot { host, boot_id } = boot.clone();
-    Owner { host, boot_id, phase: Phase::Running, guarded, token: Token(7) }
+    Owner { host, boot_id, phase: Phase::Running, guarded, token: Token(7), succeeds: None }
 }
 
 fn roll(live: &[HostBoot], fenced: &[(HostBoot, Proof)]) -> Roll {

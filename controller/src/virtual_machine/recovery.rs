@@ -265,11 +265,11 @@ async fn steal(
 ) -> Result<Option<HostBoot>, Error> {
     may_change(context)?;
     let refusal = match store.steal(vm, &loss.from, token, to).await? {
-        Steal::Stolen(token) => {
+        Steal::Stolen(new) => {
             context.metrics.recovery().stole();
-            info!(%vm, from = %loss.from, %to, %token, "stolen");
+            info!(%vm, from = %loss.from, %to, token = %new, "stolen");
             let phase = context.recovery.board().owners.get(&vm).map_or(Phase::Running, |owner| owner.phase);
-            owned(context, vm, to, phase, token);
+            owned(context, vm, to, phase, new, Some(token));
             let note = format!("host {} is dead: the guest is given to host {}", loss.from.host, to.host);
             context.events.record(&*observed.machine, Severity::Warning, "Recovering", "Recover", note);
             return Ok(Some(to.clone()));
@@ -295,7 +295,7 @@ async fn claim(
     may_change(context)?;
     match store.start(vm, to).await? {
         Start::Acquired(token) | Start::AlreadyMine(token) => {
-            owned(context, vm, to, Phase::Running, token);
+            owned(context, vm, to, Phase::Running, token, None);
             Ok(Some(to.clone()))
         }
         Start::Refused(_) => Ok(None),
@@ -306,9 +306,9 @@ fn may_change(context: &Context) -> Result<(), Error> {
     if context.leadership.holds() { Ok(()) } else { Err(Error::Deposed) }
 }
 
-fn owned(context: &Context, vm: VmUid, to: &HostBoot, phase: Phase, token: Token) {
+fn owned(context: &Context, vm: VmUid, to: &HostBoot, phase: Phase, token: Token, succeeds: Option<Token>) {
     let (host, boot_id) = (to.host.clone(), to.boot_id.clone());
-    let owner = Owner { host, boot_id, phase, guarded: false, token };
+    let owner = Owner { host, boot_id, phase, guarded: false, token, succeeds };
     context.recovery.board().owned(vm, owner);
 }
 

@@ -44,7 +44,7 @@ pub(super) async fn apply(
         MoveStep::TakeBack => take_back(domains, uuid, part).await,
         MoveStep::GiveUp => give_up(domains, uuid, part).await,
         MoveStep::Claim => {
-            if let OwnedBy::Me(token) = part.owner {
+            if let OwnedBy::Me { token, .. } = part.owner {
                 domains.hypervisor.claim(uuid, token.0).await?;
             }
             Ok(Applied::Unchanged)
@@ -70,7 +70,7 @@ async fn await_guest(
     wanted: &DomainMigration,
 ) -> Result<Applied, ReconcileError> {
     domains.fence.may_work()?;
-    // The token is written by whoever claims the guest.
+    // The source says under which ownership it sends the guest; the token is written by whoever claims it.
     let config = resolve::configuration(domains, domain, uuid, Token(0)).await?;
     let runs = domain.spec.power_state == DomainPowerState::Running;
     let (peer, world) = (host(&wanted.peer)?, domains.world());
@@ -89,7 +89,7 @@ fn send(
     part: &Move,
     wanted: &DomainMigration,
 ) -> Result<Applied, ReconcileError> {
-    let (OwnedBy::Me(token), Some(address)) = (&part.owner, &wanted.address) else {
+    let (OwnedBy::Me { token, .. }, Some(address)) = (&part.owner, &wanted.address) else {
         return Err(ReconcileError::Malformed("`migration.address` is missing".to_owned()));
     };
     let bandwidth = wanted.bandwidth.as_ref().and_then(|bandwidth| bandwidth.bytes().ok());
@@ -113,7 +113,7 @@ fn disks(domains: &Domains, domain: &Domain) -> Vec<VolumeId> {
 
 /// The guest stays here: after the abort no commit can take it away, so it may run on.
 async fn take_back(domains: &Domains, uuid: Uuid, part: &Move) -> Result<Applied, ReconcileError> {
-    let OwnedBy::Me(token) = part.owner else { return Err(ReconcileError::Outdated) };
+    let OwnedBy::Me { token, .. } = part.owner else { return Err(ReconcileError::Outdated) };
     let answer = match Mutant::ResumeWithoutAbort.is_active() {
         false => domains.ownership.abort(VmUid(uuid), &domains.me, token).await?,
         true => Abort::Aborted(token),
@@ -129,7 +129,8 @@ async fn take_back(domains: &Domains, uuid: Uuid, part: &Move) -> Result<Applied
     }
 }
 
-/// The guest stays at the source: after the abort no commit can bring it here, so what was restored may go.
+/// What was restored is not the guest. If that stays at the source, no commit can bring it here after the abort, so the copy
+/// may go; if it is this host's by another way than this move, it has run since.
 async fn give_up(domains: &Domains, uuid: Uuid, part: &Move) -> Result<Applied, ReconcileError> {
     if let OwnedBy::Another(owner) = &part.owner {
         let source = HostBoot { host: owner.host.clone(), boot_id: owner.boot_id.clone() };

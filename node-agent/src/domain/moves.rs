@@ -8,12 +8,16 @@
 //!  source       this host            wait                   suspended: abort in the store, then resume · runs: send, or aborted
 //!               the other end        wait                   suspended: destroy · gone: committed
 //!               a third host         wait                   suspended: destroy · gone: aborted
-//!  destination  this host            wait                   restored: claim, then run · runs: committed
+//!  destination  this host            wait                   restored: claim, then run, or destroy · runs: committed
 //!               another host         wait                   restored: abort in the store, then destroy · nothing: await
 //! ```
 //!
 //! An abort gives the source a new token, so a commit that is still on its way when a session dies can never take effect
 //! afterwards. That is why neither end resumes or destroys before it.
+//!
+//! What was restored is the guest only if the record succeeds the ownership under which it was sent. After any other the guest
+//! has run since, at its source or elsewhere: a source took it back and died later, or an old backup names this host for an
+//! earlier stay. Its memory would not fit its disks any more, so it is taken apart, and the guest starts afresh.
 
 use super::{
     decide::{DestroyReason, Plan, Waiting},
@@ -24,6 +28,7 @@ use crate::{
     migration::{Failure, Standing},
 };
 use kubexen_crds::{MigrationRole, MigrationStage};
+use kubexen_mutants::Mutant;
 use kubexen_ownership::{Owner, Token};
 use std::time::Duration;
 
@@ -53,7 +58,12 @@ pub struct Move {
 #[derive(Clone, Debug, PartialEq)]
 pub enum OwnedBy {
     /// This host. A record of an earlier boot is of a guest that died with it, and is this host's all the same.
-    Me(Token),
+    Me {
+        /// The ownership.
+        token: Token,
+        /// The one that it followed, if the guest came from another host.
+        succeeds: Option<Token>,
+    },
     /// Another host.
     Another(Owner),
     /// Nobody.
@@ -103,7 +113,9 @@ pub fn decide(seen: &Observed, part: &Move) -> Plan {
 
 /// Whether a guest is awaited that is this host's already and is not here: a restored store says so of a run before the move.
 fn is_awaited_in_vain(seen: &Observed, part: &Move) -> bool {
-    part.role == MigrationRole::Destination && matches!(part.owner, OwnedBy::Me(_)) && seen.present.is_none()
+    part.role == MigrationRole::Destination
+        && matches!(part.owner, OwnedBy::Me { .. })
+        && seen.present.is_none()
 }
 
 fn source(seen: &Observed, part: &Move) -> Plan {
@@ -124,10 +136,12 @@ fn source(seen: &Observed, part: &Move) -> Plan {
             OwnedBy::Another(owner),
             Some(DomainState::Running | DomainState::Paused | DomainState::Restored),
         ) => Plan::Wait(Waiting::TakenBy(owner.host.to_string()), LONG_LOOK),
-        (OwnedBy::Me(_), Some(DomainState::Suspended)) => Plan::Move(MoveStep::TakeBack),
-        (OwnedBy::Me(_), Some(DomainState::Running)) if wants_to_go(seen, part) => Plan::Move(MoveStep::Send),
+        (OwnedBy::Me { .. }, Some(DomainState::Suspended)) => Plan::Move(MoveStep::TakeBack),
+        (OwnedBy::Me { .. }, Some(DomainState::Running)) if wants_to_go(seen, part) => {
+            Plan::Move(MoveStep::Send)
+        }
         (
-            OwnedBy::Me(_) | OwnedBy::Nobody,
+            OwnedBy::Me { .. } | OwnedBy::Nobody,
             None
             | Some(
                 DomainState::Running
@@ -150,9 +164,11 @@ fn destination(seen: &Observed, part: &Move) -> Plan {
     let state = seen.present.as_ref().map(|present| present.state);
     match (&part.owner, state) {
         (_, Some(DomainState::Dying)) => Plan::Wait(Waiting::Dying, LOOK),
-        (OwnedBy::Me(_), Some(DomainState::Restored)) => Plan::Move(MoveStep::Claim),
+        (OwnedBy::Me { succeeds, .. }, Some(DomainState::Restored)) => {
+            Plan::Move(if was_sent_under(seen, *succeeds) { MoveStep::Claim } else { MoveStep::GiveUp })
+        }
         // Committed, and then lost with the host or its domain: it starts again like any guest that vanished.
-        (OwnedBy::Me(_), _) => record(part, MigrationStage::Committed),
+        (OwnedBy::Me { .. }, _) => record(part, MigrationStage::Committed),
         (OwnedBy::Another(_) | OwnedBy::Nobody, Some(DomainState::Restored | DomainState::HalfBuilt)) => {
             Plan::Move(MoveStep::GiveUp)
         }
@@ -176,10 +192,16 @@ fn destination(seen: &Observed, part: &Move) -> Plan {
     }
 }
 
+/// Whether what was restored here was sent under this ownership.
+fn was_sent_under(seen: &Observed, succeeds: Option<Token>) -> bool {
+    let sent_under = seen.present.as_ref().and_then(|present| present.sent_under);
+    Mutant::ClaimOldCopy.is_active() || sent_under.is_some() && sent_under == succeeds.map(|token| token.0)
+}
+
 fn owner_name(owner: &OwnedBy) -> String {
     match owner {
         OwnedBy::Another(owner) => owner.host.to_string(),
-        OwnedBy::Me(_) | OwnedBy::Nobody => "nobody".to_owned(),
+        OwnedBy::Me { .. } | OwnedBy::Nobody => "nobody".to_owned(),
     }
 }
 
@@ -214,7 +236,7 @@ mod tests {
     use kubexen_ownership::{BootId, HostName, Phase};
     use uuid::Uuid;
 
-    const MINE: OwnedBy = OwnedBy::Me(Token(7));
+    const MINE: OwnedBy = OwnedBy::Me { token: Token(7), succeeds: Some(Token(6)) };
 
     fn theirs() -> OwnedBy {
         OwnedBy::Another(Owner {
@@ -223,6 +245,7 @@ mod tests {
             phase: Phase::Running,
             guarded: false,
             token: Token(8),
+            succeeds: None,
         })
     }
 
@@ -248,6 +271,7 @@ mod tests {
                 domid: DomId(3),
                 state,
                 token: None,
+                sent_under: (state == DomainState::Restored).then_some(6),
                 memory_kib: 1024,
                 vcpus: 1,
             }),
@@ -308,6 +332,10 @@ mod tests {
             let restored = Some(DomainState::Restored);
             assert_eq!(plan(restored, destination(MINE)), Plan::Move(MoveStep::Claim));
             assert_eq!(plan(restored, destination(theirs())), Plan::Move(MoveStep::GiveUp));
+            for succeeds in [None, Some(Token(5))] {
+                let another_stay = OwnedBy::Me { token: Token(7), succeeds };
+                assert_eq!(plan(restored, destination(another_stay)), Plan::Move(MoveStep::GiveUp));
+            }
             let running = plan(Some(DomainState::Running), destination(MINE));
             assert!(recorded(MigrationStage::Committed, None)(&running), "{running:?}");
         }

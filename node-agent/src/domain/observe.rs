@@ -369,10 +369,12 @@ async fn owner(domains: &Domains, uuid: Uuid) -> Result<OwnedBy, ReconcileError>
     if Mutant::OwnerFromMemory.is_active()
         && let Some(token) = domains.hypervisor.find(uuid).await?.and_then(|present| present.token)
     {
-        return Ok(OwnedBy::Me(Token(token)));
+        return Ok(OwnedBy::Me { token: Token(token), succeeds: None });
     }
     Ok(match domains.ownership.owner(VmUid(uuid)).await? {
-        Some(owner) if owner.host == domains.me.host => OwnedBy::Me(owner.token),
+        Some(owner) if owner.host == domains.me.host => {
+            OwnedBy::Me { token: owner.token, succeeds: owner.succeeds }
+        }
         Some(owner) => OwnedBy::Another(owner),
         None => OwnedBy::Nobody,
     })

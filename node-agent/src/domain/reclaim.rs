@@ -2,10 +2,12 @@
 //!
 //! Its owner records are older than the guests: one may name a host that a guest has left since, or be missing. What has a
 //! domain here is put on record as this host's. A guest that may run at this moment ran here under the store that was, so
-//! nobody else's record of it can be right; of any other domain a record of another host stands.
+//! nobody else's record of it can be right; of any other domain a record of another host stands. A copy that a migration sent
+//! here is not the guest before it was handed over, which only a record can say.
 
 use super::{Domains, ReconcileError};
 use crate::hypervisor::DomainState;
+use kubexen_crds::{Domain, MigrationRole};
 use kubexen_ownership::{Reclaim, VmUid, liveness::Standing};
 use std::collections::BTreeSet;
 use tracing::{info, warn};
@@ -40,6 +42,9 @@ impl Domains {
         for domain in self.mirrors.domains.list() {
             let Ok(uuid) = Uuid::parse_str(&domain.spec.virtual_machine.uid) else { continue };
             let Some(here) = present.iter().find(|here| here.uuid == uuid) else { continue };
+            if here.state == DomainState::Restored && is_destination(&domain) {
+                continue;
+            }
             let runs = may_run(here.state);
             let other = owners.get(&VmUid(uuid)).filter(|owner| owner.host != self.me.host);
             if let Some(other) = other.filter(|_| runs && mine.contains(&uuid)) {
@@ -61,6 +66,11 @@ impl Domains {
         }
         Ok(Reclaimed::All)
     }
+}
+
+/// Whether the guest is to come here by a migration.
+fn is_destination(domain: &Domain) -> bool {
+    domain.spec.migration.as_ref().is_some_and(|part| part.role == MigrationRole::Destination)
 }
 
 /// Whether the guest of a domain in this state is where it runs.

@@ -106,8 +106,7 @@ async fn resume(
         Resume::Refused(None) => return Err(ReconcileError::Outdated),
     };
     claim_disks(domains, domain, VmUid(uuid), token).await?;
-    // The token is written by whoever claims the guest.
-    let config = resolve::configuration(domains, domain, uuid, Token(0)).await?;
+    let config = resolve::configuration(domains, domain, uuid, token).await?;
     let (world, session) = (domains.world(), volume.uuid);
     let resuming = Resuming { config, volume };
     domains.sessions.depart(uuid, session, |end| resuming.run(world, end).boxed());

@@ -24,7 +24,15 @@ fn now() -> Timestamp {
 
 fn domain(state: DomainState) -> DomainInfo {
     let token = (state != DomainState::HalfBuilt).then_some(7);
-    DomainInfo { uuid: Uuid::from_u128(1), domid: DomId(5), state, token, memory_kib: 1024, vcpus: 1 }
+    DomainInfo {
+        uuid: Uuid::from_u128(1),
+        domid: DomId(5),
+        state,
+        token,
+        sent_under: None,
+        memory_kib: 1024,
+        vcpus: 1,
+    }
 }
 
 pub(super) fn observed(present: Option<DomainState>) -> Observed {

@@ -66,6 +66,7 @@ mod tests {
             memory_kib: 1,
             vcpus: 1,
             token: Some(1),
+            sent_under: None,
         }
     }
 

@@ -214,6 +214,7 @@ mod tests {
                 domid: DomId(3),
                 state: DomainState::Running,
                 token: Some(9),
+                sent_under: None,
                 memory_kib: 512 * 1024,
                 vcpus: 1,
             }],

@@ -132,6 +132,8 @@ pub struct DomainInfo {
     /// Ownership token it was made under or claimed with; none for domains that others made, and for
     /// [`DomainState::HalfBuilt`] and [`DomainState::Restored`].
     pub token: Option<u64>,
+    /// For [`DomainState::Restored`] the token of the configuration that it was restored with; otherwise none.
+    pub sent_under: Option<u64>,
     /// Memory it holds now, in KiB.
     pub memory_kib: u64,
     /// Virtual CPUs that it is built for.
@@ -416,7 +418,7 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
 
     /// Builds a domain from what a suspend wrote, and leaves it paused and without a token:
     /// [`DomainState::Restored`]. Disks and interfaces are those of `config`, memory and CPU state those of the stream;
-    /// the token of `config` is not used.
+    /// the token of `config` is kept as the one under which the guest was sent.
     ///
     /// There is no limit on the whole, only on the time in which nothing moves. If the returned future is dropped the
     /// call is broken off, and what it left is unknown: observe.

@@ -34,7 +34,7 @@ const BUFFER: usize = 1 << 20;
 pub(crate) struct Arrival {
     /// The host that it is to come from.
     pub source: HostName,
-    /// What it is to be made of here. Its token is not used.
+    /// What it is to be made of here. Its token is the source's, which the source tells.
     pub config: DomainConfig,
     /// The guest's disks.
     pub disks: Vec<VolumeId>,
@@ -85,7 +85,7 @@ pub(crate) type Greeted = (FrameSender, FrameReceiver);
 impl Arrival {
     /// Waits for the guest, receives it, takes it over. Whatever is reported, the store says whose the guest is.
     pub(crate) async fn run(
-        self,
+        mut self,
         world: World,
         end: CancellationToken,
         connection: oneshot::Receiver<(Hello, Greeted)>,
@@ -96,6 +96,7 @@ impl Arrival {
             Ok(arrived) => arrived,
             Err(failure) => return Report::failed(failure),
         };
+        self.config.token = hello.token.0;
         let done = async {
             until_ended(&end, self.receive(&world, &mut sender, receiver)).await?;
             if Mutant::UnpauseBeforeCommit.is_active() {
@@ -161,7 +162,7 @@ impl Arrival {
         let source = HostBoot { host: self.source.clone(), boot_id: hello.boot_id.clone() };
         match world.ownership.commit(vm, &source, hello.token, &world.me).await {
             Ok(Commit::Committed(token)) => return Ok(token),
-            Ok(Commit::Refused(owner)) => return mine(world, owner),
+            Ok(Commit::Refused(owner)) => return handed_over(world, hello, owner),
             Err(error) => {
                 tracing::warn!(guest = %self.config.uuid, %error, "whether the guest was taken over")
             }
@@ -175,7 +176,7 @@ impl Arrival {
                         "the pool's store did not answer in time",
                     ));
                 }
-                Ok(Abort::Refused(owner)) => return mine(world, owner),
+                Ok(Abort::Refused(owner)) => return handed_over(world, hello, owner),
                 Err(error) => {
                     tracing::warn!(guest = %self.config.uuid, %error, "asking again who owns the guest")
                 }
@@ -201,6 +202,19 @@ impl Arrival {
         }
         Ok(())
     }
+}
+
+/// The token under which this host owns the guest that was sent, if it does.
+fn handed_over(world: &World, hello: &Hello, owner: Option<Owner>) -> Result<Token, Failure> {
+    let succeeds = owner.as_ref().and_then(|owner| owner.succeeds);
+    let token = mine(world, owner)?;
+    if succeeds == Some(hello.token) || Mutant::ClaimOldCopy.is_active() {
+        return Ok(token);
+    }
+    Err(Failure::new(
+        "NotOwner",
+        "this host owns the guest by an older record, which says nothing of this copy",
+    ))
 }
 
 /// The token under which this host owns the guest, if it does.

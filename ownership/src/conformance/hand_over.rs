@@ -1,7 +1,7 @@
 //! COMMIT and ABORT: one host hands a virtual machine to another, or keeps it.
 
 use super::{Subject, acquired, host, owner, vm};
-use crate::names::Token;
+use crate::names::{HostBoot, Owner, Token};
 use crate::store::{Abort, Commit, Release, Start, StoreError};
 
 pub(super) async fn run(subject: &dyn Subject) -> Result<(), StoreError> {
@@ -29,6 +29,11 @@ fn aborted(abort: Abort) -> Token {
     }
 }
 
+/// The owner that a commit made of the destination.
+fn successor(to: &HostBoot, token: Token, of: Token) -> Owner {
+    Owner { succeeds: Some(of), ..owner(to, token) }
+}
+
 async fn a_commit_makes_the_destination_the_owner(subject: &dyn Subject) -> Result<(), StoreError> {
     let (store, vm) = (subject.client(), vm("commit"));
     let (from, to) = (host("xen-1", "boot-1"), host("xen-2", "boot-1"));
@@ -37,7 +42,7 @@ async fn a_commit_makes_the_destination_the_owner(subject: &dyn Subject) -> Resu
     let new = committed(store.commit(vm, &from, old, &to).await?);
     assert!(new > old, "{new} follows {old}");
 
-    let now = owner(&to, new);
+    let now = successor(&to, new, old);
     assert_eq!(subject.client().owner(vm).await?, Some(now.clone()), "seen by another client");
     assert_eq!(store.start(vm, &to).await?, Start::AlreadyMine(new));
     assert_eq!(store.start(vm, &from).await?, Start::Refused(now.clone()));
@@ -110,7 +115,7 @@ async fn a_lost_answer_changes_no_result(subject: &dyn Subject) -> Result<(), St
     subject.lose_answers(1).await;
     let moved = committed(store.commit(vm, &from, kept, &to).await?);
     assert!(moved > kept, "{moved} follows {kept}");
-    assert_eq!(store.owner(vm).await?, Some(owner(&to, moved)));
+    assert_eq!(store.owner(vm).await?, Some(successor(&to, moved, kept)));
     Ok(())
 }
 
@@ -124,8 +129,8 @@ async fn of_a_commit_and_an_abort_at_once_one_takes_effect(subject: &dyn Subject
             tokio::join!(destination.commit(vm, &from, token, &to), source.abort(vm, &from, token));
         let winner = match (commit?, abort?) {
             (Commit::Committed(new), Abort::Refused(found)) => {
-                assert_eq!(found, Some(owner(&to, new)));
-                owner(&to, new)
+                assert_eq!(found, Some(successor(&to, new, token)));
+                successor(&to, new, token)
             }
             (Commit::Refused(found), Abort::Aborted(new)) => {
                 assert_eq!(found, Some(owner(&from, new)));

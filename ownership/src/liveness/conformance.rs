@@ -221,7 +221,8 @@ async fn only_what_a_dead_host_owns_is_stolen_and_by_a_live_one(
     let Steal::Stolen(new) = steal().await? else { panic!("not stolen") };
     assert!(new > token);
     let HostBoot { host, boot_id } = heir.clone();
-    let owner = Owner { host, boot_id, phase: Phase::Running, guarded: false, token: new };
+    let succeeds = Some(token);
+    let owner = Owner { host, boot_id, phase: Phase::Running, guarded: false, token: new, succeeds };
     assert_eq!(store.owner(vm("stolen")).await?, Some(owner.clone()));
     assert_eq!(steal().await?, Steal::Refused(Some(owner.clone())), "it is stolen once");
     assert_eq!(store.start(vm("stolen"), &heir).await?, Start::AlreadyMine(new));

@@ -39,7 +39,7 @@ impl Verb for GuardVerb<'_> {
                     return Decision::Answer(Guard::Refused(Some(owner.clone())));
                 }
                 let condition = Compare::Unchanged { key: Key::Owner(self.vm), mod_revision: owner.token.0 };
-                let value = encode(self.me, Phase::Running, self.guarded);
+                let value = encode(self.me, Phase::Running, self.guarded, owner.succeeds);
                 let write = Write::Put { key: Key::Owner(self.vm), value };
                 Decision::Execute(Transaction { compares: vec![condition], writes: vec![write] })
             }
@@ -61,11 +61,11 @@ mod tests {
     fn only_the_owner_under_its_token_promises_and_a_promise_that_stands_is_not_written_again() {
         let me = at("xen-1", "boot-1");
         let verb = |guarded| GuardVerb { vm: VM, me: &me, token: Token(7), guarded };
-        let mine = owner("xen-1", "boot-1", 7);
+        let mine = Owner { succeeds: Some(Token(5)), ..owner("xen-1", "boot-1", 7) };
         let guarded = Owner { guarded: true, ..mine.clone() };
         for (seen, wanted) in [(&mine, true), (&guarded, false)] {
             let condition = Compare::Unchanged { key: KEY, mod_revision: 7 };
-            let write = Write::Put { key: KEY, value: encode(&me, Phase::Running, wanted) };
+            let write = Write::Put { key: KEY, value: encode(&me, Phase::Running, wanted, Some(Token(5))) };
             let put = Transaction { compares: vec![condition], writes: vec![write] };
             assert_eq!(verb(wanted).decide(Some(seen), false), Decision::Execute(put));
             assert_eq!(verb(!wanted).decide(Some(seen), false), Decision::Answer(Guard::Written(Token(7))));

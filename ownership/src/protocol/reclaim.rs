@@ -41,7 +41,8 @@ impl Verb for ReclaimVerb<'_> {
             Some(owner) if self.runs || owner.host == self.me.host => unchanged(self.vm, owner),
             Some(owner) => return Decision::Answer(Reclaim::Refused(owner.clone())),
         };
-        let value = encode(self.me, Phase::Running, self.guarded);
+        let succeeds = owner.filter(|owner| owner.is(self.me)).and_then(|owner| owner.succeeds);
+        let value = encode(self.me, Phase::Running, self.guarded, succeeds);
         Decision::Execute(Transaction {
             compares: vec![condition, self.seen.unchanged()],
             writes: vec![Write::Put { key: Key::Owner(self.vm), value }],
@@ -77,7 +78,7 @@ mod tests {
         let verb = |runs| ReclaimVerb { vm: VM, me: &me, runs, guarded: true, seen: &seen };
         let put = |condition| {
             let epoch = Compare::Unchanged { key: Key::Epoch, mod_revision: 5 };
-            let write = Write::Put { key: KEY, value: encode(&me, Phase::Running, true) };
+            let write = Write::Put { key: KEY, value: encode(&me, Phase::Running, true, None) };
             Decision::Execute(Transaction { compares: vec![condition, epoch], writes: vec![write] })
         };
         let kept = || put(Compare::Unchanged { key: KEY, mod_revision: 7 });

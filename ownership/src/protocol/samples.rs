@@ -15,11 +15,11 @@ pub(super) fn at(host: &str, boot: &str) -> HostBoot {
 
 pub(super) fn owner(host: &str, boot: &str, token: u64) -> Owner {
     let HostBoot { host, boot_id } = at(host, boot);
-    Owner { host, boot_id, phase: Phase::Running, guarded: false, token: Token(token) }
+    Owner { host, boot_id, phase: Phase::Running, guarded: false, token: Token(token), succeeds: None }
 }
 
 /// The decision to make `new` the owner if `condition` holds.
 pub(super) fn put<A>(new: &HostBoot, condition: Compare) -> Decision<A> {
-    let write = Write::Put { key: KEY, value: encode(new, Phase::Running, false) };
+    let write = Write::Put { key: KEY, value: encode(new, Phase::Running, false, None) };
     Decision::Execute(Transaction { compares: vec![condition], writes: vec![write] })
 }

@@ -205,7 +205,7 @@ mod tests {
     fn writes<A>(me: &HostBoot, phase: Phase) -> Decision<A> {
         Decision::Execute(Transaction {
             compares: vec![Compare::Unchanged { key: KEY, mod_revision: 7 }],
-            writes: vec![Write::Put { key: KEY, value: encode(me, phase, false) }],
+            writes: vec![Write::Put { key: KEY, value: encode(me, phase, false, None) }],
         })
     }
 

@@ -47,11 +47,12 @@ impl Verb for StealVerb<'_> {
                 if Mutant::StealWithoutFence.is_active() {
                     compares.remove(2);
                 }
-                let write = Write::Put { key: Key::Owner(self.vm), value: encode(self.to, phase, false) };
+                let value = encode(self.to, phase, false, Some(self.token));
+                let write = Write::Put { key: Key::Owner(self.vm), value };
                 Decision::Execute(Transaction { compares, writes: vec![write] })
             }
-            // The record was the dead host's when the lost transaction was sent, so it became the new one's since.
-            Some((owner, _)) if unresolved && owner.is(self.to) => {
+            // The lost transaction's own work.
+            Some((owner, _)) if unresolved && owner.is(self.to) && owner.succeeds == Some(self.token) => {
                 Decision::Answer(Steal::Stolen(owner.token))
             }
             None | Some(_) => Decision::Answer(Steal::Refused(owner.cloned())),
@@ -97,7 +98,10 @@ mod tests {
                 Compare::Present(Key::Live(to.clone())),
             ];
             assert_eq!(transaction.compares, compares);
-            assert_eq!(transaction.writes, [Write::Put { key: KEY, value: encode(&to, phase, false) }]);
+            assert_eq!(
+                transaction.writes,
+                [Write::Put { key: KEY, value: encode(&to, phase, false, Some(Token(7))) }]
+            );
         }
         let saved = Phase::Saved(DiskUid(uuid::Uuid::from_u128(9)));
         let strangers = [
@@ -110,7 +114,7 @@ mod tests {
             let refused = Decision::Answer(Steal::Refused(stranger.clone()));
             assert_eq!(steal.decide(stranger.as_ref(), false), refused);
         }
-        let done = owner("xen-2", "boot-1", 9);
+        let done = Owner { succeeds: Some(Token(7)), ..owner("xen-2", "boot-1", 9) };
         assert_eq!(steal.decide(Some(&done), true), Decision::Answer(Steal::Stolen(Token(9))));
     }
 

@@ -273,7 +273,7 @@ mod tests {
 
     fn owner(of: HostBoot, token: u64) -> Owner {
         let HostBoot { host, boot_id } = of;
-        Owner { host, boot_id, phase: Phase::Running, guarded: false, token: Token(token) }
+        Owner { host, boot_id, phase: Phase::Running, guarded: false, token: Token(token), succeeds: None }
     }
 
     fn start(client: usize, me: HostBoot, told: Start) -> [Event; 2] {

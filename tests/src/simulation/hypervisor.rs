@@ -6,7 +6,7 @@ use kubexen_node_agent::hypervisor::{
     Change, DomId, DomainConfig, DomainInfo, DomainUsage, GuestFacts, HostFacts, Hypervisor, HypervisorError,
     Incoming, OnProgress, Outgoing, Sent, Settings, SuspendMode, simulated::SimulatedHypervisor,
 };
-use kubexen_ownership::{MemoryStore, Owner, Phase, VmUid};
+use kubexen_ownership::{MemoryStore, Owner, Phase, Token, VmUid};
 use kubexen_runtime::Clock;
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -118,6 +118,9 @@ impl Hypervisor for Judged {
 
     async fn claim(&self, uuid: Uuid, token: u64) -> Result<(), HypervisorError> {
         self.judge.touching(&self.host, "claim", uuid);
+        if let Some(sent_under) = self.inner.find(uuid).await?.and_then(|copy| copy.sent_under) {
+            self.judge.claiming(&self.host, uuid, sent_under);
+        }
         self.inner.claim(uuid, token).await
     }
 
@@ -133,9 +136,13 @@ impl Hypervisor for Judged {
 
     async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError> {
         let owner = self.owners.owner_on_record(VmUid(uuid));
+        let sent_under = self.inner.find(uuid).await?.and_then(|copy| copy.sent_under);
+        let succeeds = owner.as_ref().and_then(|owner| owner.succeeds);
+        let is_old_copy = sent_under.is_some_and(|token| succeeds != Some(Token(token)));
         let is_elsewhere = owner
             .as_ref()
-            .is_some_and(|owner| owner.phase != Phase::Running || owner.host.as_str() != self.host);
+            .is_some_and(|owner| owner.phase != Phase::Running || owner.host.as_str() != self.host)
+            || is_old_copy;
         let is_guarded = owner.is_some_and(|owner| owner.guarded);
         self.judge.destroying(&self.host, uuid, is_elsewhere, is_guarded);
         self.inner.destroy(uuid).await

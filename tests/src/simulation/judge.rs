@@ -212,6 +212,19 @@ impl Judge {
         }
     }
 
+    /// A copy of a guest is about to run on, which was sent under this token: the guest has not run under a later one, for
+    /// then its disks are newer than the copy's memory.
+    pub(super) fn claiming(&self, host: &str, uuid: Uuid, sent_under: u64) {
+        let logs: Vec<_> =
+            self.lock().hosts.values().map(|host| host.start_log().unwrap_or_default()).collect();
+        let of_it = logs.iter().flatten().filter(|record| record.uuid == uuid);
+        let newest = of_it.map(|record| record.token).max().unwrap_or(0);
+        if newest > sent_under {
+            let how = format_args!("{host} runs a copy of {uuid} of {sent_under}, which ran under {newest}");
+            self.violated("I9", how);
+        }
+    }
+
     /// An agent is about to build a domain on these devices.
     pub(super) fn using(&self, at: Timestamp, host: &str, uuid: Uuid, devices: BTreeSet<PathBuf>) {
         self.lock().disks.give(at, host, uuid, devices);

@@ -5,12 +5,12 @@
 //!   users ──▶ MemoryApi ◀──wire──▶ 2 controllers         wires delay, lose and break; watches are late
 //!                │  ▲  ◀──wire──▶ 3 agents ──▶ simulated hosts, storage, pool store: each with its faults
 //!                ▼  │                                    any process crashes at any moment
-//!              the judge: I1 I3 I4 I7 I8 L6 while it happens, I1 I2 I3 I5 by the whole history,
+//!              the judge: I1 I3 I4 I7 I8 I9 L6 while it happens, I1 I2 I3 I5 by the whole history,
 //!                         L1 L3 L4 L5 I6 after faults have stopped
 //! ```
 //!
-//! A schedule is some minutes of people and faults, then calm until a host in maintenance is empty or says why not, until the desired state is reached, a minute without a
-//! write, and the deletion of everything.
+//! A schedule is some minutes of people and faults, then calm until a host in maintenance is empty or says why not, until the
+//! desired state is reached, a minute without a write, and the deletion of everything.
 
 mod aftermath;
 pub mod command;

@@ -331,6 +331,9 @@ fn wanted(world: &World) -> Vec<Action> {
             // It restarts only as something that can be made.
             disks.retain(|disk| !is_going(world, disk));
         }
+        if is_split(&machine) {
+            disks.retain(|disk| disk["name"] == "root");
+        }
         if let Some(root) = disks.iter_mut().find(|disk| disk["name"] == "root") {
             // Of two machines that want one disk only one can run.
             root["disk"] = disk_of(&name).into();
@@ -364,6 +367,16 @@ fn is_forgotten(machine: &Value) -> bool {
         let message = condition["message"].as_str().unwrap_or_default();
         let waits = condition["reason"] == "Resuming" || message.contains("it is not in the volume");
         condition["type"] == "Ready" && waits
+    })
+}
+
+/// Whether a machine can run nowhere because each of two of its disks is on another host's own storage.
+fn is_split(machine: &Value) -> bool {
+    conditions(machine).iter().any(|condition| {
+        let message = condition["message"].as_str().unwrap_or_default();
+        condition["type"] == "Ready"
+            && condition["reason"] == "Unschedulable"
+            && message.matches("is on another host").count() > 1
     })
 }
 

@@ -104,13 +104,16 @@ async fn moves(bench: &Bench, mut config: DomainConfig, mode: SuspendMode) -> Ve
     let domid = bench.hypervisor.restore(&config, file.read(u64::MAX).await?).await?;
     let info = bench.seen(uuid).await?;
     check!(info.domid == domid, "restored as {domid}, found as {}", info.domid);
-    check!((info.state, info.token) == (DomainState::Restored, None), "after the restore: {info:?}");
+    check!(
+        (info.state, info.token, info.sent_under) == (DomainState::Restored, None, Some(config.token)),
+        "after the restore: {info:?}"
+    );
     let unclaimed = bench.hypervisor.unpause(uuid).await;
     check!(matches!(unclaimed, Err(HypervisorError::Refused { .. })), "without a claim: {unclaimed:?}");
-    bench.hypervisor.claim(uuid, config.token).await?;
+    bench.hypervisor.claim(uuid, config.token + 1).await?;
     let info = bench.seen(uuid).await?;
     check!(
-        (info.state, info.token) == (DomainState::Paused, Some(config.token)),
+        (info.state, info.token, info.sent_under) == (DomainState::Paused, Some(config.token + 1), None),
         "after the claim: {info:?}"
     );
     bench.hypervisor.unpause(uuid).await?;

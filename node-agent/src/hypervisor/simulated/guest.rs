@@ -122,7 +122,7 @@ impl Guest {
 
     /// A domain whose building from a stream begins.
     pub(super) fn half_restored(domid: DomId, config: &DomainConfig, profile: &Profile) -> Self {
-        Self { token: None, started: false, ..Self::half_built(domid, config, profile) }
+        Self { started: false, ..Self::half_built(domid, config, profile) }
     }
 
     /// What a stream carries of it.
@@ -200,6 +200,7 @@ impl Guest {
             domid: self.domid,
             state,
             token,
+            sent_under: self.token.filter(|_| self.state == GuestState::Restored),
             memory_kib: self.memory_kib,
             vcpus: self.hardware.max_vcpus,
         }

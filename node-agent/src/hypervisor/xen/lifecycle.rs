@@ -182,7 +182,11 @@ impl Inner {
             state: state(account, marks),
             token: match marks {
                 Marks::Token(token) => Some(token),
-                Marks::Restored | Marks::Home | Marks::Nothing => None,
+                Marks::Restored(_) | Marks::Home | Marks::Nothing => None,
+            },
+            sent_under: match marks {
+                Marks::Restored(token) => token,
+                Marks::Token(_) | Marks::Home | Marks::Nothing => None,
             },
             memory_kib: account.memory_kib,
             vcpus: account.vcpus,
@@ -194,8 +198,8 @@ impl Inner {
         if let Some(token) = token {
             return Ok(Marks::Token(token));
         }
-        if self.store.read(&restored_path(domid)).await?.is_some() {
-            return Ok(Marks::Restored);
+        if let Some(sent_under) = self.store.read_text(&restored_path(domid)).await? {
+            return Ok(Marks::Restored(sent_under.parse().ok()));
         }
         let name = self.store.read(&format!("{}/name", home(domid))).await?;
         Ok(name.map_or(Marks::Nothing, |_| Marks::Home))
@@ -264,8 +268,8 @@ pub(super) fn outcome(
 enum Marks {
     /// Its token.
     Token(u64),
-    /// It was restored and waits to be claimed.
-    Restored,
+    /// It was restored, from what was sent under this token, and waits to be claimed.
+    Restored(Option<u64>),
     /// Its nodes are there, and none of ours.
     Home,
     /// Nothing.
@@ -282,7 +286,7 @@ fn state(account: &Account, marks: Marks) -> DomainState {
     }
     if account.paused {
         match marks {
-            Marks::Restored => return DomainState::Restored,
+            Marks::Restored(_) => return DomainState::Restored,
             Marks::Home if !account.has_run() => return DomainState::HalfBuilt,
             Marks::Nothing => return DomainState::HalfBuilt,
             Marks::Token(_) | Marks::Home => {}
@@ -365,9 +369,9 @@ mod tests {
 
     #[test]
     fn a_domain_that_was_restored_to_its_end_is_told_from_a_half_built_one_until_it_has_its_token() {
-        assert_eq!(state(&FRESH, Marks::Restored), DomainState::Restored);
+        assert_eq!(state(&FRESH, Marks::Restored(Some(7))), DomainState::Restored);
         assert_eq!(state(&FRESH, Marks::Token(7)), DomainState::Paused);
-        assert_eq!(state(&Account { dying: true, ..FRESH }, Marks::Restored), DomainState::Dying);
+        assert_eq!(state(&Account { dying: true, ..FRESH }, Marks::Restored(None)), DomainState::Dying);
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl Inner {
     async fn mark_restored(&self, config: &DomainConfig, domid: u16) -> Result<DomId, HypervisorError> {
         self.withhold_vcpus(domid, config.vcpus, config.max_vcpus).await?;
         self.store.write(&mode_path(domid), mode_name(config.boot).as_bytes()).await?;
-        self.store.write(&restored_path(domid), b"1").await?;
+        self.store.write(&restored_path(domid), config.token.to_string().as_bytes()).await?;
         self.read_console(config.uuid).await?;
         Ok(DomId(domid))
     }
