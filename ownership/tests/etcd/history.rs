@@ -276,6 +276,10 @@ mod tests {
         Owner { host, boot_id, phase: Phase::Running, guarded: false, token: Token(token), succeeds: None }
     }
 
+    fn successor(of: HostBoot, token: u64, before: u64) -> Owner {
+        Owner { succeeds: Some(Token(before)), ..owner(of, token) }
+    }
+
     fn start(client: usize, me: HostBoot, told: Start) -> [Event; 2] {
         [Event::Invoke(client, Op::Start { me }), Event::Return(client, Ret::Start(told))]
     }
@@ -305,7 +309,7 @@ mod tests {
             &start(1, b(), acquired(7)),
             &[released],
             &[Event::Invoke(1, commit), Event::Return(1, Ret::Commit(Commit::Committed(Token(9))))],
-            &read(0, Some(owner(a(), 9))),
+            &read(0, Some(successor(a(), 9, 7))),
         ]));
     }
 
@@ -359,7 +363,7 @@ mod tests {
     fn what_was_refused_may_have_been_done_and_undone() {
         let op = Op::Steal { from: dead(), token: Token(5), to: a() };
         let release = Op::Release { me: a(), token: Token(6) };
-        let of_a = read(0, Some(owner(a(), 6)));
+        let of_a = read(0, Some(successor(a(), 6, 5)));
         let between = [Event::Invoke(0, release), Event::Return(0, Ret::Release(Release::Released))];
         let refused = Event::Return(1, Ret::Steal(Steal::Refused(None)));
         let steal = Event::Invoke(1, op);
