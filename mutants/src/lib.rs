@@ -67,13 +67,15 @@ pub enum Mutant {
     SavedStartedAfresh,
     /// A fenced boot comes back to life.
     FencedMayJoin,
+    /// A store without a record of the epoch counts as older than the first one.
+    FirstEpochNotCounted,
     /// A guest is given user data that was copied for an earlier Domain of its name.
     OldUserDataRead,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::OwnerOnLease,
         Self::EndedLeaseIgnored,
         Self::DeadlineFromAnswer,
@@ -101,6 +103,7 @@ impl Mutant {
         Self::DiskNotClaimed,
         Self::SavedStartedAfresh,
         Self::FencedMayJoin,
+        Self::FirstEpochNotCounted,
         Self::OldUserDataRead,
     ];
 
