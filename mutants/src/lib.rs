@@ -67,6 +67,8 @@ pub enum Mutant {
     SavedStartedAfresh,
     /// A fenced boot comes back to life.
     FencedMayJoin,
+    /// A store without a record of the epoch counts as older than the first one.
+    FirstEpochNotCounted,
     /// A guest is given user data that was copied for an earlier Domain of its name.
     OldUserDataRead,
     /// A guest runs on from any copy of it that is here, once the store says that it is this host's.
@@ -103,6 +105,7 @@ impl Mutant {
         Self::DiskNotClaimed,
         Self::SavedStartedAfresh,
         Self::FencedMayJoin,
+        Self::FirstEpochNotCounted,
         Self::OldUserDataRead,
         Self::ClaimOldCopy,
     ];

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::view::{is_deleting, uid};
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kubexen_crds::{
     Domain, MigrationPhase, MigrationStage, VirtualMachine, VirtualMachineMigration, condition::find,
 };
@@ -22,6 +23,10 @@ const PREPARATION: Duration = Duration::from_secs(300);
 
 /// How long a destination may take before that is worth a write.
 const QUIET: Duration = Duration::from_secs(3);
+
+/// How long a destination may take to say that the guest came, once the source has said that it left. After a restore of the pool's
+/// store it may have come, and be gone since, and its host knows nothing of it.
+const ARRIVAL: Duration = Duration::from_secs(30);
 
 /// What is to be done about a migration, and what is to be said of it then.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -235,7 +240,14 @@ fn go_on(observed: &Observed, migration: &VirtualMachineMigration, now: Timestam
         (Ended::No | Ended::Left(_), _) if wanted_off => {
             Plan::default().and(cancellation(source)).and(cancellation(destination))
         }
-        (Ended::No | Ended::Left(_), _) => Plan::say(Report::copying(route())),
+        (Ended::No, _) => Plan::say(Report::copying(route())),
+        (Ended::Left(_), _) => {
+            let plan = Plan::say(Report::copying(route()));
+            match ARRIVAL.saturating_sub(left_for(source, now)) {
+                Duration::ZERO => plan.and(cancellation(destination)),
+                rest => Plan { again: Some(rest), ..plan },
+            }
+        }
     }
 }
 
@@ -284,25 +296,34 @@ fn deletion(domain: &Arc<Domain>) -> Option<Action> {
 
 /// How long ago the move began, as far as clocks agree.
 fn waited(destination: &Domain, now: Timestamp) -> Duration {
-    let began = destination.metadata.creation_timestamp.as_ref();
-    began.and_then(|began| Duration::try_from(now.duration_since(began.0)).ok()).unwrap_or_default()
+    since(destination.metadata.creation_timestamp.as_ref(), now)
+}
+
+/// How long ago the source said that the guest left, as far as clocks agree.
+fn left_for(source: &Domain, now: Timestamp) -> Duration {
+    let conditions = source.status.as_ref().map(|status| status.conditions.as_slice());
+    since(find(conditions.unwrap_or_default(), "Ready").map(|ready| &ready.last_transition_time), now)
+}
+
+fn since(then: Option<&Time>, now: Timestamp) -> Duration {
+    then.and_then(|then| Duration::try_from(now.duration_since(then.0)).ok()).unwrap_or_default()
 }
 
 /// The record is complete: what is left of it goes.
 fn clean_up(observed: &Observed) -> Plan {
     let (source, destination) = (observed.source.as_ref(), observed.destination.as_ref());
-    let empty =
+    let action =
         match (source.filter(|domain| is_empty(domain)), destination.filter(|domain| is_empty(domain))) {
             // It is at the destination, or was: the machine may have been stopped there since.
-            (Some(left), None) => Some(left),
+            (Some(left), None) => deletion(left),
             (Some(_), Some(never_came)) if stage(never_came) == Some(MigrationStage::Aborted) => {
-                Some(never_came)
+                deletion(never_came)
             }
-            // The source says that the guest has left, and the destination is about to say that it came.
-            (Some(_), Some(_)) => None,
-            (None, never_came) => never_came,
+            // The source says that the guest has left: the destination has to say whether it came.
+            (Some(_), Some(awaited)) => cancellation(awaited),
+            (None, never_came) => never_came.and_then(deletion),
         };
-    Plan::default().and(empty.and_then(deletion))
+    Plan::default().and(action)
 }
 
 /// The migration was deleted: what its agents have not committed is called off.

@@ -333,7 +333,7 @@ fn a_guest_that_went_over_leaves_no_domain_at_the_source_when_it_is_stopped_at_o
 
     // As long as the destination is silent, nothing of either end is deleted.
     let silent = Observed { migration: None, ..going(left(), Some(destination(None))) };
-    assert_eq!(outcome(&silent), (None, Vec::new()));
+    assert_eq!(outcome(&silent), (None, vec![Action::Cancel(key("b"))]));
 }
 
 #[test]
@@ -474,4 +474,19 @@ fn a_guest_that_left_and_never_came_is_lost_and_both_domains_go_so_that_it_is_st
     assert_eq!(outcome(&called_off), (None, vec![deletion("b")]));
     let called_off = Observed { migration: None, ..going(left, None) };
     assert_eq!(outcome(&called_off), (None, vec![deletion("a")]));
+}
+
+#[test]
+fn a_destination_that_does_not_tell_whether_the_guest_came_has_to_say_so_half_a_minute_after_the_source() {
+    let mut left = source(Some(MigrationStage::Committed));
+    let departed = vec![Wanted::new("Ready", State::False, "Departed", "The guest runs on another host")];
+    left.status.as_mut().unwrap().conditions = condition::set(&[], departed, None, NOW);
+    let awaits = going(left, Some(destination(Some(MigrationStage::Awaiting))));
+    for (seconds, again, actions) in
+        [(0, Some(30), vec![]), (29, Some(1), vec![]), (30, None, vec![Action::Cancel(key("b"))])]
+    {
+        let plan = decide(&awaits, NOW + jiff::SignedDuration::from_secs(seconds));
+        assert_eq!(said(&awaits, &plan), Some((MigrationPhase::Copying, "Copying".to_owned())));
+        assert_eq!((plan.again.map(|again| again.as_secs()), plan.actions), (again, actions), "{seconds}");
+    }
 }

@@ -44,7 +44,8 @@ pub(crate) fn decide(
     waiting: Vec<String>,
 ) -> Plan {
     let known = remembered.map_or(0, |epoch| epoch.number);
-    let nowhere = Epoch { number: seen.seen_as().number.max(known), cluster: None };
+    let nowhere = seen.nowhere();
+    let nowhere = Epoch { number: nowhere.number.max(known), ..nowhere };
     match seen.epoch {
         None if !seen.broken && remembered.is_none() => Plan::Begin(seen.seen_as().next()),
         None => Plan::Annul(nowhere),
@@ -192,9 +193,10 @@ mod tests {
         assert_eq!(decide(&fresh, Some(epoch(3, 9)), None, Vec::new()), nowhere(3), "it is empty");
         let old = seen(Some(epoch(1, here))).await;
         assert_eq!(decide(&old, Some(epoch(2, 9)), None, Vec::new()), nowhere(2), "it went back");
-        let mut broken = old;
-        broken.broken = true;
-        assert_eq!(decide(&broken, None, None, Vec::new()), nowhere(1));
+        for mut broken in [old, fresh] {
+            broken.broken = true;
+            assert_eq!(decide(&broken, None, None, Vec::new()), nowhere(1));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use kubexen_crds::Profile;
 use kubexen_mutants::Mutant;
 use kubexen_ownership::{
     Phase, StoreError,
-    liveness::{Epoch, FenceRecord, Join, Standing, Timing},
+    liveness::{FenceRecord, Join, Standing, Timing},
 };
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -93,8 +93,7 @@ impl Fence {
     async fn look(&self) -> Result<(), StoreError> {
         let standing = self.liveness.standing().await?;
         if standing.broken {
-            let nowhere = Epoch { number: standing.seen_as().number, cluster: None };
-            self.liveness.begin_epoch(nowhere, &standing).await?;
+            self.liveness.begin_epoch(standing.nowhere(), &standing).await?;
         }
         self.stands(standing);
         Ok(())

@@ -11,7 +11,8 @@
 //! (`server/etcdserver/api/membership/cluster.go`, `genID`). The record is in the snapshot and names the cluster that it was
 //! taken of, so whoever reads both in one answer knows that the store was restored, and needs no memory for that. What a
 //! client remembers finds the rest: a store that is empty, one with a lower number than before, and a restore under the same
-//! identity, which shows in a revision that went back or leapt.
+//! identity, which shows in a revision that went back or leapt. A store without the record is in its first epoch: one in which the
+//! first epoch begins in another cluster took the place of it, and nobody has confirmed that.
 
 use kubexen_mutants::Mutant;
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,9 @@ use crate::record::{Entry, Key};
 
 /// The only version of the value that there is so far.
 const VERSION: u32 = 1;
+
+/// The epoch of a store that has no record of it: agents may work with it before the controller comes to write that.
+const FIRST: u64 = 1;
 
 /// More revisions a second than an etcd can make: a store that has moved faster was restored with its revision raised.
 const REVISIONS_PER_SECOND: u64 = 10_000;
@@ -99,6 +103,12 @@ impl Standing {
         Epoch { number: self.epoch.map_or(0, |epoch| epoch.number), cluster: Some(self.cluster) }
     }
 
+    /// The epoch that the store is to say, so that its records count nowhere.
+    #[must_use]
+    pub fn nowhere(&self) -> Epoch {
+        Epoch { number: number(self.epoch), cluster: None }
+    }
+
     /// The condition that the record is as it was seen.
     pub(crate) fn unchanged(&self) -> Compare {
         match self.written {
@@ -106,6 +116,11 @@ impl Standing {
             mod_revision => Compare::Unchanged { key: Key::Epoch, mod_revision },
         }
     }
+}
+
+/// The number of a store that has this on record.
+fn number(epoch: Option<Epoch>) -> u64 {
+    epoch.map_or(FIRST, |epoch| epoch.number)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -151,6 +166,8 @@ pub(crate) struct Trust(Option<Known>);
 #[derive(Clone, Copy, Debug)]
 struct Known {
     number: u64,
+    /// Whether there was a record that said so.
+    recorded: bool,
     cluster: u64,
     revision: u64,
     at: Instant,
@@ -214,20 +231,27 @@ impl Trust {
             }
             return standing;
         }
-        let number = epoch.map_or(0, |epoch| epoch.number);
+        let number = match Mutant::FirstEpochNotCounted.is_active() {
+            false => number(epoch),
+            true => epoch.map_or(0, |epoch| epoch.number),
+        };
         match &mut self.0 {
             Some(known) if number <= known.number => {
                 let same = number == known.number && cluster == known.cluster && !known.broken;
+                let lost = known.recorded && epoch.is_none();
                 let newest = revision.max(known.revision);
-                if same && known.goes_on(newest, now) && revision >= floor {
-                    (known.revision, known.at) = (newest, now);
+                if same && !lost && known.goes_on(newest, now) && revision >= floor {
+                    (known.recorded, known.revision, known.at) = (epoch.is_some(), newest, now);
                 } else {
                     known.broken = true;
                     standing.broken = true;
                 }
             }
             // The first that is known, or an operator has confirmed it since.
-            Some(_) | None => self.0 = Some(Known { number, cluster, revision, at: now, broken: false }),
+            Some(_) | None => {
+                let recorded = epoch.is_some();
+                self.0 = Some(Known { number, recorded, cluster, revision, at: now, broken: false });
+            }
         }
         standing
     }
@@ -285,6 +309,28 @@ mod tests {
         assert!(!current(known(), 3, 10, None), "it is empty");
         assert!(!current(known(), 3, 10, Some(&record(1, Some(3)))), "its number went back");
         assert!(current(known(), 3, 10, Some(&record(3, Some(3)))), "it was confirmed since");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_worked_with_a_store_without_a_record_does_not_follow_a_first_epoch_elsewhere() {
+        let now = Instant::now();
+        let known = || {
+            let mut trust = Trust::default();
+            assert!(trust.look((1, 10), None, 0, now).is_current());
+            trust
+        };
+        let look = |entry: Option<&Entry>, cluster| known().look((cluster, 20), entry, 10, now);
+        assert!(look(Some(&record(1, Some(1))), 1).is_current(), "it begins");
+        let another = look(Some(&record(1, Some(2))), 2);
+        assert!(another.broken, "it begins in another one, which nobody knows to be a copy");
+        assert!(look(None, 1).is_current(), "it is not on record yet");
+        let copy = look(None, 2);
+        assert!(copy.broken);
+        assert_eq!(copy.nowhere().next().number, 2, "what an operator confirms is no first epoch");
+        assert!(look(Some(&record(2, Some(2))), 2).is_current(), "it was confirmed since");
+        let mut begun = known();
+        assert!(begun.look((1, 20), Some(&record(1, Some(1))), 10, now).is_current());
+        assert!(begun.look((1, 30), None, 20, now).broken, "what was on record is gone");
     }
 
     #[tokio::test(start_paused = true)]
