@@ -245,7 +245,7 @@ fn start(observed: &Observed) -> Plan {
 }
 
 /// One Domain: it follows the machine as far as a running guest can.
-fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
+pub(super) fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
     let machine = &*observed.machine;
     let problem = observed.references.as_ref().err();
     let around = Surroundings { host: host_of(domain).unwrap_or_default(), room: observed.room.as_ref() };
@@ -263,6 +263,8 @@ fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
     let resumed = suspension::is_resumed(domain);
     let restart = restart_requested(machine)
         .filter(|at| domain.spec.restart_requested.as_ref() != Some(at))
+        // A restart may be the end of this Domain, and a guest that is to be suspended gets no other.
+        .filter(|_| machine.spec.power_state != PowerState::Suspended)
         .filter(|_| !suspension::is_unrecorded(observed, domain));
     // A guest that is off does not keep its host from being worked on, so it must not start there.
     let starts_elsewhere = observed.host_in_maintenance && evacuation::is_off(domain);

@@ -12,7 +12,7 @@
 
 use super::{
     cloud_init,
-    decide::{Action, Adjustment, Plan, deletion},
+    decide::{Action, Adjustment, Plan, deletion, keep},
     live::{self, Held, Surroundings},
     observe::{Observed, host_of},
     problem::Problem,
@@ -208,15 +208,6 @@ pub(crate) fn suspend(observed: &Observed) -> Plan {
 
 /// One Domain: it is saved when it runs.
 fn save(observed: &Observed, domain: &Arc<Domain>) -> Plan {
-    let host = host_of(domain).unwrap_or_default();
-    // A guest that waits for its user data runs before it can be saved.
-    let missing = cloud_init::is_missing(domain).then(|| Action::CopyUserData { domain: Key::of(&**domain) });
-    let as_it_is = || Plan {
-        // Nobody is told when the Secret that is to be copied comes.
-        again: missing.is_some().then_some(LATER),
-        actions: missing.into_iter().collect(),
-        ..Plan::say(status::of_domain(domain, host, observed.host_ready, &Synchronized::AsTheHostSays))
-    };
     if is_saved(domain) {
         return saved(observed, domain);
     }
@@ -237,6 +228,9 @@ fn save(observed: &Observed, domain: &Arc<Domain>) -> Plan {
             ))
         },
         Some(DomainPhase::Running | DomainPhase::Paused) if !told && !moves => tell_to_save(observed, domain),
+        Some(DomainPhase::Pending | DomainPhase::Stopping | DomainPhase::Failed) | None if !told => {
+            start_first(observed, domain)
+        }
         Some(
             DomainPhase::Pending
             | DomainPhase::Running
@@ -247,8 +241,20 @@ fn save(observed: &Observed, domain: &Arc<Domain>) -> Plan {
             | DomainPhase::Stopping
             | DomainPhase::Failed,
         )
-        | None => as_it_is(),
+        | None => {
+            let host = host_of(domain).unwrap_or_default();
+            Plan::say(status::of_domain(domain, host, observed.host_ready, &Synchronized::AsTheHostSays))
+        }
     }
+}
+
+/// The guest has to run before it can be saved. What it waits for may be what the machine is not to have any more, so its Domain
+/// follows the machine until then.
+fn start_first(observed: &Observed, domain: &Arc<Domain>) -> Plan {
+    // Nobody is told when the Secret that is to be copied comes.
+    let waits = cloud_init::is_missing(domain).then_some(LATER);
+    let plan = keep(observed, domain);
+    Plan { again: plan.again.or(waits), ..plan }
 }
 
 /// The guest is saved: first it is written down what it was made of, then its Domain goes.

@@ -6,6 +6,7 @@ use crate::virtual_machine::{
     suspension::{StateDisk, may_be_discarded, new_state_disk, saved_machine, saved_state, state_size},
 };
 use kubexen_crds::{VirtualDisk, condition, virtual_machine::Suspended};
+use serde_json::json;
 
 /// The disk for the guest's memory, on this host.
 pub(super) fn state_disk(host: &str) -> StateDisk {
@@ -36,7 +37,7 @@ fn saving(phase: DomainPhase) -> Domain {
 }
 
 fn with_disk(mut seen: Observed) -> Observed {
-    let spec = serde_json::json!({"repository": "san", "size": "1Gi"});
+    let spec = json!({"repository": "san", "size": "1Gi"});
     let disk = VirtualDisk {
         metadata: ObjectMeta { name: Some("root".to_owned()), ..ObjectMeta::default() },
         spec: serde_json::from_value(spec).unwrap(),
@@ -69,6 +70,31 @@ fn a_running_machine_gets_a_disk_for_its_memory_and_is_told_to_save_to_it() {
 fn a_machine_without_a_disk_says_why_it_is_not_suspended() {
     let seen = observed(to_be_suspended(), vec![in_phase(domain_on("a"), DomainPhase::Running)]);
     is(&seen, Phase::Running, "False", "NoRepository");
+}
+
+#[test]
+fn a_guest_that_waits_is_given_what_its_machine_asks_for_now_before_it_is_saved() {
+    let attached = json!({"name": "data", "volume": "shop.data", "target": "xvda"});
+    let waiting = |phase| {
+        let mut domain = in_phase(domain_on("a"), phase);
+        domain.spec.machine.disks = vec![serde_json::from_value(attached.clone()).unwrap()];
+        domain
+    };
+    let of = |mut machine: VirtualMachine, domain| {
+        let at = (RESTART_REQUESTED_AT.to_owned(), "now".to_owned());
+        machine.metadata.annotations = Some([at].into());
+        observed(machine, vec![domain])
+    };
+    for phase in [DomainPhase::Pending, DomainPhase::Stopping, DomainPhase::Failed] {
+        let actions = decide(&of(to_be_suspended(), waiting(phase))).actions;
+        let [Action::Adjust { change, .. }] = &actions[..] else { panic!("{phase:?} {actions:?}") };
+        let disks = &change.machine.as_ref().expect("its machine changes").disks;
+        assert!(disks.iter().all(|disk| disk.detach), "{phase:?} {disks:?}");
+        assert_eq!(change.restart_requested, None, "a restart is for a machine that is to run");
+    }
+    let mut told = waiting(DomainPhase::Pending);
+    told.spec.power_state = DomainPowerState::Suspended;
+    assert_eq!(decide(&of(to_be_suspended(), told)).actions, [], "what is being saved stays as it is");
 }
 
 #[test]
