@@ -46,7 +46,7 @@ pub enum StartEvent {
     Resume,
     /// It has this token from now on.
     Claim,
-    /// It is gone. This follows [`StartEvent::Suspend`] too.
+    /// Its guest stopped by itself, or it is gone. This follows [`StartEvent::Suspend`] too.
     Stop,
 }
 

@@ -210,7 +210,10 @@ impl Model {
                 self.remove(&guest, now)?;
             } else {
                 guest.stop_now();
+                let (uuid, token) = (guest.uuid, guest.token.filter(|_| guest.started));
+                guest.started = false;
                 self.put(guest)?;
+                self.record(StartEvent::Stop, uuid, token, now)?;
             }
         }
         Ok(())
