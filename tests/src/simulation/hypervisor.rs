@@ -3,8 +3,9 @@
 use super::judge::Judge;
 use async_trait::async_trait;
 use kubexen_node_agent::hypervisor::{
-    Change, DomId, DomainConfig, DomainInfo, DomainUsage, GuestFacts, HostFacts, Hypervisor, HypervisorError,
-    Incoming, OnProgress, Outgoing, Sent, Settings, SuspendMode, simulated::SimulatedHypervisor,
+    Change, DomId, DomainConfig, DomainInfo, DomainState, DomainUsage, GuestFacts, HostFacts, Hypervisor,
+    HypervisorError, Incoming, OnProgress, Outgoing, Sent, Settings, SuspendMode,
+    simulated::SimulatedHypervisor,
 };
 use kubexen_ownership::{MemoryStore, Owner, Phase, Token, VmUid};
 use kubexen_runtime::Clock;
@@ -112,14 +113,15 @@ impl Hypervisor for Judged {
 
     async fn restore(&self, config: &DomainConfig, stream: Incoming) -> Result<DomId, HypervisorError> {
         self.judge.touching(&self.host, "restore", config.uuid);
+        self.judge.copying(&self.host, config.uuid);
         self.using(config);
         self.inner.restore(config, stream).await
     }
 
     async fn claim(&self, uuid: Uuid, token: u64) -> Result<(), HypervisorError> {
         self.judge.touching(&self.host, "claim", uuid);
-        if let Some(sent_under) = self.inner.find(uuid).await?.and_then(|copy| copy.sent_under) {
-            self.judge.claiming(&self.host, uuid, sent_under);
+        if self.inner.find(uuid).await?.is_some_and(|copy| copy.state == DomainState::Restored) {
+            self.judge.claiming(&self.host, uuid);
         }
         self.inner.claim(uuid, token).await
     }

@@ -70,6 +70,8 @@ struct State {
     machines: BTreeSet<Uuid>,
     hosts: BTreeMap<String, SimulatedHost>,
     disks: Disks,
+    /// When each host began to build its copy of a guest.
+    copies: BTreeMap<(String, Uuid), Timestamp>,
     /// When hosts last heard of the pool's store.
     heard: BTreeMap<String, Heard>,
     foreign: BTreeSet<Uuid>,
@@ -96,6 +98,7 @@ impl Judge {
                 machines: BTreeSet::new(),
                 hosts: BTreeMap::new(),
                 disks: Disks::default(),
+                copies: BTreeMap::new(),
                 heard: BTreeMap::new(),
                 foreign: BTreeSet::new(),
                 evacuated: BTreeMap::new(),
@@ -212,15 +215,23 @@ impl Judge {
         }
     }
 
-    /// A copy of a guest is about to run on, which was sent under this token: the guest has not run under a later one, for
-    /// then its disks are newer than the copy's memory.
-    pub(super) fn claiming(&self, host: &str, uuid: Uuid, sent_under: u64) {
-        let logs: Vec<_> =
-            self.lock().hosts.values().map(|host| host.start_log().unwrap_or_default()).collect();
-        let of_it = logs.iter().flatten().filter(|record| record.uuid == uuid);
-        let newest = of_it.map(|record| record.token).max().unwrap_or(0);
-        if newest > sent_under {
-            let how = format_args!("{host} runs a copy of {uuid} of {sent_under}, which ran under {newest}");
+    /// A host begins to build a copy of a guest from what is sent to it.
+    pub(super) fn copying(&self, host: &str, uuid: Uuid) {
+        let now = self.clock.now();
+        self.lock().copies.insert((host.to_owned(), uuid), now);
+    }
+
+    /// A host lets its copy of a guest run on: the guest has not begun to run anywhere since the copy was begun, for then its disks
+    /// are newer than the copy's memory.
+    pub(super) fn claiming(&self, host: &str, uuid: Uuid) {
+        let state = self.lock();
+        let copied = state.copies.get(&(host.to_owned(), uuid)).copied();
+        let logs: Vec<_> = state.hosts.values().map(|host| host.start_log().unwrap_or_default()).collect();
+        drop(state);
+        let begins = |event| matches!(event, StartEvent::Start | StartEvent::Arrive | StartEvent::Resume);
+        let mut runs = logs.iter().flatten().filter(|record| record.uuid == uuid && begins(record.event));
+        if let Some(since) = runs.find(|record| copied.is_some_and(|copied| record.at > copied)) {
+            let how = format_args!("{host} runs a copy of {uuid}, which has run since, at {}", since.at);
             self.violated("I9", how);
         }
     }
