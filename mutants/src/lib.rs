@@ -69,11 +69,13 @@ pub enum Mutant {
     FencedMayJoin,
     /// A guest is given user data that was copied for an earlier Domain of its name.
     OldUserDataRead,
+    /// The Domain of a copy that a move left on a dead host is taken away with what the host guarded.
+    CopyForgotten,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::OwnerOnLease,
         Self::EndedLeaseIgnored,
         Self::DeadlineFromAnswer,
@@ -102,6 +104,7 @@ impl Mutant {
         Self::SavedStartedAfresh,
         Self::FencedMayJoin,
         Self::OldUserDataRead,
+        Self::CopyForgotten,
     ];
 
     /// Whether the program is to behave as this mutant does.
