@@ -73,11 +73,13 @@ pub enum Mutant {
     OldUserDataRead,
     /// A guest runs on from any copy of it that is here, once the store says that it is this host's.
     ClaimOldCopy,
+    /// The Domain of a copy that a move left on a dead host is taken away with what the host guarded.
+    CopyForgotten,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::OwnerOnLease,
         Self::EndedLeaseIgnored,
         Self::DeadlineFromAnswer,
@@ -108,6 +110,7 @@ impl Mutant {
         Self::FirstEpochNotCounted,
         Self::OldUserDataRead,
         Self::ClaimOldCopy,
+        Self::CopyForgotten,
     ];
 
     /// Whether the program is to behave as this mutant does.

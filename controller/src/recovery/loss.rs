@@ -15,6 +15,8 @@ pub(crate) struct Loss {
     pub(crate) from: HostBoot,
     /// Where it stands.
     pub(crate) kind: LossKind,
+    /// Whether somebody has seen that boot to be off, so that nothing at all is left of it.
+    pub(crate) is_off: bool,
     /// Whether its guest is saved in a disk from which it was being resumed.
     pub(crate) resuming: bool,
     /// Whether its host is back at another boot and its agent works: then that ends what is left there.
@@ -80,21 +82,27 @@ pub(crate) fn loss(seen: &Seen<'_>) -> Option<Loss> {
                 Some(record) => {
                     let kind =
                         may_be_stolen(owner, record, seen).map_or_else(LossKind::Held, LossKind::Owned);
-                    Some(Loss { from: boot, kind, resuming, is_back: false })
+                    Some(Loss {
+                        from: boot,
+                        kind,
+                        is_off: record.proof.covers_unguarded(),
+                        resuming,
+                        is_back: false,
+                    })
                 }
                 None if boot.host.as_str() == seen.host => None,
                 None if seen.roll.live.contains_key(&boot) => {
-                    let is_back = seen.is_back(seen.host);
-                    Some(Loss { from: seen.dead_boot()?, kind: LossKind::Given(boot), resuming, is_back })
+                    let ((from, is_off), is_back) = (seen.dead_boot()?, seen.is_back(seen.host));
+                    Some(Loss { from, kind: LossKind::Given(boot), is_off, resuming, is_back })
                 }
                 None => None,
             }
         }
         None if seen.is_back(seen.host) => None,
         None => {
-            let from = seen.dead_boot()?;
+            let (from, is_off) = seen.dead_boot()?;
             let kind = seen.halt.map_or(LossKind::Unowned, |halt| LossKind::Held(halt.hold()));
-            Some(Loss { from, kind, resuming: false, is_back: false })
+            Some(Loss { from, kind, is_off, resuming: false, is_back: false })
         }
     }
 }
@@ -115,8 +123,11 @@ impl Seen<'_> {
         self.roll.live_boot(host).is_some() && (self.host_ready || host != self.host)
     }
 
-    /// A fenced boot of the machine's host.
-    fn dead_boot(&self) -> Option<HostBoot> {
-        self.roll.fenced.keys().find(|boot| boot.host.as_str() == self.host).cloned()
+    /// A fenced boot of the machine's host, and whether all that are fenced were seen to be off.
+    fn dead_boot(&self) -> Option<(HostBoot, bool)> {
+        let mut fenced = self.roll.fenced.iter().filter(|(boot, _)| boot.host.as_str() == self.host);
+        let (first, record) = fenced.next()?;
+        let is_off = |record: &FenceRecord| record.proof.covers_unguarded();
+        Some((first.clone(), is_off(record) && fenced.all(|(_, record)| is_off(record))))
     }
 }

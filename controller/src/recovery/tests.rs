@@ -55,7 +55,8 @@ fn only_what_a_fenced_boot_guarded_is_stolen_unless_all_of_its_guests_are_proven
         let roll = roll(&[boot("b", 1)], &[(boot("a", 1), proof)]);
         let owner = owner(&boot("a", 1), guarded);
         let kind = if stolen { LossKind::Owned(Token(7)) } else { LossKind::Held(Hold::NotGuarded) };
-        let expected = Loss { from: boot("a", 1), kind, resuming: false, is_back: false };
+        let is_off = proof == Proof::Confirmed;
+        let expected = Loss { from: boot("a", 1), kind, is_off, resuming: false, is_back: false };
         assert_eq!(loss(&seen(&roll, Some(&owner))), Some(expected), "{proof:?}, guarded: {guarded}");
     }
 }
@@ -97,11 +98,22 @@ fn a_storm_holds_what_only_an_ended_lease_proves_and_a_disarmed_pool_holds_every
 fn a_machine_that_was_given_to_a_live_host_goes_on_there() {
     let roll = roll(&[boot("b", 1)], &[(boot("a", 1), Proof::LeaseEnded)]);
     let given = owner(&boot("b", 1), false);
-    let expected =
-        Loss { from: boot("a", 1), kind: LossKind::Given(boot("b", 1)), resuming: false, is_back: false };
+    let expected = Loss {
+        from: boot("a", 1),
+        kind: LossKind::Given(boot("b", 1)),
+        is_off: false,
+        resuming: false,
+        is_back: false,
+    };
     assert_eq!(loss(&seen(&roll, Some(&given))), Some(expected));
-    let unowned = Loss { from: boot("a", 1), kind: LossKind::Unowned, resuming: false, is_back: false };
+    let unowned =
+        Loss { from: boot("a", 1), kind: LossKind::Unowned, is_off: false, resuming: false, is_back: false };
     assert_eq!(loss(&seen(&roll, None)), Some(unowned));
+    let one_is_open = [(boot("a", 1), Proof::Confirmed), (boot("a", 2), Proof::LeaseEnded)];
+    for (fenced, is_off) in [(&one_is_open[..1], true), (&one_is_open[..], false)] {
+        let roll = self::roll(&[boot("b", 1)], fenced);
+        assert_eq!(loss(&seen(&roll, None)).map(|loss| loss.is_off), Some(is_off), "{fenced:?}");
+    }
     let on_its_host = Seen { host: "b", ..seen(&roll, Some(&given)) };
     assert_eq!(loss(&on_its_host), None);
 }
@@ -118,7 +130,7 @@ fn a_host_that_is_back_at_another_boot_takes_its_guests_over_itself() {
     let kind = LossKind::Given(boot("b", 1));
     assert_eq!(
         loss(&back),
-        Some(Loss { from: boot("a", 1), kind, resuming: false, is_back: true }),
+        Some(Loss { from: boot("a", 1), kind, is_off: true, resuming: false, is_back: true }),
         "it is not its own any more"
     );
     // Its agent does not reach the API server.

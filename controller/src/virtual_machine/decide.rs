@@ -11,7 +11,7 @@ use super::{
     synchronized::Synchronized,
 };
 use crate::{
-    evacuation, migration,
+    evacuation,
     recovery::Loss,
     scheduler::Answer,
     view::{has_finalizer, is_deleting, uid},
@@ -286,8 +286,7 @@ pub(super) fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
     };
     let power_state = domain_power_state(machine.spec.power_state);
     // A guest that is being copied to another host stays as it is until it is there.
-    let moves =
-        observed.empty_domains.iter().chain([domain]).any(|part| migration::under_way(part).is_some());
+    let moves = observed.moves(domain);
     let next = change.as_ref().map(|change| &change.next).filter(|next| **next != domain.spec.machine);
     let adjustment = Adjustment {
         saved_state: (resumed && domain.spec.saved_state.is_some()).then_some(None),

@@ -63,6 +63,14 @@ pub(crate) struct Lost {
     pub(crate) turn: bool,
 }
 
+impl Observed {
+    /// Whether the guest of this Domain takes part in a migration. What is being deleted receives none, and may wait for a dead host.
+    pub(super) fn moves(&self, domain: &Domain) -> bool {
+        let others = self.empty_domains.iter().filter(|other| !is_deleting(&***other)).map(|other| &**other);
+        others.chain([domain]).any(|part| migration::under_way(part).is_some())
+    }
+}
+
 /// Looks at a machine; none if there is no such machine.
 ///
 /// # Errors

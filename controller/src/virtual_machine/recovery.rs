@@ -7,6 +7,8 @@
 //! # Guarantees
 //! A Domain is made only where the machine is owned, and the one on the dead host is removed only when that is there: a host
 //! gives back what it owns and has no Domain of, so before that the dead host, if it comes back, might take the machine again.
+//! The Domain of what a migration left there stays until its agent is heard again, or somebody has seen the host to be off: a
+//! domain without one would be nobody's.
 //! Each step is found again by what the store and the server say, so that whoever leads goes on where another stopped: the
 //! machine starts on the host that has it, whatever was planned, and also if the dead host is back meanwhile.
 
@@ -15,6 +17,7 @@ use kubexen_crds::{
     Domain, RestartPriority, VirtualMachine, VirtualMachineStatus, domain::DomainPhase,
     names::AGENT_FINALIZER,
 };
+use kubexen_mutants::Mutant;
 use kubexen_ownership::{HostBoot, HostName, Owner, OwnershipStore, Phase, Start, Steal, Token, VmUid};
 use kubexen_runtime::{Key, events::Severity};
 use std::{collections::BTreeSet, sync::Arc};
@@ -55,7 +58,9 @@ pub(super) fn recover(observed: &Observed) -> Option<Plan> {
         LossKind::Given(to)
             if is_on(&to.host, all(observed))
                 && lost.iter().all(|domain| {
-                    is_on(&to.host, [*domain]) || is_ending(loss, domain) || has_left(domain, &others)
+                    is_on(&to.host, [*domain])
+                        || is_ending(observed, loss, domain)
+                        || has_left(domain, &others)
                 }) =>
         {
             None
@@ -160,9 +165,15 @@ fn is_on<'a>(host: &HostName, domains: impl IntoIterator<Item = &'a Arc<Domain>>
     domains.into_iter().any(|domain| host_of(domain) == Some(host.as_str()))
 }
 
-/// Whether the agent of this Domain's host ends it.
-fn is_ending(loss: &Loss, domain: &Domain) -> bool {
-    loss.is_back && is_deleting(domain)
+/// Whether the agent of this Domain's host ends it, now or when it is heard again.
+fn is_ending(observed: &Observed, loss: &Loss, domain: &Arc<Domain>) -> bool {
+    is_deleting(&**domain) && is_left_to_agent(observed, loss, domain)
+}
+
+/// Whether this Domain is for its host's agent to end. That a lease has ended proves that the guest stopped, and not that no copy of
+/// it stands still where a migration was to bring it, or took it from.
+fn is_left_to_agent(observed: &Observed, loss: &Loss, domain: &Arc<Domain>) -> bool {
+    loss.is_back || !(loss.is_off || is_in(observed, domain) || Mutant::CopyForgotten.is_active())
 }
 
 /// Whether the guest went from this Domain to one of the others by a migration.
@@ -247,7 +258,7 @@ pub(super) async fn carry_out(
     let started = there || start_on(context, observed, given.host.as_str()).await?;
     if started && given.host.as_str() != dead {
         for domain in all(observed).filter(|domain| host_of(domain) == Some(dead)) {
-            remove(context, vm, &loss, domain).await?;
+            remove(context, observed, vm, &loss, domain).await?;
         }
     }
     Ok(started)
@@ -324,22 +335,28 @@ fn remember(context: &Context, vm: VmUid, from: &HostBoot, to: &str) {
     }
 }
 
-/// Removes the Domain of a dead host, whose agent will not, unless that works again.
-async fn remove(context: &Context, vm: VmUid, loss: &Loss, domain: &Domain) -> Result<(), Error> {
-    if !is_deleting(domain) && !context.delete(domain).await? {
+/// Removes the Domain of a dead host, unless that is for its agent.
+async fn remove(
+    context: &Context,
+    observed: &Observed,
+    vm: VmUid,
+    loss: &Loss,
+    domain: &Arc<Domain>,
+) -> Result<(), Error> {
+    if !is_deleting(&**domain) && !context.delete(&**domain).await? {
         // It is gone, or another has its name: the next look tells.
         return Ok(());
     }
-    if loss.is_back {
+    if is_left_to_agent(observed, loss, domain) {
         return Ok(());
     }
-    let key = Key::of(domain);
-    let present = context.view.domains.get(&key).filter(|present| uid(&**present) == uid(domain));
+    let key = Key::of(&**domain);
+    let present = context.view.domains.get(&key).filter(|present| uid(&**present) == uid(&**domain));
     if let Some(present) = present {
         context.take_finalizer(&*present, AGENT_FINALIZER).await?;
     }
     if let Some(given) = context.recovery.board().given.get_mut(&vm) {
-        given.removed.insert(uid(domain).to_owned());
+        given.removed.insert(uid(&**domain).to_owned());
     }
     Ok(())
 }

@@ -20,10 +20,7 @@ use super::{
     status,
     synchronized::Synchronized,
 };
-use crate::{
-    migration,
-    view::{is_deleting, uid},
-};
+use crate::view::{is_deleting, uid};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kubexen_crds::{
     ByteQuantity, Domain, VirtualDisk, VirtualDiskSpec, VirtualMachine, condition,
@@ -214,8 +211,7 @@ fn save(observed: &Observed, domain: &Arc<Domain>) -> Plan {
     if is_overtaken(observed, domain) {
         return give_way(observed, domain);
     }
-    let moves =
-        observed.empty_domains.iter().chain([domain]).any(|part| migration::under_way(part).is_some());
+    let moves = observed.moves(domain);
     let told = domain.spec.power_state == DomainPowerState::Suspended;
     match domain.status.as_ref().and_then(|status| status.phase) {
         // It stopped before it could be saved.

@@ -18,7 +18,7 @@ fn boot(host: &str) -> HostBoot {
 }
 
 fn loss(kind: LossKind) -> Loss {
-    Loss { from: boot("a"), kind, resuming: false, is_back: false }
+    Loss { from: boot("a"), kind, is_off: false, resuming: false, is_back: false }
 }
 
 fn protected() -> VirtualMachine {
@@ -175,21 +175,52 @@ fn a_recovery_that_was_cut_short_is_finished_and_a_migration_that_went_over_is_l
     assert_eq!(decide(&ends).actions, [recovery(given())], "no agent ends it");
     ends.lost.as_mut().expect("it is lost").loss.is_back = true;
     is(&ends, Phase::Starting, "False", "Starting");
-    let part = |role, peer: &str| {
-        Some(DomainMigration {
-            uid: "move-1".to_owned(),
-            name: "move".to_owned(),
-            role,
-            peer: peer.to_owned(),
-            address: None,
-            bandwidth: None,
-            cancel: false,
-        })
-    };
     let (mut left, mut came) = (on_a, on_b);
     left.spec.migration = part(MigrationRole::Source, "b");
     came.spec.migration = part(MigrationRole::Destination, "a");
     assert!(!decide(&both(given(), left, came)).actions.iter().any(is_recovery));
+}
+
+#[test]
+fn what_a_migration_left_on_a_dead_host_is_for_its_agent_to_end_and_keeps_the_guest_from_nothing() {
+    let mut never_came = domain("a", DomainPhase::Receiving);
+    never_came.spec.migration = part(MigrationRole::Destination, "c");
+    let with = |kind, never_came: Domain, others: Vec<Domain>| Observed {
+        domains: others.into_iter().map(Arc::new).collect(),
+        empty_domains: vec![Arc::new(never_came)],
+        answer: Some(Answer::Assigned("b".to_owned())),
+        host_ready: true,
+        ..lost(kind)
+    };
+    let ends = deleting(never_came.clone());
+    let unowned = with(LossKind::Unowned, ends.clone(), Vec::new());
+    assert_eq!(decide(&unowned).actions, [recovery(LossKind::Unowned)], "the guest does not wait for it");
+    let given = || LossKind::Given(boot("b"));
+    let on_b = domain("b", DomainPhase::Running);
+    let told = with(given(), never_came, vec![on_b.clone()]);
+    assert_eq!(decide(&told).actions, [recovery(given())], "somebody has to delete it");
+    let mut started = with(given(), ends, vec![on_b]);
+    let mut seen_off = started.clone();
+    let loss = &mut seen_off.lost.as_mut().expect("it is lost").loss;
+    loss.is_off = true;
+    let removes = Action::Recover { loss: loss.clone(), to: "b".to_owned() };
+    assert_eq!(decide(&seen_off).actions, [removes], "nothing is left of it, and no agent to end it");
+    started.references.as_mut().expect("all is there").machine.cpu_weight += 1;
+    let actions = decide(&started).actions;
+    let [Action::Adjust { change, .. }] = &actions[..] else { panic!("{actions:?}") };
+    assert!(change.machine.is_some(), "nothing is copied any more");
+}
+
+fn part(role: MigrationRole, peer: &str) -> Option<DomainMigration> {
+    Some(DomainMigration {
+        uid: "move-1".to_owned(),
+        name: "move".to_owned(),
+        role,
+        peer: peer.to_owned(),
+        address: None,
+        bandwidth: None,
+        cancel: false,
+    })
 }
 
 fn is_recovery(action: &Action) -> bool {
