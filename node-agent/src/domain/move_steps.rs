@@ -14,7 +14,7 @@ use crate::{
 use futures::FutureExt;
 use kubexen_crds::{Domain, DomainMigration, domain::DomainPowerState};
 use kubexen_mutants::Mutant;
-use kubexen_ownership::{Abort, HostBoot, HostName, Token, VmUid};
+use kubexen_ownership::{Abort, HostBoot, HostName, Phase, Token, VmUid};
 use kubexen_runtime::events::Severity;
 use std::num::NonZeroU64;
 use tracing::info;
@@ -132,7 +132,10 @@ async fn take_back(domains: &Domains, uuid: Uuid, part: &Move) -> Result<Applied
 /// What was restored is not the guest. If that stays at the source, no commit can bring it here after the abort, so the copy
 /// may go; if it is this host's by another way than this move, it has run since.
 async fn give_up(domains: &Domains, uuid: Uuid, part: &Move) -> Result<Applied, ReconcileError> {
-    if let OwnedBy::Another(owner) = &part.owner {
+    // A commit takes only what runs, under the token that it had: of a guest that was saved since there is nothing to abort.
+    if let OwnedBy::Another(owner) = &part.owner
+        && owner.phase == Phase::Running
+    {
         let source = HostBoot { host: owner.host.clone(), boot_id: owner.boot_id.clone() };
         match domains.ownership.abort(VmUid(uuid), &source, owner.token).await? {
             Abort::Aborted(_) => {}
