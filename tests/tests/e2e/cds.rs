@@ -4,7 +4,7 @@ use crate::{
     scene::{PATIENCE, Scene, condition_is, host, message},
     world::World,
 };
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use kube::{Api, ResourceExt};
 use kubexen_crds::{Domain, Host, VirtualDisk, VirtualMachine, condition, names::host_namespace};
 use kubexen_testbed::process::wait_until;
@@ -43,15 +43,7 @@ async fn synchronized(
 
 /// What the simulated host keeps of a machine's domain.
 fn record(world: &World, host: &str, machine: &VirtualMachine) -> Result<String> {
-    let uid = machine.uid().unwrap_or_default();
-    let mut found = String::new();
-    for entry in std::fs::read_dir(world.pool.host_folder(host).join("state/simulated"))? {
-        let text = std::fs::read_to_string(entry?.path()).unwrap_or_default();
-        if text.contains(&uid) && text.contains("\"disks\"") {
-            found.push_str(&text);
-        }
-    }
-    Ok(found)
+    world.kept_of_domain(host, machine)?.context("no domain")
 }
 
 #[tokio::test]

@@ -70,7 +70,7 @@ async fn a_machine_starts_pauses_restarts_halts_comes_back_to_its_disk_and_leave
         halted.status.as_ref().is_some_and(|status| status.host.is_none()),
         "a halted machine has a host"
     );
-    ensure!(runs_of(&world.pool, &uid)?.iter().all(|run| run.to.is_some()), "the domain is still there");
+    ensure!(world.kept_of_domain(&home, &halted)?.is_none(), "the domain is still there");
     ensure!(disk_file(world, &home, &disk).exists(), "the disk went with the domain");
     let owners = world.control_plane.pool_keys("/kubexen/owners/").await?;
     ensure!(!owners.iter().any(|key| key.ends_with(&uid)), "a halted machine has an owner");

@@ -1,11 +1,13 @@
 //! A control plane with a pool on it.
 
-use anyhow::Result;
-use kubexen_crds::BootType;
+use anyhow::{Context, Result};
+use kube::ResourceExt;
+use kubexen_crds::{BootType, VirtualMachine};
 use kubexen_testbed::{
     control_plane::{ControlPlane, Options},
     pool::{Pool, PoolOptions, SimulatedHostOptions},
 };
+use std::io::ErrorKind;
 use tokio::sync::OnceCell;
 
 /// A control plane with a pool on it.
@@ -33,6 +35,16 @@ impl World {
     pub fn reboot(&mut self, number: usize) -> Result<()> {
         self.pool.cut_power(number)?;
         self.pool.start_agent(number)
+    }
+
+    /// What a simulated host keeps of a machine's domain; none once it is taken apart.
+    pub fn kept_of_domain(&self, host: &str, machine: &VirtualMachine) -> Result<Option<String>> {
+        let name = format!("{}.json", machine.uid().context("no uid")?);
+        match std::fs::read_to_string(self.pool.host_folder(host).join("state/simulated").join(name)) {
+            Ok(kept) => Ok(Some(kept)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// How many boots of a host have been fenced.

@@ -158,7 +158,7 @@ proptest! {
             if quiet {
                 break;
             }
-            prop_assert!(round < 8, "still not settled: {plan:?}");
+            prop_assert!(round < 16, "still not settled: {plan:?}");
             let Some(next) = apply(seen, plan) else { break };
             seen = next;
             let now = seen.machine.status.as_ref().and_then(|status| status.owner_token);
