@@ -166,19 +166,17 @@ fn unfences(observed: &Observed<'_>) -> Plan {
     plan
 }
 
-/// The boots that are judged: those that own guests, and are known to have, or to have had, a lease, or of which there is a
-/// proof that needs none.
+/// The boots whose silence is judged: those that own guests, and are known to have, or to have had, a lease. A boot that an
+/// operator has confirmed to be off needs neither.
 pub(crate) fn judged(
     owners: &BTreeMap<VmUid, Owner>,
     roll: &Roll,
-    words: &Words,
     joined: &BTreeSet<HostBoot>,
 ) -> BTreeSet<HostBoot> {
     let owning = owners.values().filter(|owner| is_on_a_host(owner));
     let known = owning.map(|owner| (boot_of(owner), owner.guarded)).filter(|(boot, guarded)| {
         *guarded
             || joined.contains(boot)
-            || words.confirmed.contains(boot)
             || roll.fenced.contains_key(boot)
             || roll.live_boot(boot.host.as_str()).is_some()
     });

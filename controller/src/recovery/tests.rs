@@ -223,19 +223,16 @@ fn a_boot_is_unfenced_once_when_none_of_its_guests_is_to_be_stolen() {
 }
 
 #[test]
-fn a_boot_is_judged_only_if_it_is_known_to_have_had_a_lease_or_a_proof_needs_none() {
-    let judged = |guarded, roll: Roll, words: Words, joined: &[HostBoot]| {
+fn the_silence_of_a_boot_is_judged_only_if_it_is_known_to_have_had_a_lease() {
+    let judged = |guarded, roll: Roll, joined: &[HostBoot]| {
         let owners = BTreeMap::from([(VM, owner(&boot("a", 1), guarded))]);
-        !decide::judged(&owners, &roll, &words, &joined.iter().cloned().collect()).is_empty()
+        !decide::judged(&owners, &roll, &joined.iter().cloned().collect()).is_empty()
     };
-    let nothing = || (roll(&[boot("b", 1)], &[]), Words::default());
-    let (quiet, none) = nothing();
-    assert!(!judged(false, quiet.clone(), none.clone(), &[]), "its agent may never have asked for a lease");
-    assert!(judged(true, quiet.clone(), none.clone(), &[]));
-    assert!(judged(false, quiet.clone(), none.clone(), &[boot("a", 1)]));
-    assert!(judged(false, roll(&[boot("a", 2)], &[]), none.clone(), &[]));
-    let confirmed = Words { confirmed: BTreeSet::from([boot("a", 1)]), ..none };
-    assert!(judged(false, quiet, confirmed, &[]));
+    let quiet = roll(&[boot("b", 1)], &[]);
+    assert!(!judged(false, quiet.clone(), &[]), "its agent may never have asked for a lease");
+    assert!(judged(true, quiet.clone(), &[]));
+    assert!(judged(false, quiet, &[boot("a", 1)]));
+    assert!(judged(false, roll(&[boot("a", 2)], &[]), &[]));
 }
 
 #[test]

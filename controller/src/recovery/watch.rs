@@ -123,7 +123,7 @@ impl Watch {
             .retain(|boot| roll.live.contains_key(boot) || owners.values().any(|owner| owner.is(boot)));
         self.spared.retain(|_, since| now.duration_since(*since) < SPARED);
         self.followed.retain(|boot| words.unfenced.contains(boot));
-        let judged = decide::judged(&owners, &roll, &words, &self.joined);
+        let judged = decide::judged(&owners, &roll, &self.joined);
         let verdict = self.judge.look(now, &roll, &judged, &words.confirmed, policy.share);
         let spared = self.spared.keys().cloned().collect();
         let plan = decide::decide(&Observed {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::{Proof, Roll};
 use crate::names::{HostBoot, HostName};
 
-/// A boot that owns guests and is not live.
+/// A boot that owns guests, or that a person has confirmed to be dead, and is not live.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Silence {
     /// The boot.
@@ -34,7 +34,7 @@ pub struct Brake {
 /// What a judge found at one look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// Boots that own guests and are not live, in order.
+    /// Boots that own guests or were confirmed to be dead, and are not live, in order.
     pub silent: Vec<Silence>,
     /// Why no end of a lease is taken for a death, if it is not.
     pub brake: Option<Brake>,
@@ -66,7 +66,8 @@ impl Judge {
     /// Looks at a roll that was read at `now`, together with the boots that own guests, and those that a person has
     /// confirmed to be dead. Of 100 hosts `share` may be silent at once, and one always may.
     ///
-    /// A boot that is live is never due, whoever says what.
+    /// A boot that is live is never due, whoever says what. One that is confirmed is due even if it owns nothing: the store may
+    /// have been restored from a backup that knows less. It does not count for the brake then.
     pub fn look(
         &mut self,
         now: Instant,
@@ -75,9 +76,10 @@ impl Judge {
         confirmed: &BTreeSet<HostBoot>,
         share: u32,
     ) -> Verdict {
-        self.seen.retain(|boot, _| owning.contains(boot) || roll.live.contains_key(boot));
+        let judged: BTreeSet<&HostBoot> = owning.union(confirmed).collect();
+        self.seen.retain(|boot, _| judged.contains(boot) || roll.live.contains_key(boot));
         self.seen.extend(roll.live.keys().map(|boot| (boot.clone(), now)));
-        self.gone.retain(|boot, _| owning.contains(boot) && !roll.live.contains_key(boot));
+        self.gone.retain(|boot, _| judged.contains(boot) && !roll.live.contains_key(boot));
         let alive: BTreeSet<&HostName> = roll.live.keys().map(|boot| &boot.host).collect();
         let brake = brake(roll, owning, &alive, share);
         if self.braked && brake.is_none() {
@@ -85,7 +87,7 @@ impl Judge {
             self.gone.values_mut().for_each(|gone| *gone = now);
         }
         self.braked = brake.is_some();
-        let silent = owning.iter().filter(|boot| !roll.live.contains_key(*boot));
+        let silent = judged.into_iter().filter(|boot| !roll.live.contains_key(*boot));
         let silent = silent.map(|boot| {
             let gone = *self.gone.entry(boot.clone()).or_insert(now);
             let over = now.saturating_duration_since(gone) >= self.grace || Mutant::NoGrace.is_active();
@@ -211,6 +213,21 @@ mod tests {
         court.roll.live.insert(boot(1, 2), String::new());
         assert_eq!(court.due_at(0), []);
         assert_eq!(court.due_at(10), [(boot(1, 1), Proof::LeaseEnded)]);
+    }
+
+    #[test]
+    fn a_boot_that_is_confirmed_is_due_though_it_owns_nothing_and_does_not_count_for_the_brake() {
+        let mut court = court(4);
+        let dead: Vec<HostBoot> = (1..=3).map(|number| boot(number, 1)).collect();
+        for boot in &dead {
+            court.roll.live.remove(boot);
+            court.owning.remove(boot);
+        }
+        assert_eq!(court.at(60), Verdict::default());
+        court.confirmed.extend(dead.clone());
+        assert_eq!(court.at(60).brake, None);
+        let due: Vec<_> = dead.into_iter().map(|boot| (boot, Proof::Confirmed)).collect();
+        assert_eq!(court.due_at(60), due);
     }
 
     #[test]
