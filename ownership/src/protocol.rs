@@ -192,15 +192,15 @@ pub trait Verb {
     }
 }
 
-/// The decision to have `new` run `vm` if `condition` holds.
+/// The decision to have `new` run `vm`, after nobody else, if `condition` holds.
 fn put_owner<A>(vm: VmUid, new: &HostBoot, condition: Compare) -> Decision<A> {
-    put(vm, new, Phase::Running, condition)
+    put(vm, encode(new, Phase::Running, false, None), vec![condition])
 }
 
-/// The decision to write that `new` owns `vm`, and does this with it, if `condition` holds.
-fn put<A>(vm: VmUid, new: &HostBoot, phase: Phase, condition: Compare) -> Decision<A> {
-    let write = Write::Put { key: Key::Owner(vm), value: encode(new, phase, false, None) };
-    Decision::Execute(Transaction { compares: vec![condition], writes: vec![write] })
+/// The decision that this value says who owns `vm`, if all of this holds.
+fn put<A>(vm: VmUid, value: Vec<u8>, compares: Vec<Compare>) -> Decision<A> {
+    let write = Write::Put { key: Key::Owner(vm), value };
+    Decision::Execute(Transaction { compares, writes: vec![write] })
 }
 
 /// The condition that `owner` still owns `vm` under the token it was seen with.

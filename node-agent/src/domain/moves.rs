@@ -81,7 +81,7 @@ pub enum MoveStep {
     EndSession,
     /// Abort in the store, and let the suspended guest run on here.
     TakeBack,
-    /// Abort in the store, and take apart what was restored here.
+    /// Abort in the store if the guest runs at the source, and take apart what was restored here.
     GiveUp,
     /// Make the restored domain this host's, and whole.
     Claim,

@@ -120,7 +120,8 @@ impl Standing {
 
 /// The number of a store that has this on record.
 fn number(epoch: Option<Epoch>) -> u64 {
-    epoch.map_or(FIRST, |epoch| epoch.number)
+    let first = if Mutant::FirstEpochNotCounted.is_active() { 0 } else { FIRST };
+    epoch.map_or(first, |epoch| epoch.number)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -231,10 +232,7 @@ impl Trust {
             }
             return standing;
         }
-        let number = match Mutant::FirstEpochNotCounted.is_active() {
-            false => number(epoch),
-            true => epoch.map_or(0, |epoch| epoch.number),
-        };
+        let number = number(epoch);
         match &mut self.0 {
             Some(known) if number <= known.number => {
                 let same = number == known.number && cluster == known.cluster && !known.broken;

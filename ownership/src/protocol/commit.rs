@@ -1,8 +1,8 @@
 //! COMMIT: a virtual machine goes from one host to another.
 
-use super::{Decision, Transaction, Verb, Write, unchanged};
+use super::{Decision, Verb, put, unchanged};
 use crate::names::{HostBoot, Owner, Phase, Token, VmUid};
-use crate::record::{Key, encode};
+use crate::record::encode;
 use crate::store::Commit;
 
 /// COMMIT: `vm`, which `from` owns under `token`, goes to `to`.
@@ -35,11 +35,7 @@ impl Verb for CommitVerb<'_> {
                 if owner.token == self.token && owner.is(self.from) && owner.phase == Phase::Running =>
             {
                 let value = encode(self.to, Phase::Running, false, Some(self.token));
-                let write = Write::Put { key: Key::Owner(self.vm), value };
-                Decision::Execute(Transaction {
-                    compares: vec![unchanged(self.vm, owner)],
-                    writes: vec![write],
-                })
+                put(self.vm, value, vec![unchanged(self.vm, owner)])
             }
             // The lost transaction's own work, or a guard's after it. Any other record of the destination is of another stay.
             Some(owner) if unresolved && owner.is(self.to) && owner.succeeds == Some(self.token) => {
@@ -57,8 +53,8 @@ impl Verb for CommitVerb<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::Compare;
     use crate::protocol::samples::{KEY, VM, at, owner};
+    use crate::protocol::{Compare, Transaction, Write};
 
     #[test]
     fn commit_takes_only_what_is_the_sources_under_this_token() {

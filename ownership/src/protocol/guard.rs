@@ -1,8 +1,8 @@
 //! GUARD: a host promises that a guest stops before the host's lease can end, or takes that back.
 
-use super::{Compare, Decision, Transaction, Verb, Write};
+use super::{Decision, Verb, put, unchanged};
 use crate::names::{HostBoot, Owner, Phase, Token, VmUid};
-use crate::record::{Key, encode};
+use crate::record::encode;
 use crate::store::Guard;
 
 /// GUARD: `vm`, which `me` owns under `token`, is to be guarded, or not.
@@ -38,10 +38,8 @@ impl Verb for GuardVerb<'_> {
                 if owner.token != self.token {
                     return Decision::Answer(Guard::Refused(Some(owner.clone())));
                 }
-                let condition = Compare::Unchanged { key: Key::Owner(self.vm), mod_revision: owner.token.0 };
                 let value = encode(self.me, Phase::Running, self.guarded, owner.succeeds);
-                let write = Write::Put { key: Key::Owner(self.vm), value };
-                Decision::Execute(Transaction { compares: vec![condition], writes: vec![write] })
+                put(self.vm, value, vec![unchanged(self.vm, owner)])
             }
             None | Some(_) => Decision::Answer(Guard::Refused(owner.cloned())),
         }
@@ -56,6 +54,7 @@ impl Verb for GuardVerb<'_> {
 mod tests {
     use super::*;
     use crate::protocol::samples::{KEY, VM, at, owner};
+    use crate::protocol::{Compare, Transaction, Write};
 
     #[test]
     fn only_the_owner_under_its_token_promises_and_a_promise_that_stands_is_not_written_again() {

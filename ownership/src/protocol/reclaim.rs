@@ -1,6 +1,6 @@
 //! RECLAIM: a host says of a guest that is on it, in a store that was restored and that nobody has confirmed yet.
 
-use super::{Compare, Decision, Transaction, Verb, Write, unchanged};
+use super::{Compare, Decision, Verb, put, unchanged};
 use crate::liveness::Standing;
 use crate::names::{HostBoot, Owner, Phase, Token, VmUid};
 use crate::record::{Key, encode};
@@ -43,10 +43,7 @@ impl Verb for ReclaimVerb<'_> {
         };
         let succeeds = owner.filter(|owner| owner.is(self.me)).and_then(|owner| owner.succeeds);
         let value = encode(self.me, Phase::Running, self.guarded, succeeds);
-        Decision::Execute(Transaction {
-            compares: vec![condition, self.seen.unchanged()],
-            writes: vec![Write::Put { key: Key::Owner(self.vm), value }],
-        })
+        put(self.vm, value, vec![condition, self.seen.unchanged()])
     }
 
     fn executed(&self, revision: u64) -> Reclaim {
@@ -70,6 +67,7 @@ mod tests {
     use super::*;
     use crate::disk::DiskUid;
     use crate::protocol::samples::{KEY, VM, at, owner};
+    use crate::protocol::{Transaction, Write};
 
     #[test]
     fn what_runs_here_is_this_hosts_whatever_the_old_record_says_and_what_does_not_only_if_nobody_elses() {

@@ -7,7 +7,7 @@
 use super::{Decision, Transaction, Verb, Write, put, unchanged};
 use crate::disk::DiskUid;
 use crate::names::{HostBoot, Owner, Phase, Token, VmUid};
-use crate::record::Key;
+use crate::record::{Key, encode};
 use crate::store::{Discard, Resume, Run, Save};
 
 /// SAVE: all of `vm`, which `me` owns under `token`, is in the disk.
@@ -38,7 +38,7 @@ impl Verb for SaveVerb<'_> {
         let saved = Phase::Saved(self.disk);
         match owner {
             Some(owner) if owner.token == self.token && self.may_save(owner) => {
-                put(self.vm, self.me, saved, unchanged(self.vm, owner))
+                put(self.vm, encode(self.me, saved, false, None), vec![unchanged(self.vm, owner)])
             }
             // The record was the caller's when the lost transaction was sent, so it was saved since.
             Some(owner) if unresolved && owner.phase == saved && owner.is(self.me) => {
@@ -97,7 +97,7 @@ impl Verb for ResumeVerb<'_> {
                 if owner.phase == Phase::Saved(self.disk)
                     || (owner.phase == resuming && owner.host == self.me.host) =>
             {
-                put(self.vm, self.me, resuming, unchanged(self.vm, owner))
+                put(self.vm, encode(self.me, resuming, false, None), vec![unchanged(self.vm, owner)])
             }
             None | Some(_) => Decision::Answer(Resume::Refused(owner.cloned())),
         }
@@ -133,7 +133,7 @@ impl Verb for RunVerb<'_> {
     fn decide(&self, owner: Option<&Owner>, unresolved: bool) -> Decision<Run> {
         match owner.map(|owner| (owner, owner.phase)) {
             Some((owner, Phase::Resuming(_))) if owner.token == self.token && owner.is(self.me) => {
-                put(self.vm, self.me, Phase::Running, unchanged(self.vm, owner))
+                put(self.vm, encode(self.me, Phase::Running, false, None), vec![unchanged(self.vm, owner)])
             }
             // The record was being resumed when the lost transaction was sent, so it runs since.
             Some((owner, Phase::Running)) if unresolved && owner.is(self.me) => {
@@ -192,7 +192,6 @@ mod tests {
     use super::*;
     use crate::protocol::Compare;
     use crate::protocol::samples::{KEY, VM, at, owner};
-    use crate::record::encode;
     use uuid::Uuid;
 
     const DISK: DiskUid = DiskUid(Uuid::from_u128(9));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kubexen_mutants::Mutant;
 
-use super::{Compare, Decision, Transaction, Verb, Write, unchanged};
+use super::{Compare, Decision, Verb, put, unchanged};
 use crate::names::{HostBoot, Owner, Phase, Token, VmUid};
 use crate::record::{Entry, Key, encode};
 use crate::store::Steal;
@@ -48,8 +48,7 @@ impl Verb for StealVerb<'_> {
                     compares.remove(2);
                 }
                 let value = encode(self.to, phase, false, Some(self.token));
-                let write = Write::Put { key: Key::Owner(self.vm), value };
-                Decision::Execute(Transaction { compares, writes: vec![write] })
+                put(self.vm, value, compares)
             }
             // The lost transaction's own work.
             Some((owner, _)) if unresolved && owner.is(self.to) && owner.succeeds == Some(self.token) => {
@@ -80,6 +79,7 @@ mod tests {
     use super::*;
     use crate::disk::DiskUid;
     use crate::protocol::samples::{KEY, VM, at, owner};
+    use crate::protocol::Write;
 
     #[test]
     fn steal_takes_only_what_is_the_dead_hosts_under_this_token_and_compares_all_that_proves_it_dead() {

@@ -5,7 +5,7 @@ use crate::{
     world::World,
 };
 use anyhow::{Context, Result, ensure};
-use kube::{Api, ResourceExt};
+use kube::Api;
 use kubexen_crds::{Domain, Host, VirtualDisk, VirtualMachine, condition, names::host_namespace};
 use kubexen_testbed::process::wait_until;
 use serde_json::{Value, json};
