@@ -203,11 +203,15 @@ fn go_on(observed: &Observed, migration: &VirtualMachineMigration, now: Timestam
             Ended::No => Plan::default().and(cancellation(source)),
         };
     };
+    let wanted_off = migration.spec.cancel || is_deleting(migration);
     let end = |otherwise: Cause| {
-        let cause = Cause::of(source, Cause::of(destination, otherwise));
+        let cause = match wanted_off {
+            // Either end that is told first seems to the other to have failed.
+            true => Cause::Cancelled,
+            false => Cause::of(source, Cause::of(destination, otherwise)),
+        };
         Plan::fail(&cause).and(deletion(destination))
     };
-    let wanted_off = migration.spec.cancel || is_deleting(migration);
     let waited = waited(destination, now);
     let route = || Route::of(source, destination);
     match (end_at_source(observed, source), stage(destination)) {

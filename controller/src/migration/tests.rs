@@ -350,6 +350,15 @@ fn a_move_that_the_source_took_back_fails_with_the_agents_words_and_leaves_no_do
     let status = render(&begun(), plan.report.as_ref().unwrap(), NOW);
     let message = &find(&status.conditions, "Succeeded").unwrap().message;
     assert!(message.contains("the connection to host b broke"), "{message}");
+
+    // The destination was told first that the move is called off, and hung up.
+    let mut cancelled = begun();
+    cancelled.spec.cancel = true;
+    let observed = Observed { migration: Some(Arc::new(cancelled)), ..observed };
+    assert_eq!(
+        outcome(&observed),
+        (Some((MigrationPhase::Cancelled, "Cancelled".to_owned())), vec![deletion("b")])
+    );
 }
 
 #[test]

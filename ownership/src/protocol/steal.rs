@@ -78,8 +78,8 @@ impl Verb for StealVerb<'_> {
 mod tests {
     use super::*;
     use crate::disk::DiskUid;
-    use crate::protocol::samples::{KEY, VM, at, owner};
     use crate::protocol::Write;
+    use crate::protocol::samples::{KEY, VM, at, owner};
 
     #[test]
     fn steal_takes_only_what_is_the_dead_hosts_under_this_token_and_compares_all_that_proves_it_dead() {
