@@ -71,6 +71,7 @@ async fn a_machine_starts_pauses_restarts_halts_comes_back_to_its_disk_and_leave
         "a halted machine has a host"
     );
     ensure!(world.kept_of_domain(&home, &halted)?.is_none(), "the domain is still there");
+    ensure!(runs_of(&world.pool, &uid)?.iter().all(|run| run.to.is_some()), "the guest is said to run");
     ensure!(disk_file(world, &home, &disk).exists(), "the disk went with the domain");
     let owners = world.control_plane.pool_keys("/kubexen/owners/").await?;
     ensure!(!owners.iter().any(|key| key.ends_with(&uid)), "a halted machine has an owner");
