@@ -43,19 +43,26 @@ pub const MUTANTS: &str = "kubexen-testbed/mutants";
 /// The node agent's program.
 const AGENT: &str = "kubexen-node-agent";
 
-/// Builds all programs of the workspace.
-pub fn programs(profile: Profile) -> Result<()> {
-    run(cargo()?.args(["build", "--workspace", "--bins", "--profile", profile.name()]))
+/// A test program that no feature in [`XEN`] changes.
+const TEST_WITHOUT_XEN: &str = "defaults";
+
+/// Builds all programs of the workspace, and these test programs.
+///
+/// What only tests depend on gives shared dependencies more features. Where tests are to run, programs are built together with
+/// one, or else those dependencies and most of the workspace would be built twice, with and without these features.
+pub fn programs(profile: Profile, tests: &[&str]) -> Result<()> {
+    let tests = tests.iter().flat_map(|test| ["--test", test]);
+    run(cargo()?.args(["build", "--workspace", "--bins", "--profile", profile.name()]).args(tests))
 }
 
 /// Builds the node agent with the feature `xen`, installs what that needs, and puts it into `target/xen`.
 ///
 /// It has a folder of its own because cargo puts both agents into the same place. To be called before [`programs`], which
 /// puts the agent without that feature there again.
-pub fn xen_agent(profile: Profile) -> Result<()> {
+fn xen_agent(profile: Profile, tests: &[&str]) -> Result<()> {
     packages::ensure(&packages::FOR_XEN).context("the node agent's feature xen needs Debian packages")?;
     let agent = ["build", "--workspace", "--bin", AGENT, "--features", XEN, "--profile", profile.name()];
-    run(cargo()?.args(agent))?;
+    run(cargo()?.args(agent).args(tests.iter().flat_map(|test| ["--test", test])))?;
     let folder = target().join("xen");
     std::fs::create_dir_all(&folder)?;
     let (built, unfinished) = (profile.folder().join(AGENT), folder.join("unfinished"));
@@ -72,11 +79,11 @@ pub fn mutants() -> Result<PathBuf> {
     Ok(Profile::Dev.folder().join(PROGRAM))
 }
 
-/// Builds everything that runs against a real control plane.
-pub fn everything(profile: Profile, xen: bool) -> Result<()> {
+/// Builds everything that runs against a real control plane, and these test programs.
+pub fn everything(profile: Profile, xen: bool, tests: &[&str]) -> Result<()> {
     tools::ensure()?;
     if xen {
-        xen_agent(profile)?;
+        xen_agent(profile, if tests.is_empty() { &[] } else { &[TEST_WITHOUT_XEN] })?;
     }
-    programs(profile)
+    programs(profile, tests)
 }

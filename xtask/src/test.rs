@@ -82,12 +82,13 @@ impl Part {
         }
     }
 
-    /// Builds the programs that the part runs besides the test programs themselves.
+    /// Builds the programs that the part runs, and the test programs where a build that came later would take the CPUs from
+    /// tests that run by then.
     fn prepare(self) -> Result<()> {
         match self {
             Self::Unit | Self::Api => tools::ensure(),
-            Self::E2e => build::everything(build::Profile::Dev, false),
-            Self::Lab => build::everything(build::Profile::Dev, true),
+            Self::E2e => build::everything(build::Profile::Dev, false, &["e2e", "simulation"]),
+            Self::Lab => build::everything(build::Profile::Dev, true, &["lab"]),
         }
     }
 }
@@ -165,10 +166,6 @@ fn run_part(part: Part, filter: &[String]) -> Counts {
         }
         return counts;
     };
-    // A build that came later would take the CPUs from tests that run by then.
-    if let Err(error) = build_tests(selections.iter().chain([&beside])) {
-        return broken(error);
-    }
     std::thread::scope(|scope| {
         let beside = scope.spawn(|| run_beside(part, &beside, filter));
         for selection in selections {
@@ -179,15 +176,6 @@ fn run_part(part: Part, filter: &[String]) -> Counts {
         counts += ended.unwrap_or_else(broken);
     });
     counts
-}
-
-/// Builds the test programs of these selections.
-fn build_tests<'a>(selections: impl Iterator<Item = &'a Vec<String>>) -> Result<()> {
-    let mut command = cargo()?;
-    command.args(["test", "--no-run", "--workspace"]).args(selections.flatten());
-    let status = command.status().context("cannot run cargo")?;
-    ensure!(status.success(), "the tests do not build: {status}");
-    Ok(())
 }
 
 /// Runs a selection at the lowest priority, and shows its output when it has ended.

@@ -78,9 +78,9 @@ impl Part {
 pub fn run(part: Part, arguments: &Arguments) -> Result<()> {
     let needs = part.needs(&arguments.arguments);
     if needs.tools {
-        build::everything(needs.profile, needs.xen_agent)?;
+        build::everything(needs.profile, needs.xen_agent, &[])?;
     } else {
-        build::programs(needs.profile)?;
+        build::programs(needs.profile, &[])?;
     }
     let mut testbed = Command::new(needs.profile.folder().join("kubexen-testbed"));
     testbed.arg(part.name()).args(&arguments.arguments).env("KUBEXEN_TOOLS", tools());
