@@ -55,7 +55,11 @@ impl Part {
     }
 
     fn needs(self, arguments: &[OsString]) -> Needs {
-        let has = |word: &str| arguments.iter().any(|argument| argument == word);
+        // An option's value may stand in the same word: --seeds=0..200.
+        let names = |argument: &OsString, word: &str| {
+            argument.to_str().is_some_and(|text| text.split('=').next() == Some(word))
+        };
+        let has = |word: &str| arguments.iter().any(|argument| names(argument, word));
         if has("--help") || has("-h") {
             return Needs { tools: false, xen_agent: false, profile: Profile::Dev };
         }
@@ -107,6 +111,16 @@ mod tests {
         assert!(needs(Part::Bench, &["migrate"]).xen_agent);
         assert!(!needs(Part::Demo, &["--exit"]).xen_agent);
         assert!(!needs(Part::Bench, &["storm", "--vms", "10"]).xen_agent);
+    }
+
+    #[test]
+    fn many_schedules_are_worth_a_release_build_however_they_are_asked_for() {
+        for words in [["--seeds", "0..200"].as_slice(), &["--seeds=0..200"], &["--json", "--seeds=0..200"]] {
+            assert_eq!(needs(Part::Simulate, words).profile, Profile::Release, "{words:?}");
+        }
+        for words in [["--seed", "7"].as_slice(), &["--seed=7"]] {
+            assert_eq!(needs(Part::Simulate, words).profile, Profile::Dev, "{words:?}");
+        }
     }
 
     #[test]
