@@ -26,6 +26,8 @@ use crate::store::StoreError;
 /// own. Each request yields to the executor once before it is executed, so that concurrent calls interleave as they do over a
 /// network; in what order is the executor's choice alone.
 ///
+/// It keeps no history: this crate reads what is and watches nothing, so etcd's compaction makes no difference to it.
+///
 /// Leases run out by tokio's clock, and as etcd's do: not during an outage, in which there is no leader to end them, and a new
 /// leader gives each its whole time again and an election timeout on top (etcd 3.6, `server/lease/lessor.go`, `Promote`).
 #[derive(Clone, Debug, Default)]
@@ -79,12 +81,14 @@ impl MemoryStore {
     }
 
     /// Begins or ends an outage: during it no request is executed, none is answered, and no lease ends. A new leader ends it.
+    /// One that waits for a write does not begin any more once it is to have ended; other faults go on.
     pub fn set_outage(&self, outage: bool) {
         let mut state = self.lock();
         if state.faults.outage && !outage {
             state.promote();
         }
         state.faults.outage = outage;
+        state.faults.outage_after_write &= outage;
     }
 
     /// Another leader is elected at once: every lease begins anew.

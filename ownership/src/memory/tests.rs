@@ -125,3 +125,14 @@ async fn a_client_that_worked_with_a_store_does_not_work_with_one_that_took_its_
     assert!(store.standing().await.unwrap().broken);
     assert_eq!(store.client().owner(vm).await.unwrap(), None, "who is new cannot know");
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_an_outage_ends_no_other_fault() {
+    let (store, me) = (MemoryStore::new(), host("xen-1", "boot-1"));
+    store.set_full(true);
+    store.begin_outage_after_next_write();
+    store.set_outage(false);
+    assert_eq!(store.start(vm("a"), &me).await.unwrap_err().category(), "rejected");
+    store.set_full(false);
+    let Start::Acquired(_) = store.start(vm("a"), &me).await.unwrap() else { panic!("an outage began late") };
+}

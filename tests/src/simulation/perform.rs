@@ -354,7 +354,7 @@ impl World {
             End::StorageOutage(number) => self.hosts[number].storage.set_outage(false),
             End::HypervisorOutage(number) => self.hosts[number].host.set_unreachable(false),
             End::DeafGuests(number) => self.hosts[number].host.set_shutdown_time(Some(SHUTDOWN_TIME)),
-            End::StoreOutage => self.pool_store.end_faults(),
+            End::StoreOutage => self.pool_store.set_outage(false),
             End::StoreFull => self.pool_store.set_full(false),
             End::LateRequests => {
                 self.judge.note("the late request arrives");
