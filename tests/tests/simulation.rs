@@ -1,6 +1,7 @@
 //! The suite of whole pools under virtual time: what the pool promises holds whatever fails, seed by seed.
 
 use kubexen_testbed::simulation::{
+    Schedule,
     faults::Faults,
     first_difference, replay,
     scenario::{read_all, story},
@@ -52,4 +53,14 @@ fn the_same_seed_gives_the_same_trace_and_another_seed_another() {
     });
     assert!(first.is_empty());
     assert_ne!(simulate(20_000).trace, simulate(20_001).trace);
+}
+
+#[test]
+fn a_schedule_that_is_written_down_and_replayed_goes_as_it_went() {
+    simulate_all(20_000..20_040, &Faults::default(), |outcome| {
+        let written: Schedule = outcome.schedule.to_string().parse().unwrap();
+        let again = replay(&written);
+        assert_eq!(first_difference(&outcome.trace, &again.trace), None, "seed {}", outcome.seed);
+        assert_eq!(outcome, again);
+    });
 }

@@ -67,7 +67,12 @@ impl SimulateCommand {
         };
         let broken = !outcome.violations.is_empty();
         if self.shrink {
-            print!("{}", shrink(&outcome.schedule));
+            match shrink(&outcome.schedule) {
+                Some(shortest) => print!("{shortest}"),
+                None => eprintln!(
+                    "every promise is kept when the schedule is replayed: there is nothing to make short"
+                ),
+            }
         } else if self.scenario.is_some() && !self.trace {
             print!("{}", story(&outcome));
         } else {

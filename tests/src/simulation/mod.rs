@@ -40,6 +40,7 @@ mod users;
 mod wire;
 mod world;
 
+use dice::Dice;
 use faults::Faults;
 use std::{
     ops::Range,
@@ -141,9 +142,9 @@ pub fn replay(schedule: &Schedule) -> Outcome {
     in_virtual_time(as_written(schedule))
 }
 
-/// The shortest schedule that breaks the same promise; the same one if it breaks none.
+/// The shortest schedule that breaks the same promise; none if this one keeps every promise.
 #[must_use]
-pub fn shrink(schedule: &Schedule) -> Schedule {
+pub fn shrink(schedule: &Schedule) -> Option<Schedule> {
     shrink::shrink(schedule, replay)
 }
 
@@ -253,8 +254,12 @@ impl World {
         self.taken.push(Step { at, action });
     }
 
-    /// Lets time pass, in which what lasts comes to its end.
+    /// Lets time pass, in which what lasts comes to its end. No time is no wait, so that steps of one moment follow each other as
+    /// closely when a schedule is replayed.
     async fn wait(&mut self, time: Duration) {
+        if time.is_zero() {
+            return;
+        }
         let until = Instant::now() + time;
         loop {
             let judge = Arc::clone(&self.judge);
@@ -275,6 +280,8 @@ impl World {
     async fn outcome(&mut self, seed: u64, bad_weather: bool) -> Outcome {
         let steps = self.taken.clone();
         let schedule = Schedule { seed, bad_weather, steps, end: self.now() };
+        // What people do from here on follows from the seed alone, and not from how the steps were chosen: a replay ends alike.
+        self.dice = Dice::new(seed, "settling");
         if !self.judge.is_upset() {
             // A host that has just lost its power does not start a guest within the time in which late writes land.
             let off = disks::LATE_WRITES + Duration::from_secs(2);

@@ -4,15 +4,15 @@ use super::{Outcome, Schedule, step::Step};
 use std::ops::Range;
 
 /// Leaves out whatever steps are not needed for the first promise that the schedule breaks, beginning with many at once
-/// (delta debugging: Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input", 2002). A schedule that
-/// breaks no promise stays as it is.
-pub(super) fn shrink(schedule: &Schedule, run: impl Fn(&Schedule) -> Outcome) -> Schedule {
+/// (delta debugging: Zeller and Hildebrandt, "Simplifying and Isolating Failure-Inducing Input", 2002). There is
+/// nothing to find in a schedule that breaks no promise.
+pub(super) fn shrink(schedule: &Schedule, run: impl Fn(&Schedule) -> Outcome) -> Option<Schedule> {
     let promise = |outcome: &Outcome| {
         let broken = outcome.violations.first()?;
         broken.split_once(':').map(|(promise, _)| promise.to_owned())
     };
+    let broken = promise(&run(schedule))?;
     let mut shortest = schedule.clone();
-    let Some(broken) = promise(&run(schedule)) else { return shortest };
     let mut pieces = 2;
     while shortest.steps.len() > 1 {
         let shorter = ranges(shortest.steps.len(), pieces).into_iter().find_map(|left_out| {
@@ -28,7 +28,7 @@ pub(super) fn shrink(schedule: &Schedule, run: impl Fn(&Schedule) -> Outcome) ->
             None => pieces = (pieces * 2).min(shortest.steps.len()),
         }
     }
-    shortest
+    Some(shortest)
 }
 
 fn without(steps: &[Step], left_out: &Range<usize>) -> Vec<Step> {
@@ -60,6 +60,7 @@ mod tests {
                 if has(7) && has(31) { vec!["I1: twice".to_owned()] } else { vec!["L1: no".to_owned()] };
             Outcome { violations, ..Outcome::default() }
         };
-        assert_eq!(shrink(&schedule, run).steps, [step(7), step(31)]);
+        assert_eq!(shrink(&schedule, run).unwrap().steps, [step(7), step(31)]);
+        assert_eq!(shrink(&schedule, |_| Outcome::default()), None, "nothing is broken");
     }
 }
