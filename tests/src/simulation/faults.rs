@@ -2,10 +2,12 @@
 
 use super::{
     step::{Action, Call, Failure, Lost, Seconds},
+    users,
     world::{HOSTS, World},
 };
 use anyhow::{Result, ensure};
 use kubexen_crds::domain::StopReason;
+use serde_json::Value;
 use std::{collections::BTreeSet, time::Duration};
 
 /// What there is by chance, as scenarios call it.
@@ -55,10 +57,16 @@ impl Faults {
         Ok(Self(Some(names.iter().cloned().collect())))
     }
 
-    /// Those of the actions that are among them.
+    /// Those of the actions that are among them, with what people do for a fault to be met.
     pub(super) fn of(&self, mut actions: Vec<Action>) -> Vec<Action> {
         if let Some(names) = &self.0 {
-            actions.retain(|action| names.contains(&action.name()));
+            actions.retain(|action| {
+                let name = action.name();
+                names.contains(&name) || !NAMES.contains(&name.as_str())
+            });
+            if actions.iter().all(|action| !names.contains(&action.name())) {
+                actions.clear();
+            }
         }
         actions
     }
@@ -114,12 +122,7 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
         27 => Action::StoreDelays { r#for: of(60_000) },
         28 => Action::StoreElection {},
         29 => Action::StoreFull { r#for: of(60_000) },
-        30 | 31 => {
-            let other = HOSTS.into_iter().filter(|other| *other != host).collect::<Vec<_>>();
-            let to = (*dice.pick(&other)).to_owned();
-            let after_bytes = u64::try_from(dice.below(200)).unwrap_or_default() << 20;
-            Action::CutLink { from: host, to, after_bytes, r#for: of(30_000) }
-        }
+        30 | 31 => return cut_a_link(world, host),
         32 => Action::StoreClock { percent_fast: 1 },
         33 => Action::SlowStore { process, late: of(3_000), r#for: of(30_000) },
         34 => {
@@ -146,4 +149,45 @@ fn stop_a_guest(world: &World, host: String) -> Vec<Action> {
     let machine = world.dice.pick(&here)["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let reason = *world.dice.pick(&[StopReason::Poweroff, StopReason::Reboot, StopReason::Crash]);
     vec![Action::StopGuest { host, machine, reason }]
+}
+
+/// Breaks the network between two hosts in one direction or in both, while one of them sends the other a guest: if none does, somebody
+/// asks for it. What is sent in a move has some thousand bytes, in which memory is only told by its length, and what comes back has
+/// some dozen: each byte may be the last.
+fn cut_a_link(world: &World, host: String) -> Vec<Action> {
+    let dice = &world.dice;
+    let r#for = Seconds::from(dice.millis(1_000..60_000));
+    let sent: Vec<_> =
+        world.api.objects("virtualmachinemigrations").iter().filter_map(|one| sent(one)).collect();
+    let others: Vec<_> = HOSTS.into_iter().filter(|other| *other != host).collect();
+    let running = world.api.objects("virtualmachines");
+    let running = running.iter().find(|machine| {
+        machine["status"]["host"] == host.as_str() && machine["status"]["phase"] == "Running"
+    });
+    let mut actions = Vec::new();
+    let (from, to) = match (sent.as_slice(), running) {
+        (some @ [_, ..], _) => dice.pick(some).clone(),
+        ([], machine) => {
+            let to = (*dice.pick(&others)).to_owned();
+            actions.extend(machine.map(|machine| users::move_to(machine, &to, dice.below(6))));
+            (host, to)
+        }
+    };
+    let cut = |from: &str, to: &str, most: usize| {
+        let after_bytes = u64::try_from(dice.below(most)).unwrap_or_default();
+        Action::CutLink { from: from.to_owned(), to: to.to_owned(), after_bytes, r#for }
+    };
+    match dice.below(5) {
+        0 | 1 => actions.push(cut(&from, &to, 3_000)),
+        2 | 3 => actions.push(cut(&to, &from, 50)),
+        _ => actions.extend([cut(&from, &to, 1), cut(&to, &from, 1)]),
+    }
+    actions
+}
+
+/// From where to where a migration that goes on sends its guest.
+fn sent(migration: &Value) -> Option<(String, String)> {
+    let status = &migration["status"];
+    let hosts = (status["source"].as_str()?.to_owned(), status["destination"].as_str()?.to_owned());
+    status["finishedAt"].is_null().then_some(hosts)
 }

@@ -247,6 +247,16 @@ fn migrate(world: &World) -> Vec<Action> {
     }]
 }
 
+/// Moves this machine to a host.
+pub(super) fn move_to(machine: &Value, host: &str, number: usize) -> Action {
+    let machine = machine["metadata"]["name"].as_str().unwrap_or_default();
+    let (name, spec) = (format!("{machine}-move-{number}"), json!({"virtualMachine": machine, "host": host}));
+    Action::Create {
+        kind: Kind::VirtualMachineMigration,
+        object: json!({"metadata": {"name": name}, "spec": spec}),
+    }
+}
+
 fn delete_machine(world: &World, name: &str) -> Vec<Action> {
     let with_disk = world.dice.chance(50);
     let mut actions = Vec::new();
