@@ -44,7 +44,7 @@ pub mod conformance;
 
 pub use disk::DiskUid;
 pub use etcd::{EtcdConfig, EtcdStore, TlsFiles};
-pub use memory::{Backup, Cut, MemoryStore};
+pub use memory::{Backup, Cut, MemoryStore, Way};
 pub use names::{BootId, HostBoot, HostName, InvalidName, LeaseId, Owner, Phase, Token, VmUid};
 pub use record::{Entry, Key};
 pub use store::{

@@ -2,6 +2,7 @@
 
 mod model;
 mod outside;
+mod way;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 
 pub use self::model::Backup;
 use self::model::{Fault, Faults, Lease, SHORTEST_LEASE, State, take};
+pub use self::way::Way;
 use crate::disk::DiskUid;
 use crate::drive::{self, Backend, HostRecords, Leases, RequestError};
 use crate::liveness::{Standing, Trust, Voter};
@@ -42,6 +44,7 @@ struct Connection {
     cut: Cut,
     /// How long an answer is under way.
     latency: Duration,
+    way: Option<Arc<dyn Way>>,
     trust: Trust,
 }
 
@@ -78,6 +81,11 @@ impl MemoryStore {
     /// Lets each answer to this client and its clones be under way for so long.
     pub fn set_latency(&self, latency: Duration) {
         self.connection().latency = latency;
+    }
+
+    /// Lets all requests of this client and its clones pass this way from now on.
+    pub fn set_way(&self, way: Arc<dyn Way>) {
+        self.connection().way = Some(way);
     }
 
     /// Begins or ends an outage: during it no request is executed, none is answered, and no lease ends. A new leader ends it.
@@ -239,6 +247,10 @@ impl MemoryStore {
 
     /// Executes a request, unless a fault keeps it from that, or its answer from coming back.
     async fn request<T>(&self, execute: impl FnOnce(&mut State) -> T) -> Result<T, RequestError> {
+        let way = self.connection().way.clone();
+        if let Some(way) = &way {
+            way.there().await;
+        }
         tokio::task::yield_now().await;
         let fault = |fault: Fault| RequestError::NoAnswer(fault.into());
         let (cut, latency) = {
@@ -258,6 +270,9 @@ impl MemoryStore {
         }
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;
+        }
+        if let Some(way) = &way {
+            way.back().await;
         }
         Ok(answer)
     }

@@ -20,7 +20,8 @@ pub(super) struct Gate(Arc<Mutex<State>>);
 #[derive(Debug, Default)]
 struct State {
     shut: bool,
-    waiting: Option<Waker>,
+    /// What waits: the process itself, and what it has under way beside itself.
+    waiting: Vec<Waker>,
 }
 
 impl Gate {
@@ -28,9 +29,27 @@ impl Gate {
     pub(super) fn set_shut(&self, shut: bool) {
         let mut state = self.lock();
         state.shut = shut;
-        if !shut && let Some(waker) = state.waiting.take() {
-            waker.wake();
+        if !shut {
+            std::mem::take(&mut state.waiting).into_iter().for_each(Waker::wake);
         }
+    }
+
+    /// Waits until it is open. What a process has under way beside itself waits here before and after each of its calls, and does
+    /// nothing that others could see while the process stands still.
+    pub(super) async fn opened(&self) {
+        std::future::poll_fn(|context| self.poll_opened(context)).await;
+    }
+
+    /// As [`Gate::opened`].
+    pub(super) fn poll_opened(&self, context: &Context<'_>) -> Poll<()> {
+        let mut state = self.lock();
+        if !state.shut {
+            return Poll::Ready(());
+        }
+        if !state.waiting.iter().any(|waiting| waiting.will_wake(context.waker())) {
+            state.waiting.push(context.waker().clone());
+        }
+        Poll::Pending
     }
 
     /// Runs `work` whenever the gate is open. One that turns round and round without waiting breaks a promise (L6), and runs no more:
@@ -55,14 +74,10 @@ impl Gate {
     }
 
     fn poll<F: Future>(&self, work: Pin<&mut F>, context: &mut Context<'_>) -> Poll<F::Output> {
-        {
-            let mut state = self.lock();
-            if state.shut {
-                state.waiting = Some(context.waker().clone());
-                return Poll::Pending;
-            }
+        match self.poll_opened(context) {
+            Poll::Ready(()) => work.poll(context),
+            Poll::Pending => Poll::Pending,
         }
-        work.poll(context)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

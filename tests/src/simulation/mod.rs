@@ -28,9 +28,11 @@ mod ladder_tests;
 #[cfg(feature = "mutants")]
 pub mod mutants;
 mod perform;
+mod reached;
 #[cfg(test)]
 mod recovery_tests;
 pub mod scenario;
+mod seam;
 mod settle;
 mod shrink;
 pub mod step;

@@ -7,6 +7,8 @@ use super::{
     hypervisor::Judged,
     judge::Judge,
     perform::Ends,
+    reached::Reached,
+    seam::{Seam, Stopping},
     step::Step,
     wire::{Weather, Wire},
 };
@@ -56,6 +58,7 @@ pub(super) struct Process {
     /// Its connection to the pool's store.
     pub(super) store: MemoryStore,
     pub(super) gate: Gate,
+    seam: Seam,
     runs: u32,
     task: Option<JoinHandle<()>>,
     /// By how many seconds its wall clock is ahead.
@@ -126,7 +129,9 @@ impl Process {
     fn new(name: String, seed: u64, weather: &Weather, store: &MemoryStore) -> Self {
         let wire = Wire::new(Dice::new(seed, &name), weather.clone());
         let (store, gate) = (store.client(), Gate::default());
-        Self { name, wire, store, gate, runs: 0, task: None, ahead: Arc::default() }
+        let seam = Seam::new(gate.clone());
+        store.set_way(Arc::new(seam.clone()));
+        Self { name, wire, store, gate, seam, runs: 0, task: None, ahead: Arc::default() }
     }
 
     fn clock(&self, right: &Arc<dyn Clock>) -> Arc<dyn Clock> {
@@ -241,7 +246,7 @@ impl World {
             pool_store: Some(PoolStore { ownership: Arc::new(store.clone()), liveness: Arc::new(store) }),
         };
         let options = Options { namespace: SYSTEM.to_owned(), identity };
-        process.gate = Gate::default();
+        process.gate.set_shut(false);
         let run = kubexen_controller::run(dependencies, options, CancellationToken::new());
         let gate = process.gate.clone();
         process.task = Some(spawn_local(gate.pass(process.name.clone(), Arc::clone(&self.judge), run)));
@@ -270,17 +275,20 @@ impl World {
         };
         let dependencies = Dependencies {
             client: self.api.client(&side.agent.name, Arc::new(side.agent.wire.clone())),
-            hypervisor: Arc::new(hypervisor),
+            hypervisor: Arc::new(Reached { inner: hypervisor, seam: side.agent.seam.clone() }),
             storage: Arc::new(side.storage.clone()),
             seeds: Arc::new(side.seeds.clone()),
             network: Arc::new(SimulatedNetwork::new(["lan".to_owned()])),
             ownership: Arc::new(side.agent.store.clone()),
             liveness: Arc::new(Heard::new(name, side.agent.store.clone(), Arc::clone(&judge))),
             watchdog: Arc::new(side.host.clone()),
-            migrations: Arc::new(self.migrations.agent(&host)),
+            migrations: Arc::new(Stopping {
+                inner: self.migrations.agent(&host),
+                gate: side.agent.gate.clone(),
+            }),
             clock: side.agent.clock(&self.clock),
         };
-        side.agent.gate = Gate::default();
+        side.agent.gate.set_shut(false);
         let reset = until_reset(side.host.clone(), side.boot_id.clone());
         let gate = side.agent.gate.clone();
         let run = gate.pass(side.agent.name.clone(), Arc::clone(&judge), async move {

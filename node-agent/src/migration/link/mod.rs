@@ -81,7 +81,8 @@ trait Stream: AsyncRead + AsyncWrite + Send {}
 impl<S: AsyncRead + AsyncWrite + Send> Stream for S {}
 
 impl Connection {
-    fn new(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Self {
+    /// The connection that this stream is. Whoever hands it out answers for who the peer is.
+    pub fn new(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Self {
         Self(Box::pin(stream))
     }
 }

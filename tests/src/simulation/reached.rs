@@ -1,0 +1,106 @@
+//! A host's hypervisor as far as the agent reaches it.
+
+use super::seam::Seam;
+use async_trait::async_trait;
+use kubexen_node_agent::hypervisor::{
+    Change, DomId, DomainConfig, DomainInfo, DomainUsage, GuestFacts, HostFacts, Hypervisor, HypervisorError,
+    Incoming, OnProgress, Outgoing, Sent, Settings, SuspendMode,
+};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+/// Lets every call pass the seam.
+#[derive(Debug)]
+pub(super) struct Reached<H> {
+    pub(super) inner: H,
+    pub(super) seam: Seam,
+}
+
+#[async_trait]
+impl<H: Hypervisor> Hypervisor for Reached<H> {
+    async fn facts(&self) -> Result<HostFacts, HypervisorError> {
+        self.seam.call(self.inner.facts()).await
+    }
+
+    async fn free_memory_kib(&self) -> Result<u64, HypervisorError> {
+        self.seam.call(self.inner.free_memory_kib()).await
+    }
+
+    async fn domains(&self) -> Result<Vec<DomainInfo>, HypervisorError> {
+        self.seam.call(self.inner.domains()).await
+    }
+
+    async fn find(&self, uuid: Uuid) -> Result<Option<DomainInfo>, HypervisorError> {
+        self.seam.call(self.inner.find(uuid)).await
+    }
+
+    async fn usage(&self) -> Result<Vec<DomainUsage>, HypervisorError> {
+        self.seam.call(self.inner.usage()).await
+    }
+
+    async fn guest(&self, uuid: Uuid) -> Result<GuestFacts, HypervisorError> {
+        self.seam.call(self.inner.guest(uuid)).await
+    }
+
+    async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {
+        self.seam.call(self.inner.create(config)).await
+    }
+
+    async fn unpause(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.seam.call(self.inner.unpause(uuid)).await
+    }
+
+    async fn pause(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.seam.call(self.inner.pause(uuid)).await
+    }
+
+    async fn request_shutdown(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.seam.call(self.inner.request_shutdown(uuid)).await
+    }
+
+    async fn settings(&self, uuid: Uuid) -> Result<Settings, HypervisorError> {
+        self.seam.call(self.inner.settings(uuid)).await
+    }
+
+    async fn change(&self, uuid: Uuid, change: &Change) -> Result<(), HypervisorError> {
+        self.seam.call(self.inner.change(uuid, change)).await
+    }
+
+    async fn suspend(
+        &self,
+        uuid: Uuid,
+        mode: SuspendMode,
+        stream: Outgoing,
+        progress: OnProgress,
+    ) -> Result<Sent, HypervisorError> {
+        self.seam.call(self.inner.suspend(uuid, mode, stream, progress)).await
+    }
+
+    async fn restore(&self, config: &DomainConfig, stream: Incoming) -> Result<DomId, HypervisorError> {
+        self.seam.call(self.inner.restore(config, stream)).await
+    }
+
+    async fn claim(&self, uuid: Uuid, token: u64) -> Result<(), HypervisorError> {
+        self.seam.call(self.inner.claim(uuid, token)).await
+    }
+
+    async fn resume(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.seam.call(self.inner.resume(uuid)).await
+    }
+
+    async fn abort(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.seam.call(self.inner.abort(uuid)).await
+    }
+
+    async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.seam.call(self.inner.destroy(uuid)).await
+    }
+
+    async fn console(&self, uuid: Uuid) -> Result<Vec<u8>, HypervisorError> {
+        self.seam.call(self.inner.console(uuid)).await
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes()
+    }
+}
