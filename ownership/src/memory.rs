@@ -147,7 +147,9 @@ impl MemoryStore {
     pub fn deliver_delayed(&self) {
         let mut state = self.lock();
         for transaction in std::mem::take(&mut state.under_way) {
-            state.execute(&transaction);
+            if matches!(state.execute(&transaction), Outcome::Executed { .. }) {
+                state.had("late-transaction");
+            }
         }
     }
 
@@ -202,15 +204,14 @@ impl MemoryStore {
         transaction: &Transaction,
         admit: impl FnOnce(&State) -> Result<(), RequestError>,
     ) -> Result<Outcome, RequestError> {
-        let fault = |fault: Fault| RequestError::NoAnswer(fault.into());
         self.request(|state| {
             admit(state)?;
             if take(&mut state.faults.lost_requests) {
-                return Err(fault(Fault::RequestLost));
+                return Err(state.silent(Fault::RequestLost));
             }
             if take(&mut state.faults.delayed_requests) {
                 state.under_way.push(transaction.clone());
-                return Err(fault(Fault::RequestDelayed));
+                return Err(state.silent(Fault::RequestDelayed));
             }
             state.has_room()?;
             if state.names_no_lease(transaction) {
@@ -221,9 +222,9 @@ impl MemoryStore {
             let answer_lost = take(&mut state.faults.lost_answers);
             if std::mem::take(&mut state.faults.outage_after_write) {
                 state.faults.outage = true;
-                return Err(fault(Fault::Outage));
+                return Err(state.silent(Fault::Outage));
             }
-            if answer_lost { Err(fault(Fault::AnswerLost)) } else { Ok(outcome) }
+            if answer_lost { Err(state.silent(Fault::AnswerLost)) } else { Ok(outcome) }
         })
         .await?
     }
@@ -252,22 +253,25 @@ impl MemoryStore {
             way.there().await;
         }
         tokio::task::yield_now().await;
-        let fault = |fault: Fault| RequestError::NoAnswer(fault.into());
         let (cut, latency) = {
             let connection = self.connection();
             (connection.cut, connection.latency)
         };
         let answer = {
             let mut state = self.lock();
-            state.reachable().map_err(fault)?;
+            state.reachable()?;
             if cut == Cut::Requests {
-                return Err(fault(Fault::Cut));
+                return Err(state.silent(Fault::Cut));
             }
-            execute(&mut state)
+            let answer = execute(&mut state);
+            if cut == Cut::Answers {
+                return Err(state.silent(Fault::Cut));
+            }
+            if !latency.is_zero() {
+                state.had("slow-store");
+            }
+            answer
         };
-        if cut == Cut::Answers {
-            return Err(fault(Fault::Cut));
-        }
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;
         }

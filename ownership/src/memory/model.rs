@@ -41,6 +41,8 @@ pub(super) struct State {
     /// Virtual machines that were saved, and had a host that runs them without having been resumed.
     pub(super) started_afresh: Vec<VmUid>,
     pub(super) under_way: Vec<Transaction>,
+    /// How often each fault had its effect.
+    pub(super) effects: BTreeMap<&'static str, u64>,
     pub(super) voters: Vec<Voter>,
 }
 
@@ -59,6 +61,7 @@ impl Default for State {
             fenced_alive: Vec::new(),
             started_afresh: Vec::new(),
             under_way: Vec::new(),
+            effects: BTreeMap::new(),
             voters: Vec::new(),
         }
     }
@@ -97,7 +100,30 @@ pub(super) enum Fault {
     AnswerLost,
 }
 
+impl Fault {
+    /// What the simulation calls it.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Outage => "store-outage",
+            Self::Cut => "cut-from-store",
+            Self::RequestLost | Self::AnswerLost => "store-loses",
+            Self::RequestDelayed => "store-delays",
+        }
+    }
+}
+
 impl State {
+    /// A fault has its effect.
+    pub(super) fn had(&mut self, effect: &'static str) {
+        *self.effects.entry(effect).or_default() += 1;
+    }
+
+    /// What a client gets to see of a fault: nothing.
+    pub(super) fn silent(&mut self, fault: Fault) -> RequestError {
+        self.had(fault.name());
+        RequestError::NoAnswer(fault.into())
+    }
+
     fn holds(&self, compare: &Compare) -> bool {
         let entry = self.entries.get(&compare.key());
         match compare {
@@ -226,16 +252,17 @@ impl State {
     }
 
     /// What etcd answers to what it would have to write down.
-    pub(super) fn has_room(&self) -> Result<(), RequestError> {
+    pub(super) fn has_room(&mut self) -> Result<(), RequestError> {
         if !self.faults.full {
             return Ok(());
         }
+        self.had("store-full");
         let source = "etcdserver: mvcc: database space exceeded".into();
         Err(RequestError::Final(StoreError::Rejected { source }))
     }
 
-    pub(super) fn reachable(&self) -> Result<(), Fault> {
-        if self.faults.outage { Err(Fault::Outage) } else { Ok(()) }
+    pub(super) fn reachable(&mut self) -> Result<(), RequestError> {
+        if self.faults.outage { Err(self.silent(Fault::Outage)) } else { Ok(()) }
     }
 }
 

@@ -1,5 +1,7 @@
 //! What those see who judge a store from outside, whatever fails.
 
+use std::collections::BTreeMap;
+
 use super::MemoryStore;
 use crate::disk::DiskUid;
 use crate::drive;
@@ -7,6 +9,13 @@ use crate::names::{HostBoot, Owner, VmUid};
 use crate::record::Key;
 
 impl MemoryStore {
+    /// How often each fault had its effect on a request, by the name that the simulation has for it; and how often a transaction
+    /// was executed late.
+    #[must_use]
+    pub fn effects(&self) -> BTreeMap<&'static str, u64> {
+        self.lock().effects.clone()
+    }
+
     /// Boots that were fenced and live at one time, which cannot be.
     #[must_use]
     pub fn fenced_alive(&self) -> Vec<HostBoot> {

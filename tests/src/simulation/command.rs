@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 use std::{
+    collections::BTreeMap,
     ops::Range,
     path::PathBuf,
     process::ExitCode,
@@ -32,8 +33,8 @@ pub struct SimulateCommand {
     /// Leave out what is not needed to break the same promise, and print what is left as a scenario.
     #[arg(long, conflicts_with = "seeds")]
     shrink: bool,
-    /// Print one JSON object for each seed, and for several a last one with `schedules`, `violations` and
-    /// `schedules_per_minute`.
+    /// Print one JSON object for each seed, and for several a last one with `schedules`, `violations`,
+    /// `schedules_per_minute`, and in `effects` how often each fault had its effect.
     #[arg(long)]
     json: bool,
 }
@@ -87,10 +88,14 @@ impl SimulateCommand {
     fn many(&self, seeds: Range<u64>, faults: &Faults) -> ExitCode {
         let (count, began) = (seeds.clone().count(), Instant::now());
         let (mut done, mut broken, mut virtual_seconds) = (0_usize, 0_usize, 0.0);
+        let mut effects = BTreeMap::<&str, u64>::new();
         let mut told = began;
         simulate_all(seeds, faults, |outcome| {
             virtual_seconds += outcome.lasted.as_secs_f64();
             done += 1;
+            for (fault, count) in &outcome.effects {
+                *effects.entry(fault).or_default() += count;
+            }
             broken += usize::from(show(&outcome, self.json));
             if told.elapsed() > PROGRESS {
                 told = Instant::now();
@@ -104,6 +109,7 @@ impl SimulateCommand {
                 "schedules": count,
                 "violations": broken,
                 "schedules_per_minute": per_minute.round(),
+                "effects": effects,
             });
             println!("{summary}");
         }
@@ -125,6 +131,7 @@ fn show(outcome: &Outcome, as_json: bool) -> bool {
             "violations": outcome.violations,
             "writes": outcome.writes,
             "virtualSeconds": outcome.lasted.as_secs_f64(),
+            "effects": outcome.effects,
         });
         println!("{line}");
     } else if let Some(complaint) = &complaint {

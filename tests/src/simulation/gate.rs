@@ -25,13 +25,18 @@ struct State {
 }
 
 impl Gate {
-    /// Stops what is behind it at whatever it waits for, or lets it go on. It cannot tell but by the time.
-    pub(super) fn set_shut(&self, shut: bool) {
+    /// Stops what is behind it at whatever it waits for, or lets it go on. It cannot tell but by the time. Says whether something
+    /// has waited for the gate to open.
+    pub(super) fn set_shut(&self, shut: bool) -> bool {
         let mut state = self.lock();
         state.shut = shut;
-        if !shut {
-            std::mem::take(&mut state.waiting).into_iter().for_each(Waker::wake);
+        if shut {
+            return false;
         }
+        let waiting = std::mem::take(&mut state.waiting);
+        let some = !waiting.is_empty();
+        waiting.into_iter().for_each(Waker::wake);
+        some
     }
 
     /// Waits until it is open. What a process has under way beside itself waits here before and after each of its calls, and does

@@ -16,6 +16,7 @@ mod aftermath;
 pub mod command;
 mod dice;
 mod disks;
+mod effects;
 pub mod faults;
 #[cfg(test)]
 mod freeze_tests;
@@ -45,6 +46,7 @@ mod world;
 use dice::Dice;
 use faults::Faults;
 use std::{
+    collections::BTreeMap,
     ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
@@ -94,6 +96,8 @@ pub struct Outcome {
     pub writes: usize,
     /// How long it took in virtual time.
     pub lasted: Duration,
+    /// How often each fault had its effect.
+    pub effects: BTreeMap<&'static str, u64>,
 }
 
 /// Most lines of a trace that are shown with a violation.
@@ -305,6 +309,7 @@ impl World {
             self.judge.violated("I7", format_args!("{vm} was saved, and was started afresh"));
         }
         let (violations, trace, writes) = self.judge.verdict();
-        Outcome { seed, violations, schedule, trace, writes, lasted: self.began.elapsed() }
+        let (lasted, effects) = (self.began.elapsed(), self.effects());
+        Outcome { seed, violations, schedule, trace, writes, lasted, effects }
     }
 }

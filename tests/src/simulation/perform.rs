@@ -89,6 +89,7 @@ impl World {
                 let judge = Arc::clone(&self.judge);
                 if let Some(running) = self.process(process).filter(|process| process.is_up()) {
                     running.crash(&judge).await;
+                    self.effects.had("crash");
                     self.until(r#for.duration(), End::Start(process.clone()));
                 }
             }
@@ -121,6 +122,7 @@ impl World {
             Action::CutPower { host, r#for } => {
                 let Some(number) = self.number(host) else { return };
                 self.lose_host(number).await;
+                self.effects.had("cut-power");
                 self.until(r#for.duration(), End::Start(self.hosts[number].agent.name.clone()));
             }
             Action::HypervisorOutage { host, r#for } => {
@@ -138,7 +140,9 @@ impl World {
                 let Some(number) = self.number(host) else { return };
                 if let Some(uid) = self.uid_of(machine) {
                     // A domain that is not there, half built or being taken apart has no guest to stop.
-                    drop(self.hosts[number].host.stop_guest(uid, *reason));
+                    if self.hosts[number].host.stop_guest(uid, *reason).is_ok() {
+                        self.effects.had("stop-guest");
+                    }
                 }
             }
             Action::StorageOutage { host, r#for } => {
@@ -183,6 +187,7 @@ impl World {
             Action::StoreRestore {} => {
                 if let Some(backup) = &self.backup {
                     self.is_restored = true;
+                    self.effects.had("store-restore");
                     self.pool_store.restore(backup);
                 }
             }
@@ -242,6 +247,7 @@ impl World {
             let (judge, away) = (Arc::clone(&self.judge), self.ends.away);
             if let Some(process) = self.process(&name) {
                 process.crash(&judge).await;
+                self.effects.had("crash-at-write");
                 self.until(away, End::Start(name));
             }
         }
@@ -340,7 +346,14 @@ impl World {
                     self.start_controller(number);
                 }
             }
-            End::Resume(process) => self.with_process(&process, |process| process.gate.set_shut(false)),
+            End::Resume(process) => {
+                let effects = self.effects.clone();
+                self.with_process(&process, |process| {
+                    if process.gate.set_shut(false) {
+                        effects.had("pause");
+                    }
+                });
+            }
             End::MendApi(process) => self.with_process(&process, |process| process.wire.set_cut(None)),
             End::MendStore(process) => {
                 self.with_process(&process, |process| process.store.set_cut(Cut::None))

@@ -1,6 +1,6 @@
 //! A host's hypervisor as far as the agent reaches it.
 
-use super::seam::Seam;
+use super::{effects::Effects, seam::Seam};
 use async_trait::async_trait;
 use kubexen_node_agent::hypervisor::{
     Change, DomId, DomainConfig, DomainInfo, DomainUsage, GuestFacts, HostFacts, Hypervisor, HypervisorError,
@@ -14,56 +14,78 @@ use uuid::Uuid;
 pub(super) struct Reached<H> {
     pub(super) inner: H,
     pub(super) seam: Seam,
+    pub(super) effects: Effects,
 }
+
+impl<H: Hypervisor> Reached<H> {
+    async fn call<T>(
+        &self,
+        call: impl Future<Output = Result<T, HypervisorError>>,
+    ) -> Result<T, HypervisorError> {
+        let answer = self.seam.call(call).await;
+        match &answer {
+            Err(HypervisorError::Unreachable(_)) => self.effects.had("hypervisor-outage"),
+            Err(HypervisorError::TimedOut { .. }) => self.effects.had("fail-call"),
+            Err(HypervisorError::Refused { detail, .. }) if detail == INJECTED => {
+                self.effects.had("fail-call");
+            }
+            Ok(_) | Err(_) => {}
+        }
+        answer
+    }
+}
+
+/// What a refusal says that was injected.
+const INJECTED: &str = "refusal injected";
 
 #[async_trait]
 impl<H: Hypervisor> Hypervisor for Reached<H> {
     async fn facts(&self) -> Result<HostFacts, HypervisorError> {
-        self.seam.call(self.inner.facts()).await
+        self.call(self.inner.facts()).await
     }
 
     async fn free_memory_kib(&self) -> Result<u64, HypervisorError> {
-        self.seam.call(self.inner.free_memory_kib()).await
+        self.call(self.inner.free_memory_kib()).await
     }
 
     async fn domains(&self) -> Result<Vec<DomainInfo>, HypervisorError> {
-        self.seam.call(self.inner.domains()).await
+        self.call(self.inner.domains()).await
     }
 
     async fn find(&self, uuid: Uuid) -> Result<Option<DomainInfo>, HypervisorError> {
-        self.seam.call(self.inner.find(uuid)).await
+        self.call(self.inner.find(uuid)).await
     }
 
     async fn usage(&self) -> Result<Vec<DomainUsage>, HypervisorError> {
-        self.seam.call(self.inner.usage()).await
+        self.call(self.inner.usage()).await
     }
 
     async fn guest(&self, uuid: Uuid) -> Result<GuestFacts, HypervisorError> {
-        self.seam.call(self.inner.guest(uuid)).await
+        self.call(self.inner.guest(uuid)).await
     }
 
     async fn create(&self, config: &DomainConfig) -> Result<DomId, HypervisorError> {
-        self.seam.call(self.inner.create(config)).await
+        self.call(self.inner.create(config)).await
     }
 
     async fn unpause(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.seam.call(self.inner.unpause(uuid)).await
+        self.call(self.inner.unpause(uuid)).await
     }
 
     async fn pause(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.seam.call(self.inner.pause(uuid)).await
+        self.call(self.inner.pause(uuid)).await
     }
 
     async fn request_shutdown(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.seam.call(self.inner.request_shutdown(uuid)).await
+        self.call(self.inner.request_shutdown(uuid)).await
     }
 
     async fn settings(&self, uuid: Uuid) -> Result<Settings, HypervisorError> {
-        self.seam.call(self.inner.settings(uuid)).await
+        self.call(self.inner.settings(uuid)).await
     }
 
     async fn change(&self, uuid: Uuid, change: &Change) -> Result<(), HypervisorError> {
-        self.seam.call(self.inner.change(uuid, change)).await
+        self.call(self.inner.change(uuid, change)).await
     }
 
     async fn suspend(
@@ -73,31 +95,31 @@ impl<H: Hypervisor> Hypervisor for Reached<H> {
         stream: Outgoing,
         progress: OnProgress,
     ) -> Result<Sent, HypervisorError> {
-        self.seam.call(self.inner.suspend(uuid, mode, stream, progress)).await
+        self.call(self.inner.suspend(uuid, mode, stream, progress)).await
     }
 
     async fn restore(&self, config: &DomainConfig, stream: Incoming) -> Result<DomId, HypervisorError> {
-        self.seam.call(self.inner.restore(config, stream)).await
+        self.call(self.inner.restore(config, stream)).await
     }
 
     async fn claim(&self, uuid: Uuid, token: u64) -> Result<(), HypervisorError> {
-        self.seam.call(self.inner.claim(uuid, token)).await
+        self.call(self.inner.claim(uuid, token)).await
     }
 
     async fn resume(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.seam.call(self.inner.resume(uuid)).await
+        self.call(self.inner.resume(uuid)).await
     }
 
     async fn abort(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.seam.call(self.inner.abort(uuid)).await
+        self.call(self.inner.abort(uuid)).await
     }
 
     async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.seam.call(self.inner.destroy(uuid)).await
+        self.call(self.inner.destroy(uuid)).await
     }
 
     async fn console(&self, uuid: Uuid) -> Result<Vec<u8>, HypervisorError> {
-        self.seam.call(self.inner.console(uuid)).await
+        self.call(self.inner.console(uuid)).await
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

@@ -1,6 +1,6 @@
 //! The connection of one process to the API server: late, lossy, and sometimes cut.
 
-use super::{dice::Dice, step::Lost};
+use super::{dice::Dice, effects::Effects, step::Lost};
 use crate::memory_api::{Delivery, Fate, Link, Passage, Passing};
 use std::{
     sync::{
@@ -25,7 +25,7 @@ impl Weather {
         self.0.store(false, Ordering::Relaxed);
     }
 
-    fn is_bad(&self) -> bool {
+    pub(super) fn is_bad(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -38,14 +38,15 @@ pub(super) struct Wire {
     lost: Arc<Mutex<Option<Lost>>>,
     /// The plural of a kind, and how late objects of it are made.
     late: Arc<Mutex<Option<(String, Duration)>>>,
+    effects: Effects,
 }
 
 /// How long a client waits for an answer that does not come, where it sets no limit of its own.
 const SILENCE: Duration = Duration::from_secs(30);
 
 impl Wire {
-    pub(super) fn new(dice: Dice, weather: Weather) -> Self {
-        Self { dice, weather, lost: Arc::default(), late: Arc::default() }
+    pub(super) fn new(dice: Dice, weather: Weather, effects: Effects) -> Self {
+        Self { dice, weather, lost: Arc::default(), late: Arc::default(), effects }
     }
 
     /// Cuts the connection in one direction, or mends it. Watches notice when they have something to deliver.
@@ -78,9 +79,14 @@ impl Link for Wire {
     fn request(&self, passing: Passing<'_>) -> Passage {
         let there = self.dice.millis(0..5);
         if let Some(late) = self.late(passing) {
+            self.effects.had("late-creates");
             return Passage { there, fate: Fate::Late(late), back: Duration::ZERO };
         }
-        match self.cut() {
+        let cut = self.cut();
+        if cut.is_some() {
+            self.effects.had("cut-from-api");
+        }
+        match cut {
             None => {}
             Some(Lost::Requests) => {
                 return Passage { there, fate: Fate::RequestLost, back: self.silence() };

@@ -2,6 +2,7 @@
 
 use super::{
     dice::Dice,
+    effects::Effects,
     gate::Gate,
     heard::Heard,
     hypervisor::Judged,
@@ -123,11 +124,13 @@ pub(super) struct World {
     pub(super) backup: Option<Backup>,
     /// What was done so far.
     pub(super) taken: Vec<Step>,
+    /// Which faults had their effect.
+    pub(super) effects: Effects,
 }
 
 impl Process {
-    fn new(name: String, seed: u64, weather: &Weather, store: &MemoryStore) -> Self {
-        let wire = Wire::new(Dice::new(seed, &name), weather.clone());
+    fn new(name: String, seed: u64, weather: &Weather, store: &MemoryStore, effects: &Effects) -> Self {
+        let wire = Wire::new(Dice::new(seed, &name), weather.clone(), effects.clone());
         let (store, gate) = (store.client(), Gate::default());
         let seam = Seam::new(gate.clone());
         store.set_way(Arc::new(seam.clone()));
@@ -173,7 +176,7 @@ impl World {
         let api = MemoryApi::new(&format!("seed {seed}"), Arc::clone(&clock), Some(observer));
         api.add_namespace(SYSTEM);
         api.add_namespace(USERS);
-        let weather = Weather::bad();
+        let (weather, effects) = (Weather::bad(), Effects::default());
         let san = SharedLocation::new("san-1", 1 << 40);
         let pool_store = MemoryStore::new();
         let hosts = HOSTS
@@ -190,7 +193,7 @@ impl World {
                 }
                 let local = BTreeMap::from([("local".to_owned(), 1 << 40)]);
                 let storage = MemoryStorage::new(local).reaching("san", &san);
-                let agent = Process::new(format!("agent-{name}"), seed, &weather, &pool_store);
+                let agent = Process::new(format!("agent-{name}"), seed, &weather, &pool_store, &effects);
                 HostSide {
                     name,
                     boot_id: host.boot_id().unwrap_or_default(),
@@ -205,7 +208,7 @@ impl World {
             })
             .collect();
         let controllers = (0..CONTROLLERS)
-            .map(|number| Process::new(format!("controller-{number}"), seed, &weather, &pool_store))
+            .map(|number| Process::new(format!("controller-{number}"), seed, &weather, &pool_store, &effects))
             .collect();
         Self {
             api,
@@ -225,7 +228,16 @@ impl World {
             is_restored: false,
             backup: None,
             taken: Vec::new(),
+            effects,
         }
+    }
+
+    /// How often each fault had its effect so far.
+    pub(super) fn effects(&self) -> BTreeMap<&'static str, u64> {
+        let mut effects = self.effects.all();
+        effects.extend(self.pool_store.effects());
+        effects.extend(Some(("cut-link", self.migrations.cuts_felt())).filter(|(_, felt)| *felt > 0));
+        effects
     }
 
     /// Starts a controller that does not run.
@@ -275,7 +287,11 @@ impl World {
         };
         let dependencies = Dependencies {
             client: self.api.client(&side.agent.name, Arc::new(side.agent.wire.clone())),
-            hypervisor: Arc::new(Reached { inner: hypervisor, seam: side.agent.seam.clone() }),
+            hypervisor: Arc::new(Reached {
+                inner: hypervisor,
+                seam: side.agent.seam.clone(),
+                effects: self.effects.clone(),
+            }),
             storage: Arc::new(side.storage.clone()),
             seeds: Arc::new(side.seeds.clone()),
             network: Arc::new(SimulatedNetwork::new(["lan".to_owned()])),

@@ -99,6 +99,12 @@ impl MemoryNetwork {
         self.lock().wires.mend(from, to, Instant::now());
     }
 
+    /// How many cuts kept something from its receiver so far.
+    #[must_use]
+    pub fn cuts_felt(&self) -> u64 {
+        self.lock().wires.cuts_felt
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // No section under this lock can panic half-way through a change, so a poisoned state is a whole one.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

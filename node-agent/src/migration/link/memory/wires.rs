@@ -42,6 +42,8 @@ pub(super) struct Wires {
     last: u64,
     /// By sender and receiver.
     cuts: BTreeMap<(HostName, HostName), Cut>,
+    /// How many cuts kept something from its receiver.
+    pub(super) cuts_felt: u64,
 }
 
 #[derive(Debug)]
@@ -50,6 +52,8 @@ struct Cut {
     bytes_left: u64,
     /// Since none do.
     since: Option<Instant>,
+    /// Whether it kept something from its receiver.
+    felt: bool,
 }
 
 #[derive(Debug)]
@@ -154,9 +158,17 @@ impl Wires {
             Err(error) => return Attempt::Done(Err(error)),
         };
         let (me, peer) = wire.ends(side);
-        let cut = self.cuts.get_mut(&(peer.host.clone(), me.host.clone()));
+        let mut cut = self.cuts.get_mut(&(peer.host.clone(), me.host.clone()));
         let passes = cut.as_ref().map_or(u64::MAX, |cut| cut.bytes_left);
         let due = peer.sent.front().map(|(arrives, _)| *arrives).or(peer.ends_at);
+        if let Some(cut) = &mut cut
+            && passes == 0
+            && due.is_some()
+            && !cut.felt
+        {
+            cut.felt = true;
+            self.cuts_felt += 1;
+        }
         match due {
             Some(due) if due <= now && passes > 0 => {}
             Some(due) if passes > 0 => {
@@ -243,7 +255,7 @@ impl Wires {
 
     pub(super) fn cut(&mut self, from: &HostName, to: &HostName, bytes: u64, now: Instant) {
         let since = (bytes == 0).then_some(now);
-        self.cuts.insert((from.clone(), to.clone()), Cut { bytes_left: bytes, since });
+        self.cuts.insert((from.clone(), to.clone()), Cut { bytes_left: bytes, since, felt: false });
         self.wires.values_mut().for_each(Wire::wake);
     }
 
