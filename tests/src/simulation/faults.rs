@@ -11,9 +11,10 @@ use serde_json::Value;
 use std::{collections::BTreeSet, time::Duration};
 
 /// What there is by chance, as scenarios call it.
-pub(super) const NAMES: [&str; 27] = [
+pub(super) const NAMES: [&str; 28] = [
     "crash",
     "crash-at-write",
+    "crash-at-call",
     "pause",
     "cut-from-api",
     "cut-from-store",
@@ -82,7 +83,7 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
     let lost = *dice.pick(&[Lost::Requests, Lost::Answers]);
     let failure = *dice.pick(&[Failure::Refused, Failure::Hangs, Failure::Untold]);
     let of = |milliseconds: u64| Seconds::from(dice.millis(100..milliseconds));
-    vec![match dice.below(39) {
+    vec![match dice.below(44) {
         0 | 1 => Action::Crash { process, r#for: of(20_000) },
         2..5 => Action::CrashAtWrite { process, write: 1 + dice.below(6), r#for: of(20_000) },
         // So long that others do what it would have done.
@@ -131,12 +132,20 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
             Action::LateCreates { process: controller, kind, late, r#for: of(5_000) }
         }
         35 => Action::CompactApi {},
-        _ if world.backup.is_none() => Action::StoreBackup {},
-        _ => match dice.below(5) {
+        36..39 if world.backup.is_none() => Action::StoreBackup {},
+        36..39 => match dice.below(5) {
             0 => Action::StoreBackup {},
             1 | 2 => Action::ConfirmRestore {},
             _ => Action::StoreRestore {},
         },
+        39..42 => {
+            let most = *dice.pick(&[10, 60]);
+            Action::CrashAtCall { process, call: 1 + dice.below(most), r#for: of(20_000) }
+        }
+        _ => {
+            let calls = [Call::Unpause, Call::Pause, Call::Claim, Call::Resume, Call::Destroy];
+            Action::FailCall { host, call: *dice.pick(&calls), failure }
+        }
     }]
 }
 

@@ -39,6 +39,11 @@ impl Gate {
         some
     }
 
+    /// Whether it is shut.
+    pub(super) fn is_shut(&self) -> bool {
+        self.lock().shut
+    }
+
     /// Waits until it is open. What a process has under way beside itself waits here before and after each of its calls, and does
     /// nothing that others could see while the process stands still.
     pub(super) async fn opened(&self) {

@@ -47,6 +47,7 @@ use dice::Dice;
 use faults::Faults;
 use std::{
     collections::BTreeMap,
+    num::NonZeroU64,
     ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
@@ -69,6 +70,8 @@ pub struct Schedule {
     pub seed: u64,
     /// Whether connections to the API server are late and lossy.
     pub bad_weather: bool,
+    /// Whether calls to the pool's store and to hypervisors take time then, and links between hosts.
+    pub slow_calls: bool,
     /// In the order of time.
     pub steps: Vec<Step>,
     /// When all faults end, and the pool is judged.
@@ -77,7 +80,7 @@ pub struct Schedule {
 
 impl Default for Schedule {
     fn default() -> Self {
-        Self { seed: 1, bad_weather: false, steps: Vec::new(), end: Duration::ZERO }
+        Self { seed: 1, bad_weather: false, slow_calls: false, steps: Vec::new(), end: Duration::ZERO }
     }
 }
 
@@ -204,6 +207,7 @@ pub fn first_difference(one: &[String], other: &[String]) -> Option<(usize, Stri
 
 async fn by_chance(seed: u64, faults: &Faults) -> Outcome {
     let mut world = World::new(seed);
+    world.slow_links(seed);
     world.begin().await;
     world.act(users::make_pool(&world)).await;
     let steps = 20 + world.dice.below(40);
@@ -219,13 +223,18 @@ async fn by_chance(seed: u64, faults: &Faults) -> Outcome {
             world.act(action).await;
         }
     }
-    world.outcome(seed, true).await
+    world.outcome(Schedule { seed, bad_weather: true, slow_calls: true, ..Schedule::default() }).await
 }
 
 async fn as_written(schedule: &Schedule) -> Outcome {
     let mut world = World::new(schedule.seed);
     if !schedule.bad_weather {
         world.weather.calm_down();
+    }
+    if schedule.slow_calls {
+        world.slow_links(schedule.seed);
+    } else {
+        world.weather.hasten_calls();
     }
     world.begin().await;
     for step in &schedule.steps {
@@ -236,10 +245,20 @@ async fn as_written(schedule: &Schedule) -> Outcome {
         world.act(step.action.clone()).await;
     }
     world.wait(schedule.end.saturating_sub(world.began.elapsed())).await;
-    world.outcome(schedule.seed, schedule.bad_weather).await
+    world.outcome(Schedule { steps: Vec::new(), ..*schedule }).await
 }
 
 impl World {
+    /// Lets what hosts send each other take its time, most of the time so long that a move lasts some seconds.
+    fn slow_links(&self, seed: u64) {
+        let dice = Dice::new(seed, "links");
+        self.migrations.set_latency(dice.millis(0..100));
+        if dice.chance(70) {
+            let rate = 300 + dice.millis(0..2_000).as_millis();
+            self.migrations.set_rate(u64::try_from(rate).ok().and_then(NonZeroU64::new));
+        }
+    }
+
     /// Sets the pool up, and starts its programs.
     async fn begin(&mut self) {
         for action in users::set_up() {
@@ -282,10 +301,10 @@ impl World {
         }
     }
 
-    /// Ends all faults, and judges what becomes of the pool then.
-    async fn outcome(&mut self, seed: u64, bad_weather: bool) -> Outcome {
-        let steps = self.taken.clone();
-        let schedule = Schedule { seed, bad_weather, steps, end: self.now() };
+    /// Ends all faults, and judges what becomes of the pool then. The schedule is that of before, apart from what was done.
+    async fn outcome(&mut self, schedule: Schedule) -> Outcome {
+        let schedule = Schedule { steps: self.taken.clone(), end: self.now(), ..schedule };
+        let seed = schedule.seed;
         // What people do from here on follows from the seed alone, and not from how the steps were chosen: a replay ends alike.
         self.dice = Dice::new(seed, "settling");
         if !self.judge.is_upset() {

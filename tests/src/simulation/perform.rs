@@ -97,6 +97,10 @@ impl World {
                 self.judge.arm(process, *write);
                 self.ends.away = r#for.duration();
             }
+            Action::CrashAtCall { process, call, r#for } => {
+                let (call, away) = (*call, r#for.duration());
+                self.with_process(process, |process| process.end_at_call(call, away));
+            }
             Action::Pause { process, r#for } => {
                 if let Some(running) = self.process(process) {
                     running.gate.set_shut(true);
@@ -251,7 +255,23 @@ impl World {
                 self.until(away, End::Start(name));
             }
         }
+        self.crash_at_calls().await;
         self.check_processes().await;
+    }
+
+    /// Ends processes whose last call has acted.
+    async fn crash_at_calls(&mut self) {
+        let judge = Arc::clone(&self.judge);
+        let agents = self.hosts.iter_mut().map(|side| &mut side.agent);
+        let mut ended = Vec::new();
+        for process in agents.chain(&mut self.controllers).filter(|process| process.seam.take_end()) {
+            process.crash(&judge).await;
+            ended.push((process.name.clone(), process.away));
+        }
+        for (name, away) in ended {
+            self.effects.had("crash-at-call");
+            self.until(away, End::Start(name));
+        }
     }
 
     /// Ends all faults, those included that wait for their moment.
@@ -262,10 +282,14 @@ impl World {
         self.weather.calm_down();
         self.pool_store.end_faults();
         self.pool_store.set_clock(0);
+        self.migrations.set_latency(Duration::ZERO);
+        self.migrations.set_rate(None);
         for process in self.hosts.iter().map(|side| &side.agent).chain(&self.controllers) {
             process.ahead.store(0, Ordering::Relaxed);
+            process.seam.end_at_call(None);
         }
         for side in &self.hosts {
+            side.failing.clear();
             side.storage.refuse_next(0);
             side.storage.lose_answers(0);
             side.host.refuse_creates(0);
@@ -390,8 +414,11 @@ impl World {
 
     fn fail_call(&self, host: &str, call: Call, failure: Failure) {
         let Some(number) = self.number(host) else { return };
-        let host = &self.hosts[number].host;
+        let (failing, host) = (&self.hosts[number].failing, &self.hosts[number].host);
         match (call, failure) {
+            (Call::Unpause | Call::Pause | Call::Claim | Call::Resume | Call::Destroy, failure) => {
+                failing.next(call, failure);
+            }
             (Call::Create, Failure::Refused) => host.refuse_creates(1),
             (Call::Create, Failure::Hangs) => host.hang_creates(1),
             (Call::Create, Failure::Untold) => host.lose_creates(1),

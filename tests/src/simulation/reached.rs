@@ -1,20 +1,57 @@
 //! A host's hypervisor as far as the agent reaches it.
 
-use super::{effects::Effects, seam::Seam};
+use super::{
+    effects::Effects,
+    seam::Seam,
+    step::{Call, Failure},
+};
 use async_trait::async_trait;
 use kubexen_node_agent::hypervisor::{
     Change, DomId, DomainConfig, DomainInfo, DomainUsage, GuestFacts, HostFacts, Hypervisor, HypervisorError,
     Incoming, OnProgress, Outgoing, Sent, Settings, SuspendMode,
 };
-use tokio::sync::watch;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{sync::watch, time::sleep};
 use uuid::Uuid;
 
-/// Lets every call pass the seam.
+/// How the next call of a kind goes wrong, for calls that are over at once. Clones are of the same host.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Failing(Arc<Mutex<BTreeMap<Call, Failure>>>);
+
+impl Failing {
+    /// The next call of this kind goes wrong.
+    pub(super) fn next(&self, call: Call, failure: Failure) {
+        self.lock().insert(call, failure);
+    }
+
+    /// No call is to go wrong any more.
+    pub(super) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    fn take(&self, call: Call) -> Option<Failure> {
+        self.lock().remove(&call)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Call, Failure>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Time limit of a call, which is the simulated host's.
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// Lets every call pass the seam, and some go wrong.
 #[derive(Debug)]
 pub(super) struct Reached<H> {
     pub(super) inner: H,
     pub(super) seam: Seam,
     pub(super) effects: Effects,
+    pub(super) failing: Failing,
 }
 
 impl<H: Hypervisor> Reached<H> {
@@ -32,6 +69,31 @@ impl<H: Hypervisor> Reached<H> {
             Ok(_) | Err(_) => {}
         }
         answer
+    }
+
+    /// Makes a call that may be one to go wrong.
+    async fn fallible(
+        &self,
+        kind: Call,
+        name: &'static str,
+        call: impl Future<Output = Result<(), HypervisorError>>,
+    ) -> Result<(), HypervisorError> {
+        let failing = async {
+            let failure = self.failing.take(kind);
+            match failure {
+                Some(Failure::Refused) => {
+                    return Err(HypervisorError::Refused { call: name, detail: INJECTED.to_owned() });
+                }
+                Some(Failure::Hangs) => {}
+                Some(Failure::Untold) | None => call.await?,
+            }
+            if failure.is_some() {
+                sleep(LIMIT).await;
+                return Err(HypervisorError::TimedOut { call: name, limit: LIMIT });
+            }
+            Ok(())
+        };
+        self.call(failing).await
     }
 }
 
@@ -69,11 +131,11 @@ impl<H: Hypervisor> Hypervisor for Reached<H> {
     }
 
     async fn unpause(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.call(self.inner.unpause(uuid)).await
+        self.fallible(Call::Unpause, "unpause", self.inner.unpause(uuid)).await
     }
 
     async fn pause(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.call(self.inner.pause(uuid)).await
+        self.fallible(Call::Pause, "pause", self.inner.pause(uuid)).await
     }
 
     async fn request_shutdown(&self, uuid: Uuid) -> Result<(), HypervisorError> {
@@ -103,11 +165,11 @@ impl<H: Hypervisor> Hypervisor for Reached<H> {
     }
 
     async fn claim(&self, uuid: Uuid, token: u64) -> Result<(), HypervisorError> {
-        self.call(self.inner.claim(uuid, token)).await
+        self.fallible(Call::Claim, "claim", self.inner.claim(uuid, token)).await
     }
 
     async fn resume(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.call(self.inner.resume(uuid)).await
+        self.fallible(Call::Resume, "resume", self.inner.resume(uuid)).await
     }
 
     async fn abort(&self, uuid: Uuid) -> Result<(), HypervisorError> {
@@ -115,7 +177,7 @@ impl<H: Hypervisor> Hypervisor for Reached<H> {
     }
 
     async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.call(self.inner.destroy(uuid)).await
+        self.fallible(Call::Destroy, "destroy", self.inner.destroy(uuid)).await
     }
 
     async fn console(&self, uuid: Uuid) -> Result<Vec<u8>, HypervisorError> {

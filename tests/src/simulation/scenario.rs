@@ -9,7 +9,8 @@
 //! 120 end
 //! ```
 //!
-//! `seed N` gives another seed than 1, and `weather bad` lets connections to the API server be late and lossy. At `end` all
+//! `seed N` gives another seed than 1, and `weather bad` lets connections to the API server be late and lossy; in `weather
+//! worse` calls to the pool's store and to hypervisors take time too, and links between hosts are slow. At `end` all
 //! faults end, and the pool is judged as after every schedule.
 
 use super::{
@@ -47,8 +48,10 @@ impl FromStr for Schedule {
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "seed {}", self.seed)?;
-        if self.bad_weather {
-            writeln!(f, "weather bad")?;
+        match (self.bad_weather, self.slow_calls) {
+            (_, true) => writeln!(f, "weather worse")?,
+            (true, false) => writeln!(f, "weather bad")?,
+            (false, false) => {}
         }
         for step in &self.steps {
             writeln!(f, "{step}")?;
@@ -129,6 +132,7 @@ impl Schedule {
         match line.split_once(' ').context("a line is a second and an action")? {
             ("seed", seed) => self.seed = seed.trim().parse()?,
             ("weather", "bad") => self.bad_weather = true,
+            ("weather", "worse") => (self.bad_weather, self.slow_calls) = (true, true),
             (at, "end") => *end = Some(Duration::try_from_secs_f64(at.parse()?)?),
             _ => self.steps.push(line.parse::<Step>()?),
         }
@@ -158,6 +162,9 @@ mod tests {
         let schedule: Schedule = text.parse().unwrap();
         assert_eq!((schedule.seed, schedule.bad_weather, schedule.steps.len()), (3, true, 2));
         assert_eq!(schedule.to_string().parse::<Schedule>().unwrap(), schedule);
+        let worse: Schedule = text.replace("bad", "worse").parse().unwrap();
+        assert!(worse.bad_weather && worse.slow_calls && !schedule.slow_calls);
+        assert_eq!(worse.to_string().parse::<Schedule>().unwrap(), worse);
     }
 
     #[test]

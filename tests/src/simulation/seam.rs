@@ -2,8 +2,11 @@
 //!
 //! The gate keeps a process from running that stands still, but not what it has under way beside itself, which the executor runs as
 //! tasks of their own: the sessions of moves. Those stop here, before and after each of their calls.
+//!
+//! While faults happen a call takes time before it acts and after, now and then so much that others act in between; and one call can
+//! be the last: it has acted, and the process ends before it has the answer.
 
-use super::gate::Gate;
+use super::{dice::Dice, effects::Effects, gate::Gate, judge::Judge, wire::Weather};
 use async_trait::async_trait;
 use kubexen_node_agent::migration::link::{Connection, LinkError, MigrationNetwork};
 use kubexen_ownership::{HostName, Way};
@@ -11,19 +14,30 @@ use std::{
     collections::BTreeMap,
     io,
     pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::sleep,
+};
 
 /// What every call of a process passes on its way out and back. Clones are the same seam.
 #[derive(Clone, Debug)]
 pub(super) struct Seam {
     gate: Gate,
+    dice: Dice,
+    weather: Weather,
+    effects: Effects,
+    /// Woken when a call was the last.
+    judge: Arc<Judge>,
+    /// How many calls are left until the process ends, if it is to.
+    left: Arc<Mutex<Option<usize>>>,
 }
 
 impl Seam {
-    pub(super) fn new(gate: Gate) -> Self {
-        Self { gate }
+    pub(super) fn new(gate: Gate, dice: Dice, weather: Weather, effects: Effects, judge: Arc<Judge>) -> Self {
+        Self { gate, dice, weather, effects, judge, left: Arc::default() }
     }
 
     /// Makes a call.
@@ -33,16 +47,69 @@ impl Seam {
         self.back().await;
         answer
     }
+
+    /// Lets the process end after so many more calls; or not, if none is named.
+    pub(super) fn end_at_call(&self, call: Option<usize>) {
+        *self.left() = call;
+    }
+
+    /// Whether the last call was made, which is so for the first time only: the process is to end.
+    pub(super) fn take_end(&self) -> bool {
+        let mut left = self.left();
+        let is_due = *left == Some(0);
+        if is_due {
+            *left = None;
+        }
+        is_due
+    }
+
+    /// Counts a call that has acted, and says whether the process does not learn of it any more.
+    fn is_last(&self) -> bool {
+        let mut left = self.left();
+        if let Some(left) = &mut *left {
+            *left = left.saturating_sub(1);
+        }
+        *left == Some(0)
+    }
+
+    async fn open(&self) {
+        if self.gate.is_shut() {
+            self.effects.had("pause-in-a-call");
+            self.gate.opened().await;
+        }
+    }
+
+    /// Most calls take no time that would matter, some take as long as a network or a disk does, and a few so long that everybody else
+    /// has acted meanwhile.
+    async fn take_time(&self) {
+        let takes = match self.dice.below(100) {
+            _ if !self.weather.is_worse() => return,
+            0..85 => return,
+            85..97 => self.dice.millis(1..50),
+            _ => self.dice.millis(50..1_500),
+        };
+        sleep(takes).await;
+    }
+
+    fn left(&self) -> MutexGuard<'_, Option<usize>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[async_trait]
 impl Way for Seam {
     async fn there(&self) {
-        self.gate.opened().await;
+        self.open().await;
+        self.take_time().await;
     }
 
     async fn back(&self) {
-        self.gate.opened().await;
+        if self.is_last() {
+            self.judge.wake.notify_one();
+            std::future::pending::<()>().await;
+        }
+        self.take_time().await;
+        self.open().await;
     }
 }
 
@@ -119,7 +186,8 @@ mod tests {
     use super::*;
     use kubexen_node_agent::migration::link::MemoryNetwork;
     use kubexen_ownership::{BootId, HostBoot, MemoryStore, OwnershipStore, VmUid};
-    use std::{sync::Arc, time::Duration};
+    use kubexen_runtime::clock::SystemClock;
+    use std::time::Duration;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         time::timeout,
@@ -129,6 +197,12 @@ mod tests {
     /// How long nothing happens in a process that stands still.
     const STILL: Duration = Duration::from_secs(60);
 
+    fn seam(gate: &Gate) -> Seam {
+        let (judge, weather) = (Arc::new(Judge::new(Arc::new(SystemClock))), Weather::worse());
+        weather.calm_down();
+        Seam::new(gate.clone(), Dice::new(1, "seam"), weather, Effects::default(), judge)
+    }
+
     fn name(host: &str) -> HostName {
         HostName::new(host).unwrap()
     }
@@ -137,7 +211,7 @@ mod tests {
     async fn a_task_of_a_process_that_stands_still_neither_writes_to_the_store_nor_learns_from_it() {
         let (pool, gate) = (MemoryStore::new(), Gate::default());
         let store = pool.client();
-        store.set_way(Arc::new(Seam::new(gate.clone())));
+        store.set_way(Arc::new(seam(&gate)));
         let (vm, boot_id) = (VmUid(Uuid::from_u128(1)), BootId::new("boot").unwrap());
         let me = HostBoot { host: name("host-a"), boot_id };
         gate.set_shut(true);
@@ -147,6 +221,23 @@ mod tests {
         gate.set_shut(false);
         start.await.unwrap();
         assert!(pool.owner_on_record(vm).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_call_has_acted_and_its_answer_never_comes() {
+        let (pool, gate) = (MemoryStore::new(), Gate::default());
+        let (store, seam) = (pool.client(), seam(&gate));
+        store.set_way(Arc::new(seam.clone()));
+        let (vm, boot_id) = (VmUid(Uuid::from_u128(1)), BootId::new("boot").unwrap());
+        let me = HostBoot { host: name("host-a"), boot_id };
+        // To start is to read and to write.
+        seam.end_at_call(Some(2));
+        let woken = seam.judge.wake.notified();
+        assert!(timeout(STILL, store.start(vm, &me)).await.is_err());
+        timeout(STILL, woken).await.unwrap();
+        assert!(pool.owner_on_record(vm).is_some());
+        assert!(seam.take_end() && !seam.take_end());
+        assert!(store.owner(vm).await.unwrap().is_some(), "the next process calls as ever");
     }
 
     #[tokio::test(start_paused = true)]

@@ -67,20 +67,25 @@ pub enum Lost {
 pub enum Failure {
     /// It is refused.
     Refused,
-    /// It hangs until its time limit, half done.
+    /// It hangs until its time limit, half done; what has no halves is not done.
     Hangs,
     /// It is done, and nobody is told.
     Untold,
 }
 
 /// A call to a hypervisor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Call {
     Create,
     Suspend,
     Restore,
+    Unpause,
+    Pause,
+    Claim,
+    Resume,
+    Destroy,
 }
 
 /// What people and faults do. Names of processes are `agent-<host>` and `controller-<number>`; times are in seconds.
@@ -120,6 +125,9 @@ pub enum Action {
     Crash { process: String, r#for: Seconds },
     /// A process ends right after one of its next writes to the API server, and is started again later.
     CrashAtWrite { process: String, write: usize, r#for: Seconds },
+    /// A process ends right after one of its next calls to the pool's store or its hypervisor has acted, before it has the answer, and
+    /// is started again later.
+    CrashAtCall { process: String, call: usize, r#for: Seconds },
     /// A process does not run for a while, and notices nothing.
     Pause { process: String, r#for: Seconds },
     /// What a process asks the API server to make of this kind, by plural, is made so much later, whatever became of the process.

@@ -12,21 +12,36 @@ use std::{
 
 /// Whether faults happen by themselves: shared by all connections.
 #[derive(Clone, Debug)]
-pub(super) struct Weather(Arc<AtomicBool>);
+pub(super) struct Weather {
+    bad: Arc<AtomicBool>,
+    /// Whether it makes calls slow too.
+    slow: Arc<AtomicBool>,
+}
 
 impl Weather {
-    /// Faults happen.
-    pub(super) fn bad() -> Self {
-        Self(Arc::new(AtomicBool::new(true)))
+    /// Faults happen, and calls are slow.
+    pub(super) fn worse() -> Self {
+        let yes = || Arc::new(AtomicBool::new(true));
+        Self { bad: yes(), slow: yes() }
     }
 
     /// From now on none happens.
     pub(super) fn calm_down(&self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.bad.store(false, Ordering::Relaxed);
     }
 
-    pub(super) fn is_bad(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    /// From now on calls take no time.
+    pub(super) fn hasten_calls(&self) {
+        self.slow.store(false, Ordering::Relaxed);
+    }
+
+    fn is_bad(&self) -> bool {
+        self.bad.load(Ordering::Relaxed)
+    }
+
+    /// Whether calls to the pool's store and to hypervisors are slow.
+    pub(super) fn is_worse(&self) -> bool {
+        self.is_bad() && self.slow.load(Ordering::Relaxed)
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     hypervisor::Judged,
     judge::Judge,
     perform::Ends,
-    reached::Reached,
+    reached::{Failing, Reached},
     seam::{Seam, Stopping},
     step::Step,
     wire::{Weather, Wire},
@@ -59,7 +59,9 @@ pub(super) struct Process {
     /// Its connection to the pool's store.
     pub(super) store: MemoryStore,
     pub(super) gate: Gate,
-    seam: Seam,
+    pub(super) seam: Seam,
+    /// How long it will be away that ends at a call.
+    pub(super) away: Duration,
     runs: u32,
     task: Option<JoinHandle<()>>,
     /// By how many seconds its wall clock is ahead.
@@ -90,6 +92,8 @@ pub(super) struct HostSide {
     pub(super) foreign: Uuid,
     /// The boot that is known; another one means that the watchdog has reset the host.
     boot_id: String,
+    /// How the next call of a kind goes wrong.
+    pub(super) failing: Failing,
     /// How long it takes until the build of a domain begins.
     pub(super) build_delay: Arc<Mutex<Duration>>,
     /// Whether it was lost at least once, and all domains with it.
@@ -129,16 +133,40 @@ pub(super) struct World {
 }
 
 impl Process {
-    fn new(name: String, seed: u64, weather: &Weather, store: &MemoryStore, effects: &Effects) -> Self {
+    fn new(
+        name: String,
+        seed: u64,
+        weather: &Weather,
+        store: &MemoryStore,
+        effects: &Effects,
+        judge: &Arc<Judge>,
+    ) -> Self {
         let wire = Wire::new(Dice::new(seed, &name), weather.clone(), effects.clone());
         let (store, gate) = (store.client(), Gate::default());
-        let seam = Seam::new(gate.clone());
+        let dice = Dice::new(seed, &format!("{name}'s calls"));
+        let seam = Seam::new(gate.clone(), dice, weather.clone(), effects.clone(), Arc::clone(judge));
         store.set_way(Arc::new(seam.clone()));
-        Self { name, wire, store, gate, seam, runs: 0, task: None, ahead: Arc::default() }
+        Self {
+            name,
+            wire,
+            store,
+            gate,
+            seam,
+            away: Duration::ZERO,
+            runs: 0,
+            task: None,
+            ahead: Arc::default(),
+        }
     }
 
     fn clock(&self, right: &Arc<dyn Clock>) -> Arc<dyn Clock> {
         Arc::new(OwnClock { right: Arc::clone(right), ahead: Arc::clone(&self.ahead) })
+    }
+
+    /// Lets it end after so many more calls, and be away for so long.
+    pub(super) fn end_at_call(&mut self, call: usize, away: Duration) {
+        self.seam.end_at_call(Some(call));
+        self.away = away;
     }
 
     /// Whether it should be running.
@@ -176,7 +204,7 @@ impl World {
         let api = MemoryApi::new(&format!("seed {seed}"), Arc::clone(&clock), Some(observer));
         api.add_namespace(SYSTEM);
         api.add_namespace(USERS);
-        let (weather, effects) = (Weather::bad(), Effects::default());
+        let (weather, effects) = (Weather::worse(), Effects::default());
         let san = SharedLocation::new("san-1", 1 << 40);
         let pool_store = MemoryStore::new();
         let hosts = HOSTS
@@ -193,7 +221,8 @@ impl World {
                 }
                 let local = BTreeMap::from([("local".to_owned(), 1 << 40)]);
                 let storage = MemoryStorage::new(local).reaching("san", &san);
-                let agent = Process::new(format!("agent-{name}"), seed, &weather, &pool_store, &effects);
+                let agent =
+                    Process::new(format!("agent-{name}"), seed, &weather, &pool_store, &effects, &judge);
                 HostSide {
                     name,
                     boot_id: host.boot_id().unwrap_or_default(),
@@ -201,6 +230,7 @@ impl World {
                     storage,
                     seeds: MemorySeeds::default(),
                     foreign,
+                    failing: Failing::default(),
                     build_delay: Arc::default(),
                     rebooted: false,
                     agent,
@@ -208,7 +238,9 @@ impl World {
             })
             .collect();
         let controllers = (0..CONTROLLERS)
-            .map(|number| Process::new(format!("controller-{number}"), seed, &weather, &pool_store, &effects))
+            .map(|number| {
+                Process::new(format!("controller-{number}"), seed, &weather, &pool_store, &effects, &judge)
+            })
             .collect();
         Self {
             api,
@@ -291,6 +323,7 @@ impl World {
                 inner: hypervisor,
                 seam: side.agent.seam.clone(),
                 effects: self.effects.clone(),
+                failing: side.failing.clone(),
             }),
             storage: Arc::new(side.storage.clone()),
             seeds: Arc::new(side.seeds.clone()),
