@@ -44,6 +44,8 @@ struct Connection {
     cut: Cut,
     /// How long an answer is under way.
     latency: Duration,
+    /// Until when nothing gets through, after a transaction was delayed.
+    silent_until: Option<Instant>,
     way: Option<Arc<dyn Way>>,
     trust: Trust,
 }
@@ -138,15 +140,24 @@ impl MemoryStore {
     }
 
     /// Keeps each of the next `writes` transactions under way until [`MemoryStore::deliver_delayed`]. To the client it
-    /// looks as a lost answer does.
-    pub fn delay_requests(&self, writes: u32) {
-        self.lock().faults.delayed_requests = writes;
+    /// looks as a lost answer does, and the client hears nothing of the store for `silence`: if that outlasts its attempts to learn
+    /// what became of the transaction, it has gone on to something else when the transaction is executed.
+    pub fn delay_requests(&self, writes: u32, silence: Duration) {
+        let mut state = self.lock();
+        (state.faults.delayed_requests, state.faults.silence) = (writes, silence);
     }
 
-    /// Executes the transactions that are under way, in the order in which they were sent; nobody is told.
+    /// Executes the transactions that are under way, in the order in which they were sent; nobody is told. During an outage they
+    /// stay under way.
     pub fn deliver_delayed(&self) {
         let mut state = self.lock();
+        if state.faults.outage {
+            return;
+        }
         for transaction in std::mem::take(&mut state.under_way) {
+            if state.has_room().is_err() || state.names_no_lease(&transaction) {
+                continue;
+            }
             if matches!(state.execute(&transaction), Outcome::Executed { .. }) {
                 state.had("late-transaction");
             }
@@ -211,6 +222,7 @@ impl MemoryStore {
             }
             if take(&mut state.faults.delayed_requests) {
                 state.under_way.push(transaction.clone());
+                self.connection().silent_until = Some(Instant::now() + state.faults.silence);
                 return Err(state.silent(Fault::RequestDelayed));
             }
             state.has_room()?;
@@ -255,7 +267,8 @@ impl MemoryStore {
         tokio::task::yield_now().await;
         let (cut, latency) = {
             let connection = self.connection();
-            (connection.cut, connection.latency)
+            let silent = connection.silent_until.is_some_and(|until| Instant::now() < until);
+            (if silent { Cut::Requests } else { connection.cut }, connection.latency)
         };
         let answer = {
             let mut state = self.lock();

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use kubexen_ownership::conformance::{host, vm};
 use kubexen_ownership::{
@@ -280,7 +281,7 @@ async fn play(steps: Vec<Step>) {
             }
             Step::LoseAnswers(writes) => store.lose_answers(writes),
             Step::LoseRequests(writes) => store.lose_requests(writes),
-            Step::DelayRequests(writes) => store.delay_requests(writes),
+            Step::DelayRequests(writes) => store.delay_requests(writes, Duration::ZERO),
             Step::DeliverDelayed => store.deliver_delayed(),
             Step::OutageAfterWrite => store.begin_outage_after_next_write(),
             Step::Outage(outage) => store.set_outage(outage),

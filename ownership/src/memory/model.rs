@@ -81,6 +81,8 @@ pub(super) struct Faults {
     pub(super) full: bool,
     pub(super) lost_requests: u32,
     pub(super) delayed_requests: u32,
+    /// How long a client hears nothing whose transaction was delayed.
+    pub(super) silence: Duration,
     pub(super) lost_answers: u32,
     pub(super) outage_after_write: bool,
 }

@@ -47,7 +47,7 @@ async fn a_commit_that_is_delayed_for_long_hands_over_only_what_was_not_aborted(
     for (name, abort) in [("aborted", true), ("not aborted", false)] {
         let vm = vm(name);
         let Start::Acquired(token) = store.start(vm, &from).await.unwrap() else { panic!("not acquired") };
-        store.delay_requests(u32::MAX);
+        store.delay_requests(u32::MAX, Duration::ZERO);
         assert_eq!(store.commit(vm, &from, token, &to).await.unwrap_err().category(), "unknown");
         store.end_faults();
         assert!(store.owner(vm).await.unwrap().unwrap().is(&from));
@@ -135,4 +135,16 @@ async fn the_end_of_an_outage_ends_no_other_fault() {
     assert_eq!(store.start(vm("a"), &me).await.unwrap_err().category(), "rejected");
     store.set_full(false);
     let Start::Acquired(_) = store.start(vm("a"), &me).await.unwrap() else { panic!("an outage began late") };
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_hears_nothing_gives_up_and_its_transaction_is_executed_later() {
+    let (store, vm, me) = (MemoryStore::new(), vm("a"), host("xen-1", "boot-1"));
+    store.delay_requests(1, Duration::from_secs(3));
+    assert_eq!(store.start(vm, &me).await.unwrap_err().category(), "unknown");
+    assert_eq!(store.owner(vm).await.unwrap_err().category(), "unavailable");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(store.owner(vm).await.unwrap(), None);
+    store.deliver_delayed();
+    assert!(store.owner(vm).await.unwrap().unwrap().is(&me));
 }

@@ -120,7 +120,13 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
         }
         25 => Action::StoreOutageAfterWrite { r#for: of(40_000) },
         26 => Action::StoreLoses { lost },
-        27 => Action::StoreDelays { r#for: of(60_000) },
+        27 if dice.chance(30) => Action::StoreDelays { r#for: of(60_000), silence: Seconds::default() },
+        27 => {
+            // The attempts to learn the result take 1.5 s.
+            let silence = dice.millis(1_600..6_000);
+            let r#for = Seconds::from(silence + dice.millis(0..10_000));
+            Action::StoreDelays { r#for, silence: silence.into() }
+        }
         28 => Action::StoreElection {},
         29 => Action::StoreFull { r#for: of(60_000) },
         30 | 31 => return cut_a_link(world, host),

@@ -183,8 +183,8 @@ impl World {
             }
             Action::StoreLoses { lost: Lost::Requests } => self.pool_store.lose_requests(1),
             Action::StoreLoses { lost: Lost::Answers } => self.pool_store.lose_answers(1),
-            Action::StoreDelays { r#for } => {
-                self.pool_store.delay_requests(1);
+            Action::StoreDelays { r#for, silence } => {
+                self.pool_store.delay_requests(1, silence.duration());
                 self.until(r#for.duration(), End::LateRequests);
             }
             Action::StoreBackup {} => self.backup = Some(self.pool_store.backup()),

@@ -21,11 +21,15 @@ pub struct Step {
 }
 
 /// A time span in seconds.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Seconds(pub f64);
 
 impl Seconds {
+    fn is_zero(&self) -> bool {
+        self.duration().is_zero()
+    }
+
     pub(super) fn duration(self) -> Duration {
         Duration::try_from_secs_f64(self.0).unwrap_or_default()
     }
@@ -166,8 +170,13 @@ pub enum Action {
     StoreFull { r#for: Seconds },
     /// The pool's store gets no more of one transaction than its client gets of the answer.
     StoreLoses { lost: Lost },
-    /// The pool's store gets one transaction long after its client has given up.
-    StoreDelays { r#for: Seconds },
+    /// The pool's store gets one transaction long after its client has lost it, which hears nothing of the store for the silence: if
+    /// it lasts, the client does not try again, and goes on.
+    StoreDelays {
+        r#for: Seconds,
+        #[serde(default, skip_serializing_if = "Seconds::is_zero")]
+        silence: Seconds,
+    },
     /// The pool's store is copied.
     StoreBackup {},
     /// The pool's store is replaced by what its last copy holds.
