@@ -44,6 +44,8 @@ struct Connection {
     cut: Cut,
     /// How long an answer is under way.
     latency: Duration,
+    /// By how much the client's leases run faster than its clock, if not as all do.
+    percent_fast: Option<i32>,
     /// Until when nothing gets through, after a transaction was delayed.
     silent_until: Option<Instant>,
     way: Option<Arc<dyn Way>>,
@@ -101,9 +103,12 @@ impl MemoryStore {
         state.faults.outage_after_write &= outage;
     }
 
-    /// Another leader is elected at once: every lease begins anew.
-    pub fn elect_leader(&self) {
-        self.lock().promote();
+    /// Another leader is elected at once: every lease begins anew. The one before does not know it for `deposed`, and acknowledges
+    /// meanwhile that leases are renewed, which has no effect any more. An etcd that is cut off notices within two election timeouts.
+    pub fn elect_leader(&self, deposed: Duration) {
+        let mut state = self.lock();
+        state.promote();
+        state.deposed_until = Some(Instant::now() + deposed);
     }
 
     /// From now on there is no room, or there is again: leases are renewed and reads answered, and nothing is written and no lease
@@ -112,9 +117,16 @@ impl MemoryStore {
         self.lock().faults.full = full;
     }
 
-    /// Lets the time of leases run this much faster than everybody else's, for leases that are granted or renewed from now on.
-    pub fn set_clock(&self, percent_fast: u32) {
+    /// Lets the time of leases run this much faster than everybody else's, or slower, for leases that are granted or renewed from now
+    /// on.
+    pub fn set_clock(&self, percent_fast: i32) {
         self.lock().percent_fast = percent_fast;
+    }
+
+    /// As [`MemoryStore::set_clock`] for the leases of this client and its clones alone, whatever that says of all: by so much the
+    /// client's own clock runs slower than the store's. None ends it.
+    pub fn set_own_clock(&self, percent_fast: Option<i32>) {
+        self.connection().percent_fast = percent_fast;
     }
 
     /// What the store holds, as a backup of it.
@@ -191,6 +203,11 @@ impl MemoryStore {
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// By how much the leases of this client run faster than its clock.
+    fn percent_fast(&self, state: &State) -> i32 {
+        self.connection().percent_fast.unwrap_or(state.percent_fast)
     }
 
     /// How the store stands for this client.
@@ -338,8 +355,8 @@ impl Leases for MemoryStore {
             let ttl = Duration::from_secs(seconds.unsigned_abs());
             state.last_lease += 1;
             let lease = LeaseId(state.last_lease);
-            let ends = Instant::now() + state.lasts(ttl);
-            state.leases.insert(lease, Lease { ttl, ends });
+            let percent_fast = self.percent_fast(state);
+            state.leases.insert(lease, Lease::new(ttl, percent_fast));
             Ok((lease, seconds))
         })
         .await?
@@ -348,8 +365,12 @@ impl Leases for MemoryStore {
     async fn keep_alive(&self, lease: LeaseId) -> Result<bool, RequestError> {
         self.request(|state| {
             let Some(ttl) = state.leases.get(&lease).map(|lease| lease.ttl) else { return false };
-            let ends = Instant::now() + state.lasts(ttl);
-            state.leases.insert(lease, Lease { ttl, ends });
+            if state.deposed_until.is_some_and(|until| Instant::now() < until) {
+                state.had("store-election");
+                return true;
+            }
+            let percent_fast = self.percent_fast(state);
+            state.leases.insert(lease, Lease::new(ttl, percent_fast));
             true
         })
         .await

@@ -63,6 +63,7 @@ struct Host {
     /// Devices that somebody holds open.
     held: BTreeSet<VolumeId>,
     outage: bool,
+    full: bool,
     refusals: u32,
     lost_answers: u32,
 }
@@ -92,6 +93,12 @@ impl MemoryStorage {
     /// Begins or ends an outage on this host: during it every call fails and no location can be used.
     pub fn set_outage(&self, outage: bool) {
         self.host().outage = outage;
+    }
+
+    /// From now on this host finds no room in any location, or does again: volumes are neither made nor grown, and what is new in
+    /// them is not written.
+    pub fn set_full(&self, full: bool) {
+        self.host().full = full;
     }
 
     /// Refuses each of the next `calls` changes on this host.
@@ -182,9 +189,10 @@ fn injected(call: &'static str, reason: &'static str) -> StorageError {
 }
 
 impl Place {
-    /// Refuses unless `more` bytes fit into the location.
-    fn reserve(&self, location: &str, more: u64) -> Result<(), StorageError> {
-        let available = self.capacity.saturating_sub(self.volumes.values().sum());
+    /// Refuses unless `more` bytes fit into the location, as the host finds it.
+    fn reserve(&self, host: &Host, location: &str, more: u64) -> Result<(), StorageError> {
+        let left = self.capacity.saturating_sub(self.volumes.values().sum());
+        let available = if host.full { 0 } else { left };
         if more <= available {
             Ok(())
         } else {
@@ -217,13 +225,13 @@ impl Storage for MemoryStorage {
 
     async fn create(&self, volume: &VolumeId, size: u64) -> Result<(), StorageError> {
         check_size(size)?;
-        self.change("create", volume, |place, _| match place.volumes.get(&volume.uuid) {
+        self.change("create", volume, |place, host| match place.volumes.get(&volume.uuid) {
             Some(existing) if *existing == size => Ok(()),
             Some(&existing) => {
                 Err(StorageError::OtherSize { volume: volume.clone(), existing, requested: size })
             }
             None => {
-                place.reserve(&volume.location, size)?;
+                place.reserve(host, &volume.location, size)?;
                 place.volumes.insert(volume.uuid, size);
                 Ok(())
             }
@@ -233,13 +241,13 @@ impl Storage for MemoryStorage {
 
     async fn grow(&self, volume: &VolumeId, size: u64) -> Result<(), StorageError> {
         check_size(size)?;
-        self.change("grow", volume, |place, _| {
+        self.change("grow", volume, |place, host| {
             let existing =
                 *place.volumes.get(&volume.uuid).ok_or_else(|| StorageError::NoSuchVolume(volume.clone()))?;
             let Some(more) = size.checked_sub(existing) else {
                 return Err(StorageError::WouldShrink { volume: volume.clone(), existing, requested: size });
             };
-            place.reserve(&volume.location, more)?;
+            place.reserve(host, &volume.location, more)?;
             place.volumes.insert(volume.uuid, size);
             Ok(())
         })
@@ -348,7 +356,7 @@ impl Content for MemoryContent {
     }
 
     async fn write_at(&self, offset: u64, bytes: Vec<u8>) -> io::Result<()> {
-        if offset + bytes.len() as u64 > self.reach().await? {
+        if offset + bytes.len() as u64 > self.reach().await? || lock(&self.host).full {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let offset = usize::try_from(offset).map_err(io::Error::other)?;
@@ -420,6 +428,21 @@ mod tests {
         assert_eq!(storage.locations().await.unusable[0].name, "local");
         storage.set_outage(false);
         storage.create(&volume, SIZE).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_without_room_keeps_what_it_has() {
+        let (storage, volume) = storage();
+        storage.create(&volume, SIZE).await.unwrap();
+        storage.set_full(true);
+        let other = VolumeId { uuid: Uuid::from_u128(2), ..volume.clone() };
+        assert!(matches!(storage.create(&other, SIZE).await, Err(StorageError::NoSpace { .. })));
+        assert!(matches!(storage.grow(&volume, 2 * SIZE).await, Err(StorageError::NoSpace { .. })));
+        storage.grow(&volume, SIZE).await.unwrap();
+        let content = storage.open(&volume).await.unwrap();
+        assert_eq!(content.write_at(0, vec![1]).await.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        storage.set_full(false);
+        content.write_at(0, vec![1]).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

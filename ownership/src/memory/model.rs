@@ -22,6 +22,20 @@ pub(super) const SHORTEST_LEASE: i64 = 2;
 pub(super) struct Lease {
     pub(super) ttl: Duration,
     pub(super) ends: Instant,
+    /// By how much it runs faster than its holder's clock.
+    pub(super) percent_fast: i32,
+}
+
+impl Lease {
+    /// A lease of this time, which begins now.
+    pub(super) fn new(ttl: Duration, percent_fast: i32) -> Self {
+        Self { ttl, ends: Instant::now() + lasts(ttl, percent_fast), percent_fast }
+    }
+}
+
+/// How long a lease of this time lasts on a clock that runs slower by so much.
+fn lasts(ttl: Duration, percent_fast: i32) -> Duration {
+    ttl * 100 / 100_u32.saturating_add_signed(percent_fast)
 }
 
 #[derive(Debug)]
@@ -35,7 +49,9 @@ pub(super) struct State {
     pub(super) cluster: u64,
     pub(super) faults: Faults,
     /// By how much leases run faster than the clocks of others.
-    pub(super) percent_fast: u32,
+    pub(super) percent_fast: i32,
+    /// Until when a leader that was deposed acknowledges what it cannot do any more.
+    pub(super) deposed_until: Option<Instant>,
     /// Boots that were fenced and live at one time.
     pub(super) fenced_alive: Vec<HostBoot>,
     /// Virtual machines that were saved, and had a host that runs them without having been resumed.
@@ -58,6 +74,7 @@ impl Default for State {
             cluster: 1,
             faults: Faults::default(),
             percent_fast: 0,
+            deposed_until: None,
             fenced_alive: Vec::new(),
             started_afresh: Vec::new(),
             under_way: Vec::new(),
@@ -226,16 +243,10 @@ impl State {
         }
     }
 
-    /// How long a lease of this time lasts on everybody else's clock.
-    pub(super) fn lasts(&self, ttl: Duration) -> Duration {
-        ttl * 100 / (100 + self.percent_fast)
-    }
-
     pub(super) fn promote(&mut self) {
         let now = Instant::now();
-        let percent_fast = self.percent_fast;
         for lease in self.leases.values_mut() {
-            lease.ends = now + (lease.ttl + ELECTION_TIMEOUT) * 100 / (100 + percent_fast);
+            lease.ends = now + lasts(lease.ttl + ELECTION_TIMEOUT, lease.percent_fast);
         }
     }
 

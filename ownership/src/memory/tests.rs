@@ -148,3 +148,35 @@ async fn a_client_that_hears_nothing_gives_up_and_its_transaction_is_executed_la
     store.deliver_delayed();
     assert!(store.owner(vm).await.unwrap().unwrap().is(&me));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_deposed_leader_acknowledges_what_has_no_effect() {
+    let (store, second) = (MemoryStore::new(), Duration::from_secs(1));
+    let (lease, seconds) = store.grant(10).await.unwrap();
+    assert_eq!(seconds, 10);
+    store.elect_leader(2 * second);
+    tokio::time::sleep(2 * second - second / 10).await;
+    assert!(store.keep_alive(lease).await.unwrap());
+    // The new leader counts from its election, with an election timeout on top.
+    tokio::time::sleep(9 * second).await;
+    assert!(store.keep_alive(lease).await.is_ok_and(|renewed| renewed), "it has 11 s from the election");
+    store.elect_leader(2 * second);
+    tokio::time::sleep(second).await;
+    assert!(store.keep_alive(lease).await.unwrap());
+    tokio::time::sleep(10 * second).await;
+    assert!(!store.keep_alive(lease).await.unwrap(), "what was acknowledged has prolonged nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_leases_of_a_client_whose_clock_is_slow_end_before_it_expects() {
+    let store = MemoryStore::new();
+    let (slow, fast) = (store.client(), store.client());
+    slow.set_own_clock(Some(1));
+    fast.set_own_clock(Some(-1));
+    store.set_clock(1);
+    let (ends_early, ends_late) = (slow.grant(100).await.unwrap().0, fast.grant(100).await.unwrap().0);
+    tokio::time::sleep(Duration::from_millis(99_500)).await;
+    assert!(!store.keep_alive(ends_early).await.unwrap());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(store.keep_alive(ends_late).await.unwrap());
+}

@@ -127,10 +127,10 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
             let r#for = Seconds::from(silence + dice.millis(0..10_000));
             Action::StoreDelays { r#for, silence: silence.into() }
         }
-        28 => Action::StoreElection {},
+        28 => Action::StoreElection { deposed: Seconds::default() },
         29 => Action::StoreFull { r#for: of(60_000) },
         30 | 31 => return cut_a_link(world, host),
-        32 => Action::StoreClock { percent_fast: 1 },
+        32 => Action::StoreClock { process: None, percent_fast: 1 },
         33 => Action::SlowStore { process, late: of(3_000), r#for: of(30_000) },
         34 => {
             let controller = format!("controller-{}", dice.below(world.controllers.len()));

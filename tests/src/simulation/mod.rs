@@ -16,7 +16,9 @@ mod aftermath;
 pub mod command;
 mod dice;
 mod disks;
+mod dom0;
 mod effects;
+mod ends;
 pub mod faults;
 #[cfg(test)]
 mod freeze_tests;
@@ -310,7 +312,8 @@ impl World {
         if !self.judge.is_upset() {
             // A host that has just lost its power does not start a guest within the time in which late writes land.
             let off = disks::LATE_WRITES + Duration::from_secs(2);
-            self.wait(off).await;
+            // And what was asked of an API server that stands still takes effect when that was to end.
+            self.wait(off.max(self.standstill.left())).await;
             while self.last_loss.elapsed() < off {
                 self.wait(Duration::from_secs(1)).await;
             }

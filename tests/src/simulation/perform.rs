@@ -1,9 +1,10 @@
-//! Carries out steps, and ends what lasts.
+//! Carries out steps.
 
 use super::{
+    ends::End,
     step::{Action, Call, Failure, Kind, Lost},
     users,
-    world::{HostSide, Process, USERS, World},
+    world::{HostSide, USERS, World},
 };
 use crate::memory_api::Perfect;
 use k8s_openapi::api::core::v1::Secret;
@@ -27,36 +28,8 @@ use std::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-/// How long guests of a host that listens take to power off.
-const SHUTDOWN_TIME: Duration = Duration::from_secs(2);
 /// How long a host takes from a reset to the start of its agent.
 const BOOT_TIME: Duration = Duration::from_secs(30);
-
-/// The end of something that lasts.
-#[derive(Clone, Debug)]
-enum End {
-    Start(String),
-    Resume(String),
-    MendApi(String),
-    MendStore(String),
-    SlowStore(String),
-    LateCreates(String),
-    StorageOutage(usize),
-    HypervisorOutage(usize),
-    DeafGuests(usize),
-    StoreOutage,
-    StoreFull,
-    LateRequests,
-    Link(HostName, HostName),
-}
-
-/// The ends of what lasts, and the process that is to crash at a write.
-#[derive(Debug, Default)]
-pub(super) struct Ends {
-    due: Vec<(Instant, End)>,
-    /// How long the process will be away that crashes at its write.
-    away: Duration,
-}
 
 impl World {
     /// Does what a step says. What cannot be done because of how things stand by now is left undone.
@@ -107,6 +80,19 @@ impl World {
                     self.until(r#for.duration(), End::Resume(process.clone()));
                 }
             }
+            Action::PauseHost { host, r#for } => {
+                let Some(number) = self.number(host) else { return };
+                self.set_dom0_stopped(number, true);
+                self.until(r#for.duration(), End::ResumeHost(number));
+            }
+            Action::PauseApi { r#for } => {
+                self.standstill.set(Some(Instant::now() + r#for.duration()));
+            }
+            Action::SlowApi { process, late, r#for } => {
+                let late = late.duration();
+                self.with_process(process, |process| process.wire.set_slow(late));
+                self.until(r#for.duration(), End::SlowApi(process.clone()));
+            }
             Action::CutFromApi { process, lost, r#for } => {
                 if let Some(running) = self.process(process) {
                     running.wire.set_cut(Some(*lost));
@@ -116,7 +102,7 @@ impl World {
             Action::CutFromStore { process, lost, r#for } => {
                 if let Some(running) = self.process(process) {
                     running.store.set_cut(match lost {
-                        Lost::Requests => Cut::Requests,
+                        Lost::Requests | Lost::Both => Cut::Requests,
                         Lost::Answers => Cut::Answers,
                     });
                     self.until(r#for.duration(), End::MendStore(process.clone()));
@@ -154,6 +140,16 @@ impl World {
                 self.hosts[number].storage.set_outage(true);
                 self.until(r#for.duration(), End::StorageOutage(number));
             }
+            Action::StorageFull { host, r#for } => {
+                let Some(number) = self.number(host) else { return };
+                self.hosts[number].storage.set_full(true);
+                self.until(r#for.duration(), End::StorageFull(number));
+            }
+            Action::Dom0Full { host, r#for } => {
+                let Some(number) = self.number(host) else { return };
+                self.hosts[number].seeds.set_full(true);
+                self.until(r#for.duration(), End::Dom0Full(number));
+            }
             Action::FailStorage { host, failure } => {
                 let Some(number) = self.number(host) else { return };
                 let storage = &self.hosts[number].storage;
@@ -176,12 +172,12 @@ impl World {
                 self.pool_store.begin_outage_after_next_write();
                 self.until(r#for.duration(), End::StoreOutage);
             }
-            Action::StoreElection {} => self.pool_store.elect_leader(),
+            Action::StoreElection { deposed } => self.pool_store.elect_leader(deposed.duration()),
             Action::StoreFull { r#for } => {
                 self.pool_store.set_full(true);
                 self.until(r#for.duration(), End::StoreFull);
             }
-            Action::StoreLoses { lost: Lost::Requests } => self.pool_store.lose_requests(1),
+            Action::StoreLoses { lost: Lost::Requests | Lost::Both } => self.pool_store.lose_requests(1),
             Action::StoreLoses { lost: Lost::Answers } => self.pool_store.lose_answers(1),
             Action::StoreDelays { r#for, silence } => {
                 self.pool_store.delay_requests(1, silence.duration());
@@ -214,13 +210,12 @@ impl World {
             Action::SetClock { process, ahead } => {
                 self.with_process(process, |process| process.ahead.store(*ahead, Ordering::Relaxed));
             }
-            Action::StoreClock { percent_fast } => self.pool_store.set_clock(*percent_fast),
+            Action::StoreClock { process: None, percent_fast } => self.pool_store.set_clock(*percent_fast),
+            Action::StoreClock { process: Some(process), percent_fast } => {
+                let percent_fast = Some(*percent_fast);
+                self.with_process(process, |process| process.store.set_own_clock(percent_fast));
+            }
         }
-    }
-
-    /// When something that lasts ends next.
-    pub(super) fn next_end(&self) -> Option<Instant> {
-        self.ends.due.iter().map(|(at, _)| *at).chain(self.judge.next_due()).min()
     }
 
     /// Ends what is due, deals with hosts that were reset and with a process whose write came, and complains about processes
@@ -235,6 +230,7 @@ impl World {
             let (name, agent) = (side.name, side.agent.name.clone());
             self.judge.note(format_args!("{name} was reset by its watchdog"));
             side.agent.crash(&self.judge).await;
+            side.host.set_stopped(false);
             side.storage.reboot();
             side.rebooted = true;
             self.until(BOOT_TIME, End::Start(agent));
@@ -272,38 +268,6 @@ impl World {
             self.effects.had("crash-at-call");
             self.until(away, End::Start(name));
         }
-    }
-
-    /// Ends all faults, those included that wait for their moment.
-    pub(super) fn end_faults(&mut self) {
-        self.judge.note("faults end");
-        std::mem::take(&mut self.ends.due).into_iter().for_each(|(_, end)| self.end(end));
-        self.judge.disarm();
-        self.weather.calm_down();
-        self.pool_store.end_faults();
-        self.pool_store.set_clock(0);
-        self.migrations.set_latency(Duration::ZERO);
-        self.migrations.set_rate(None);
-        for process in self.hosts.iter().map(|side| &side.agent).chain(&self.controllers) {
-            process.ahead.store(0, Ordering::Relaxed);
-            process.seam.end_at_call(None);
-        }
-        for side in &self.hosts {
-            side.failing.clear();
-            side.storage.refuse_next(0);
-            side.storage.lose_answers(0);
-            side.host.refuse_creates(0);
-            side.host.hang_creates(0);
-            side.host.lose_creates(0);
-            side.host.refuse_suspends(0);
-            side.host.hang_suspends(0);
-            side.host.lose_suspends(0);
-            side.host.refuse_restores(0);
-            side.host.hang_restores(0);
-            side.host.lose_restores(0);
-            side.host.set_shutdown_time(Some(SHUTDOWN_TIME));
-        }
-        self.start_everything();
     }
 
     fn expect(&self, machine: &str, on: Option<&str>) {
@@ -348,64 +312,6 @@ impl World {
     fn uid_of(&self, machine: &str) -> Option<Uuid> {
         let object = self.api.object("virtualmachines", USERS, machine)?;
         object["metadata"]["uid"].as_str()?.parse().ok()
-    }
-
-    fn until(&mut self, time: Duration, end: End) {
-        if let End::Start(process) = &end {
-            // A process that was to start sooner does not start while its host is off.
-            self.ends.due.retain(|(_, other)| !matches!(other, End::Start(other) if other == process));
-        }
-        self.ends.due.push((Instant::now() + time, end));
-    }
-
-    fn end(&mut self, end: End) {
-        match end {
-            End::Start(process) => {
-                let agent = self.hosts.iter().position(|side| side.agent.name == process);
-                let controller = self.controllers.iter().position(|one| one.name == process);
-                if let Some(number) = agent {
-                    self.start_agent(number);
-                }
-                if let Some(number) = controller {
-                    self.start_controller(number);
-                }
-            }
-            End::Resume(process) => {
-                let effects = self.effects.clone();
-                self.with_process(&process, |process| {
-                    if process.gate.set_shut(false) {
-                        effects.had("pause");
-                    }
-                });
-            }
-            End::MendApi(process) => self.with_process(&process, |process| process.wire.set_cut(None)),
-            End::MendStore(process) => {
-                self.with_process(&process, |process| process.store.set_cut(Cut::None))
-            }
-            End::LateCreates(process) => {
-                self.with_process(&process, |process| process.wire.delay_creates(None));
-            }
-            End::SlowStore(process) => {
-                self.with_process(&process, |process| process.store.set_latency(Duration::ZERO));
-            }
-            End::StorageOutage(number) => self.hosts[number].storage.set_outage(false),
-            End::HypervisorOutage(number) => self.hosts[number].host.set_unreachable(false),
-            End::DeafGuests(number) => self.hosts[number].host.set_shutdown_time(Some(SHUTDOWN_TIME)),
-            End::StoreOutage => self.pool_store.set_outage(false),
-            End::StoreFull => self.pool_store.set_full(false),
-            End::LateRequests => {
-                self.judge.note("the late request arrives");
-                self.is_late = true;
-                self.pool_store.deliver_delayed();
-            }
-            End::Link(from, to) => self.migrations.mend(&from, &to),
-        }
-    }
-
-    fn with_process(&mut self, name: &str, work: impl FnOnce(&mut Process)) {
-        if let Some(process) = self.process(name) {
-            work(process);
-        }
     }
 
     fn number(&self, host: &str) -> Option<usize> {

@@ -63,6 +63,8 @@ pub enum Lost {
     Requests,
     /// Requests are executed, and nothing comes back.
     Answers,
+    /// Nothing gets through either way, what the other side sends by itself included.
+    Both,
 }
 
 /// How a call to a hypervisor goes wrong.
@@ -138,6 +140,12 @@ pub enum Action {
     LateCreates { process: String, kind: String, late: Seconds, r#for: Seconds },
     /// What the pool's store answers a process comes so much later.
     SlowStore { process: String, late: Seconds, r#for: Seconds },
+    /// A host's dom0 does not run for a while: its agent, its toolstack and its network stand still, and its guests go on.
+    PauseHost { host: String, r#for: Seconds },
+    /// The API server does not run for a while. What was asked of it meanwhile it does then, whoever waits for it.
+    PauseApi { r#for: Seconds },
+    /// What a process asks of the API server arrives so much later, whether it still waits for that or not.
+    SlowApi { process: String, late: Seconds, r#for: Seconds },
     /// A process and the API server do not hear of each other.
     CutFromApi { process: String, lost: Lost, r#for: Seconds },
     /// A process and the pool's store do not hear of each other.
@@ -158,14 +166,21 @@ pub enum Action {
     StorageOutage { host: String, r#for: Seconds },
     /// A host's storage refuses one change, or does it and tells nobody.
     FailStorage { host: String, failure: Failure },
+    /// A host finds no room in its storage: volumes are neither made nor grown, and no guest is saved.
+    StorageFull { host: String, r#for: Seconds },
+    /// A host's dom0 has no room for what its agent writes.
+    Dom0Full { host: String, r#for: Seconds },
     /// The network between two hosts breaks once so many bytes have gone over it.
     CutLink { from: String, to: String, after_bytes: u64, r#for: Seconds },
     /// The pool's store has no quorum.
     StoreOutage { r#for: Seconds },
     /// The pool's store executes one more transaction, and then has no quorum.
     StoreOutageAfterWrite { r#for: Seconds },
-    /// The pool's store elects another leader.
-    StoreElection {},
+    /// The pool's store elects another leader, and the one before acknowledges renewals for a while that have no effect.
+    StoreElection {
+        #[serde(default, skip_serializing_if = "Seconds::is_zero")]
+        deposed: Seconds,
+    },
     /// The pool's store has no room: leases are renewed, and nothing is written.
     StoreFull { r#for: Seconds },
     /// The pool's store gets no more of one transaction than its client gets of the answer.
@@ -185,8 +200,13 @@ pub enum Action {
     ConfirmRestore {},
     /// The wall clock of a process is so many seconds ahead of the others', or behind.
     SetClock { process: String, ahead: i64 },
-    /// The pool's store counts seconds of leases too fast, by so many percent.
-    StoreClock { percent_fast: u32 },
+    /// The pool's store counts seconds of leases too fast, by so many percent, or too slowly; or a process does the opposite, whose
+    /// leases alone run so then.
+    StoreClock {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        process: Option<String>,
+        percent_fast: i32,
+    },
 }
 
 fn protected() -> String {
@@ -273,7 +293,7 @@ mod tests {
             Action::CutPower { host: host.clone(), r#for: Seconds(60.0) },
             Action::FailCall { host: host.clone(), call: Call::Restore, failure: Failure::Untold },
             Action::StopGuest { host, machine: "vm-1".to_owned(), reason: StopReason::Poweroff },
-            Action::StoreElection {},
+            Action::StoreElection { deposed: Seconds::default() },
         ];
         for action in actions {
             let step = Step { at: Duration::from_millis(1_234), action };

@@ -9,6 +9,7 @@ use std::{
     },
     time::Duration,
 };
+use tokio::time::Instant;
 
 /// Whether faults happen by themselves: shared by all connections.
 #[derive(Clone, Debug)]
@@ -53,15 +54,53 @@ pub(super) struct Wire {
     lost: Arc<Mutex<Option<Lost>>>,
     /// The plural of a kind, and how late objects of it are made.
     late: Arc<Mutex<Option<(String, Duration)>>>,
+    /// How much later everything arrives.
+    slow: Arc<Mutex<Duration>>,
+    standstill: Standstill,
     effects: Effects,
+}
+
+/// Until when the API server stands still: shared by all connections.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Standstill(Arc<Mutex<Option<Instant>>>);
+
+impl Standstill {
+    /// From now on, until then; or not any more.
+    pub(super) fn set(&self, until: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    }
+
+    /// For how long it still does.
+    pub(super) fn left(&self) -> Duration {
+        let until = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
+    }
 }
 
 /// How long a client waits for an answer that does not come, where it sets no limit of its own.
 const SILENCE: Duration = Duration::from_secs(30);
 
 impl Wire {
-    pub(super) fn new(dice: Dice, weather: Weather, effects: Effects) -> Self {
-        Self { dice, weather, lost: Arc::default(), late: Arc::default(), effects }
+    pub(super) fn new(dice: Dice, weather: Weather, standstill: Standstill, effects: Effects) -> Self {
+        let (lost, late, slow) = Default::default();
+        Self { dice, weather, lost, late, slow, standstill, effects }
+    }
+
+    /// Lets everything arrive so much later.
+    pub(super) fn set_slow(&self, late: Duration) {
+        *self.slow.lock().unwrap_or_else(PoisonError::into_inner) = late;
+    }
+
+    /// How much later something arrives that is sent now.
+    fn behind(&self) -> Duration {
+        let (slow, standstill) =
+            (*self.slow.lock().unwrap_or_else(PoisonError::into_inner), self.standstill.left());
+        for (late, fault) in [(slow, "slow-api"), (standstill, "pause-api")] {
+            if !late.is_zero() {
+                self.effects.had(fault);
+            }
+        }
+        slow.max(standstill)
     }
 
     /// Cuts the connection in one direction, or mends it. Watches notice when they have something to deliver.
@@ -92,6 +131,28 @@ impl Wire {
 
 impl Link for Wire {
     fn request(&self, passing: Passing<'_>) -> Passage {
+        let (passage, behind) = (self.passage(passing), self.behind());
+        match passage.fate {
+            _ if behind.is_zero() => passage,
+            // Half of the time it has long left the client, which may have given up when it takes effect.
+            Fate::Answered if passing.method != "GET" && self.dice.chance(50) => {
+                Passage { fate: Fate::Late(behind), back: behind + passage.back, ..passage }
+            }
+            _ => Passage { there: passage.there + behind, ..passage },
+        }
+    }
+
+    fn event(&self) -> Delivery {
+        match (self.delivery(), self.behind()) {
+            (Delivery::After(time), behind) => Delivery::After(time + behind),
+            (Delivery::Broken, _) => Delivery::Broken,
+        }
+    }
+}
+
+impl Wire {
+    /// How a request passes, apart from what makes everything late.
+    fn passage(&self, passing: Passing<'_>) -> Passage {
         let there = self.dice.millis(0..5);
         if let Some(late) = self.late(passing) {
             self.effects.had("late-creates");
@@ -103,7 +164,7 @@ impl Link for Wire {
         }
         match cut {
             None => {}
-            Some(Lost::Requests) => {
+            Some(Lost::Requests | Lost::Both) => {
                 return Passage { there, fate: Fate::RequestLost, back: self.silence() };
             }
             Some(Lost::Answers) => return Passage { there, fate: Fate::AnswerLost, back: self.silence() },
@@ -126,9 +187,9 @@ impl Link for Wire {
         Passage { there, fate, back }
     }
 
-    fn event(&self) -> Delivery {
+    fn delivery(&self) -> Delivery {
         match self.cut() {
-            Some(Lost::Answers) => return Delivery::Broken,
+            Some(Lost::Answers | Lost::Both) => return Delivery::Broken,
             // What the server sends by itself still arrives.
             None | Some(Lost::Requests) => {}
         }

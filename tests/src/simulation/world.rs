@@ -2,16 +2,17 @@
 
 use super::{
     dice::Dice,
+    dom0::Dom0Seeds,
     effects::Effects,
+    ends::Ends,
     gate::Gate,
     heard::Heard,
     hypervisor::Judged,
     judge::Judge,
-    perform::Ends,
     reached::{Failing, Reached},
     seam::{Seam, Stopping},
     step::Step,
-    wire::{Weather, Wire},
+    wire::{Standstill, Weather, Wire},
 };
 use crate::memory_api::{MemoryApi, Observer};
 use jiff::{SignedDuration, Timestamp};
@@ -23,7 +24,7 @@ use kubexen_node_agent::{
     metrics::Metrics,
     migration::link::MemoryNetwork,
     network::SimulatedNetwork,
-    storage::{MemorySeeds, MemoryStorage, SharedLocation},
+    storage::{MemoryStorage, SharedLocation},
 };
 use kubexen_ownership::{Backup, HostBoot, HostName, MemoryStore};
 use kubexen_runtime::{Clock, clock::VirtualClock, telemetry::Readiness};
@@ -88,7 +89,7 @@ pub(super) struct HostSide {
     pub(super) name: &'static str,
     pub(super) host: SimulatedHost,
     pub(super) storage: MemoryStorage,
-    pub(super) seeds: MemorySeeds,
+    pub(super) seeds: Dom0Seeds,
     pub(super) foreign: Uuid,
     /// The boot that is known; another one means that the watchdog has reset the host.
     boot_id: String,
@@ -108,6 +109,7 @@ pub(super) struct World {
     pub(super) judge: Arc<Judge>,
     pub(super) dice: Dice,
     pub(super) weather: Weather,
+    pub(super) standstill: Standstill,
     pub(super) pool_store: MemoryStore,
     /// The storage that all hosts reach.
     pub(super) san: SharedLocation,
@@ -138,10 +140,11 @@ impl Process {
         seed: u64,
         weather: &Weather,
         store: &MemoryStore,
+        standstill: &Standstill,
         effects: &Effects,
         judge: &Arc<Judge>,
     ) -> Self {
-        let wire = Wire::new(Dice::new(seed, &name), weather.clone(), effects.clone());
+        let wire = Wire::new(Dice::new(seed, &name), weather.clone(), standstill.clone(), effects.clone());
         let (store, gate) = (store.client(), Gate::default());
         let dice = Dice::new(seed, &format!("{name}'s calls"));
         let seam = Seam::new(gate.clone(), dice, weather.clone(), effects.clone(), Arc::clone(judge));
@@ -204,7 +207,7 @@ impl World {
         let api = MemoryApi::new(&format!("seed {seed}"), Arc::clone(&clock), Some(observer));
         api.add_namespace(SYSTEM);
         api.add_namespace(USERS);
-        let (weather, effects) = (Weather::worse(), Effects::default());
+        let (weather, standstill, effects) = (Weather::worse(), Standstill::default(), Effects::default());
         let san = SharedLocation::new("san-1", 1 << 40);
         let pool_store = MemoryStore::new();
         let hosts = HOSTS
@@ -221,14 +224,21 @@ impl World {
                 }
                 let local = BTreeMap::from([("local".to_owned(), 1 << 40)]);
                 let storage = MemoryStorage::new(local).reaching("san", &san);
-                let agent =
-                    Process::new(format!("agent-{name}"), seed, &weather, &pool_store, &effects, &judge);
+                let agent = Process::new(
+                    format!("agent-{name}"),
+                    seed,
+                    &weather,
+                    &pool_store,
+                    &standstill,
+                    &effects,
+                    &judge,
+                );
                 HostSide {
                     name,
                     boot_id: host.boot_id().unwrap_or_default(),
                     host,
                     storage,
-                    seeds: MemorySeeds::default(),
+                    seeds: Dom0Seeds::new(&effects),
                     foreign,
                     failing: Failing::default(),
                     build_delay: Arc::default(),
@@ -239,7 +249,15 @@ impl World {
             .collect();
         let controllers = (0..CONTROLLERS)
             .map(|number| {
-                Process::new(format!("controller-{number}"), seed, &weather, &pool_store, &effects, &judge)
+                Process::new(
+                    format!("controller-{number}"),
+                    seed,
+                    &weather,
+                    &pool_store,
+                    &standstill,
+                    &effects,
+                    &judge,
+                )
             })
             .collect();
         Self {
@@ -247,6 +265,7 @@ impl World {
             judge,
             dice: Dice::new(seed, "scenario"),
             weather,
+            standstill,
             pool_store,
             san,
             migrations: MemoryNetwork::new(),
@@ -414,6 +433,7 @@ impl World {
             self.judge.violated("set-up", error);
         }
         side.boot_id = side.host.boot_id().unwrap_or_default();
+        side.host.set_stopped(false);
         side.storage.reboot();
         side.rebooted = true;
     }

@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use uuid::Uuid;
 
 /// A simulated host. Its guests go on without an agent, as long as one clone of this, or its folder, is kept.
@@ -31,6 +31,9 @@ struct Shared {
     /// Each who listens has a channel of its own: one channel's receivers are woken in an order that tokio draws by lot, and a
     /// seed would not give the same trace.
     listeners: Mutex<Vec<watch::Sender<u64>>>,
+    stopped: Mutex<bool>,
+    /// Told when the toolstack goes on.
+    awake: Notify,
     clock: Arc<dyn Clock>,
 }
 
@@ -53,7 +56,9 @@ impl SimulatedHost {
     }
 
     fn with_model(model: Model, clock: Arc<dyn Clock>) -> Self {
-        Self { shared: Arc::new(Shared { model: Mutex::new(model), listeners: Mutex::default(), clock }) }
+        let (model, listeners) = (Mutex::new(model), Mutex::default());
+        let (stopped, awake) = (Mutex::default(), Notify::new());
+        Self { shared: Arc::new(Shared { model, listeners, stopped, awake, clock }) }
     }
 
     /// All domains as they are at this moment, sorted by UUID.
@@ -142,6 +147,28 @@ impl SimulatedHost {
     /// Begins or ends an outage: during it every call of the agent fails as `Unreachable`; guests go on.
     pub fn set_unreachable(&self, unreachable: bool) {
         self.lock().faults.unreachable = unreachable;
+    }
+
+    /// Stops the toolstack, as with dom0, or lets it go on: calls of the agent stop where they are, and guests and the watchdog go on.
+    pub fn set_stopped(&self, stopped: bool) {
+        *self.stopped() = stopped;
+        self.shared.awake.notify_waiters();
+    }
+
+    /// Waits until the toolstack is not stopped.
+    pub(super) async fn awake(&self) {
+        loop {
+            // Heard from here on, so that nothing is missed that is told after the look.
+            let told = self.shared.awake.notified();
+            if !*self.stopped() {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    fn stopped(&self) -> MutexGuard<'_, bool> {
+        self.shared.stopped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Refuses each of the next `creates`; nothing is left of them.

@@ -76,6 +76,7 @@ impl SimulatedHypervisor {
         call: impl FnOnce(&mut Model, jiff::Timestamp) -> Result<T, HypervisorError>,
     ) -> Result<T, HypervisorError> {
         tokio::task::yield_now().await;
+        self.host.awake().await;
         self.host.call(call)
     }
 
