@@ -11,15 +11,18 @@ use serde_json::Value;
 use std::{collections::BTreeSet, time::Duration};
 
 /// What there is by chance, as scenarios call it.
-pub(super) const NAMES: [&str; 28] = [
+pub(super) const NAMES: [&str; 32] = [
     "crash",
     "crash-at-write",
     "crash-at-call",
     "pause",
+    "pause-host",
     "cut-from-api",
     "cut-from-store",
     "storage-outage",
     "fail-storage",
+    "storage-full",
+    "dom0-full",
     "hypervisor-outage",
     "fail-call",
     "deaf-guests",
@@ -36,6 +39,7 @@ pub(super) const NAMES: [&str; 28] = [
     "confirm-restore",
     "cut-link",
     "store-clock",
+    "set-clock",
     "slow-store",
     "late-creates",
     "compact-api",
@@ -73,6 +77,9 @@ impl Faults {
     }
 }
 
+/// How long the pool's store is away when nobody comes soon to mend it.
+pub(super) const LONG_OUTAGE: Seconds = Seconds(600.0);
+
 /// The next fault.
 pub(super) fn choose(world: &World) -> Vec<Action> {
     let dice = &world.dice;
@@ -83,7 +90,7 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
     let lost = *dice.pick(&[Lost::Requests, Lost::Answers]);
     let failure = *dice.pick(&[Failure::Refused, Failure::Hangs, Failure::Untold]);
     let of = |milliseconds: u64| Seconds::from(dice.millis(100..milliseconds));
-    vec![match dice.below(44) {
+    vec![match dice.below(49) {
         0 | 1 => Action::Crash { process, r#for: of(20_000) },
         2..5 => Action::CrashAtWrite { process, write: 1 + dice.below(6), r#for: of(20_000) },
         // So long that others do what it would have done.
@@ -91,11 +98,15 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
         6..9 => {
             Action::Pause { process, r#for: Seconds::from(Duration::from_secs(1) + dice.millis(0..119_000)) }
         }
-        9 => Action::CutFromApi { process, lost, r#for: of(60_000) },
+        9 => {
+            let lost = *dice.pick(&[Lost::Requests, Lost::Answers, Lost::Both]);
+            Action::CutFromApi { process, lost, r#for: of(60_000) }
+        }
         10..12 => Action::CutFromStore { process, lost, r#for: of(90_000) },
         12 => {
             let r#for = of(120_000);
-            let cut = Action::CutFromApi { process: process.clone(), lost: Lost::Requests, r#for };
+            let lost = *dice.pick(&[Lost::Requests, Lost::Both]);
+            let cut = Action::CutFromApi { process: process.clone(), lost, r#for };
             return vec![cut, Action::CutFromStore { process, lost: Lost::Requests, r#for }];
         }
         13 => Action::StorageOutage { host, r#for: of(30_000) },
@@ -115,8 +126,13 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
             Action::CutPower { host, r#for: Seconds::from(Duration::from_secs(60) + dice.millis(0..240_000)) }
         }
         24 => {
-            let longest = *dice.pick(&[10_000, 10_000, 60_000, 60_000, 600_000]);
-            Action::StoreOutage { r#for: of(longest) }
+            let r#for = match dice.below(10) {
+                0..4 => of(10_000),
+                4..8 => of(60_000),
+                8 => of(600_000),
+                _ => LONG_OUTAGE,
+            };
+            Action::StoreOutage { r#for }
         }
         25 => Action::StoreOutageAfterWrite { r#for: of(40_000) },
         26 => Action::StoreLoses { lost },
@@ -127,10 +143,13 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
             let r#for = Seconds::from(silence + dice.millis(0..10_000));
             Action::StoreDelays { r#for, silence: silence.into() }
         }
-        28 => Action::StoreElection { deposed: Seconds::default() },
+        28 => Action::StoreElection { deposed: Seconds::from(dice.millis(0..2_000)) },
         29 => Action::StoreFull { r#for: of(60_000) },
         30 | 31 => return cut_a_link(world, host),
-        32 => Action::StoreClock { process: None, percent_fast: 1 },
+        32 => {
+            let process = Some(process).filter(|_| dice.chance(60));
+            Action::StoreClock { process, percent_fast: *dice.pick(&[-1, 1]) }
+        }
         33 => Action::SlowStore { process, late: of(3_000), r#for: of(30_000) },
         34 => {
             let controller = format!("controller-{}", dice.below(world.controllers.len()));
@@ -148,10 +167,14 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
             let most = *dice.pick(&[10, 60]);
             Action::CrashAtCall { process, call: 1 + dice.below(most), r#for: of(20_000) }
         }
-        _ => {
+        42 | 43 => {
             let calls = [Call::Unpause, Call::Pause, Call::Claim, Call::Resume, Call::Destroy];
             Action::FailCall { host, call: *dice.pick(&calls), failure }
         }
+        44 | 45 => Action::PauseHost { host, r#for: of(60_000) },
+        46 => Action::StorageFull { host, r#for: of(60_000) },
+        47 => Action::Dom0Full { host, r#for: of(60_000) },
+        _ => Action::SetClock { process, ahead: *dice.pick(&[-30, 30]) },
     }]
 }
 

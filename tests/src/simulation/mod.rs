@@ -46,7 +46,7 @@ mod wire;
 mod world;
 
 use dice::Dice;
-use faults::Faults;
+use faults::{Faults, LONG_OUTAGE};
 use std::{
     collections::BTreeMap,
     num::NonZeroU64,
@@ -222,7 +222,12 @@ async fn by_chance(seed: u64, faults: &Faults) -> Outcome {
         let actions =
             if world.dice.chance(60) { users::act(&world) } else { faults.of(faults::choose(&world)) };
         for action in actions {
+            // A schedule does not last that long by itself.
+            let whole = matches!(action, Action::StoreOutage { r#for } if r#for == LONG_OUTAGE);
             world.act(action).await;
+            if whole {
+                world.wait(LONG_OUTAGE.duration()).await;
+            }
         }
     }
     world.outcome(Schedule { seed, bad_weather: true, slow_calls: true, ..Schedule::default() }).await
