@@ -11,12 +11,14 @@ use serde_json::Value;
 use std::{collections::BTreeSet, time::Duration};
 
 /// What there is by chance, as scenarios call it.
-pub(super) const NAMES: [&str; 32] = [
+pub(super) const NAMES: [&str; 34] = [
     "crash",
     "crash-at-write",
     "crash-at-call",
     "pause",
     "pause-host",
+    "pause-api",
+    "slow-api",
     "cut-from-api",
     "cut-from-store",
     "storage-outage",
@@ -90,7 +92,7 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
     let lost = *dice.pick(&[Lost::Requests, Lost::Answers]);
     let failure = *dice.pick(&[Failure::Refused, Failure::Hangs, Failure::Untold]);
     let of = |milliseconds: u64| Seconds::from(dice.millis(100..milliseconds));
-    vec![match dice.below(49) {
+    vec![match dice.below(52) {
         0 | 1 => Action::Crash { process, r#for: of(20_000) },
         2..5 => Action::CrashAtWrite { process, write: 1 + dice.below(6), r#for: of(20_000) },
         // So long that others do what it would have done.
@@ -172,8 +174,17 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
             Action::FailCall { host, call: *dice.pick(&calls), failure }
         }
         44 | 45 => Action::PauseHost { host, r#for: of(60_000) },
-        46 => Action::StorageFull { host, r#for: of(60_000) },
-        47 => Action::Dom0Full { host, r#for: of(60_000) },
+        46 => Action::PauseApi { r#for: of(60_000) },
+        47 => Action::SlowApi { process, late: of(20_000), r#for: of(30_000) },
+        48 => {
+            // A controller stands still until another one leads, and then goes on with what it was about to do, late.
+            let process = format!("controller-{}", dice.below(world.controllers.len()));
+            let (still, late) = (Duration::from_secs(10) + dice.millis(0..40_000), of(20_000));
+            let slow = Action::SlowApi { process: process.clone(), late, r#for: (still * 2).into() };
+            return vec![slow, Action::Pause { process, r#for: still.into() }];
+        }
+        49 => Action::StorageFull { host, r#for: of(60_000) },
+        50 => Action::Dom0Full { host, r#for: of(60_000) },
         _ => Action::SetClock { process, ahead: *dice.pick(&[-30, 30]) },
     }]
 }
