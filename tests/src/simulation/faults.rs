@@ -185,7 +185,7 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
         }
         49 => Action::StorageFull { host, r#for: of(60_000) },
         50 => Action::Dom0Full { host, r#for: of(60_000) },
-        _ => Action::SetClock { process, ahead: *dice.pick(&[-30, 30]) },
+        _ => Action::SetClock { process, ahead: *dice.pick(&[-86_400, -30, 30, 86_400]) },
     }]
 }
 
