@@ -13,6 +13,7 @@ use super::{
 use crate::{
     placement::{HostView, Room},
     scheduler::{HostRoom, domain_memory},
+    view::uid,
 };
 use kubexen_crds::{
     ByteQuantity, Domain, VirtualMachineSpec,
@@ -181,7 +182,8 @@ fn change_disks(change: &mut Change, wanted: &Resolved, domain: &Domain, around:
         let entry = asked.iter().find(|entry| entry.name == present.name);
         let same =
             |entry: &&DomainDisk| entry.volume == present.volume && entry.read_only == present.read_only;
-        match entry {
+        let succeeded = is_succeeded(present, wanted);
+        match entry.filter(|_| !succeeded) {
             Some(entry) if same(&entry) && !present.detach => next.push(present.clone()),
             // The guest may have come here without it.
             Some(entry) if same(&entry) && !is_detached(domain, &present.name) => {
@@ -223,6 +225,18 @@ fn change_disks(change: &mut Change, wanted: &Resolved, domain: &Domain, around:
     change.next.disks = next;
 }
 
+/// Whether a disk on shared storage is an earlier one of the name that another has now.
+fn is_succeeded(present: &DomainDisk, wanted: &Resolved) -> bool {
+    let Some(shared) = &present.shared else { return false };
+    let now = wanted.disks.iter().find(|disk| volume_name(disk) == present.volume);
+    now.is_some_and(|now| uid(&*now.disk) != shared.uid)
+}
+
+fn volume_name(disk: &Disk) -> String {
+    let Key { namespace, name } = Key::of(&*disk.disk);
+    host_object_name(&namespace, &name)
+}
+
 /// Whether the agent says so of the Domain as it stands, in which the disk is to be detached.
 fn is_detached(domain: &Domain, disk: &str) -> bool {
     domain.status.as_ref().is_some_and(|status| {
@@ -257,11 +271,9 @@ fn target_for(
 
 /// The disk of an entry if it has to be made on the Domain's host first; or why it cannot be had there.
 fn to_be_made(entry: &DomainDisk, wanted: &Resolved, around: &Surroundings<'_>) -> Result<Option<Key>, Held> {
-    let of_entry = |disk: &&Disk| {
-        let Key { namespace, name } = Key::of(&*disk.disk);
-        host_object_name(&namespace, &name) == entry.volume
+    let Some(disk) = wanted.disks.iter().find(|disk| volume_name(disk) == entry.volume) else {
+        return Ok(None);
     };
-    let Some(disk) = wanted.disks.iter().find(of_entry) else { return Ok(None) };
     Ok(reach(disk, around)?.then(|| Key::of(&*disk.disk)))
 }
 

@@ -13,7 +13,7 @@ use kube::{
     core::Resource,
 };
 use kubexen_crds::{
-    Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineMigration,
+    Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineMigration,
     cloud_init::seed_secret_name,
     names::{host_namespace, host_object_name},
 };
@@ -72,6 +72,7 @@ impl World {
             Action::Change { kind, name, change } => self.change(*kind, name, change.clone()).await,
             Action::Delete { kind, name } => self.delete(*kind, name).await,
             Action::DeleteCopy { host, machine } => self.delete_copy(host, machine).await,
+            Action::DeleteDomain { host, machine } => self.delete_domain(host, machine).await,
             Action::Machine { name, availability, disk } => {
                 for action in users::plain_machine(name, availability, disk.as_deref()) {
                     Box::pin(self.carry_out(&action)).await;
@@ -416,6 +417,12 @@ impl World {
         let name = seed_secret_name(&host_object_name(USERS, machine));
         let copies = Api::<Secret>::namespaced(self.people(), &host_namespace(host));
         self.said(copies.delete(&name, &DeleteParams::default()).await.map(drop));
+    }
+
+    async fn delete_domain(&self, host: &str, machine: &str) {
+        let name = host_object_name(USERS, machine);
+        let domains = Api::<Domain>::namespaced(self.people(), &host_namespace(host));
+        self.said(domains.delete(&name, &DeleteParams::default()).await.map(drop));
     }
 
     /// A client of people, who are never cut off.

@@ -2,7 +2,8 @@ use super::*;
 use crate::placement::ImageNeed;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kubexen_crds::{
-    BootType, DomainCd, DomainImage, DomainStatus, Firmware, VirtualDisk, quantity::HostSelector,
+    BootType, DomainCd, DomainImage, DomainStatus, Firmware, VirtualDisk, domain::SharedDisk,
+    quantity::HostSelector,
 };
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -334,6 +335,32 @@ fn a_disk_on_shared_storage_is_attached_where_that_storage_is_reached() {
     assert_eq!(with_new_disk(on("vg-1"), "1Gi").next.disks.len(), 3);
     let elsewhere = with_new_disk(on("vg-2"), "1Gi");
     assert_eq!((elsewhere.held[0].reason, elsewhere.next), ("RepositoryNotAttached", machine()));
+}
+
+#[test]
+fn a_disk_that_was_made_anew_under_its_name_takes_the_place_of_the_earlier_one() {
+    let shared = |uid: &str| Some(SharedDisk { location: "san".to_owned(), uid: uid.to_owned() });
+    let mut present = domain();
+    present.spec.machine.disks[1].shared = shared("d-1");
+    let wanted = |uid: &str, shared: Option<SharedDisk>| {
+        let mut wanted = resolved(machine());
+        wanted.machine.disks[1].shared = shared.clone();
+        let mut disk = virtual_disk("data", Site::On("a".to_owned()), "1Gi");
+        Arc::make_mut(&mut disk.disk).metadata.uid = Some(uid.to_owned());
+        wanted.disks.push(Disk { shared, ..disk });
+        wanted
+    };
+    let change = |wanted: &Resolved, present: &Domain| changed_with(&spec(&json!({})), wanted, present);
+    assert_eq!(change(&wanted("d-1", shared("d-1")), &present).next, present.spec.machine);
+    for anew in [wanted("d-2", shared("d-2")), wanted("d-2", None)] {
+        let detached = change(&anew, &present).next;
+        assert!(detached.disks[1].detach, "{:?}", detached.disks);
+        let mut without = domain();
+        without.spec.machine = detached;
+        without.status.as_mut().unwrap().detached = vec!["data".to_owned()];
+        let next = change(&anew, &without).next;
+        assert_eq!(next.disks[1], DomainDisk { target: "xvdb".to_owned(), ..anew.machine.disks[1].clone() });
+    }
 }
 
 fn seed() -> kubexen_crds::DomainCloudInit {
