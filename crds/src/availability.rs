@@ -146,7 +146,10 @@ pub struct HostAvailability {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HostProtection {
-    /// `Ready`: they may run here; the host has a lease, and a watchdog resets it if it must. `Unavailable`: they may not.
+    /// `Ready`: what is protected here is guarded; the host has had a lease, and a watchdog that resets it if it must could be had
+    /// when that was last looked at. A host that hears nothing of the pool's store for a while stays `Ready` and guards no more
+    /// guests. `Unavailable`: protected guests run here all the same, but nobody is guarded, so they wait for an operator if the
+    /// host dies.
     pub state: ProtectionState,
     /// Why it is unavailable; empty otherwise.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -159,12 +162,12 @@ pub struct HostProtection {
     pub epoch: Option<String>,
 }
 
-/// Whether protected guests may run on a host.
+/// Whether protected guests are guarded on a host.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 pub enum ProtectionState {
-    /// They may: it has a lease and can be reset by a watchdog.
+    /// They are guarded.
     Ready,
-    /// They may not.
+    /// They may run, and are not guarded.
     Unavailable,
 }
 

@@ -170,7 +170,7 @@ async fn started(store: &dyn OwnershipStore, name: &str, me: &HostBoot) -> Resul
 fn written(guard: Guard) -> Token {
     match guard {
         Guard::Written(token) => token,
-        Guard::Refused(owner) => panic!("refused by {owner:?}"),
+        other @ (Guard::NotLive | Guard::Refused(_)) => panic!("not written but {other:?}"),
     }
 }
 
@@ -178,9 +178,12 @@ async fn a_promise_is_written_by_the_owner_alone_and_ends_with_its_ownership(
     subject: &dyn Subject,
 ) -> Result<(), StoreError> {
     let (store, name, me) = (subject.client(), "guard", host("guard", "boot-1"));
-    let vm = vm(name);
+    let (liveness, vm) = (subject.liveness(), vm(name));
     let first = started(&*store, name, &me).await?;
     let other = host("guard", "boot-2");
+    assert_eq!(store.guard(vm, &me, first, true).await?, Guard::NotLive);
+    assert_eq!(store.owner(vm).await?.map(|owner| (owner.guarded, owner.token)), Some((false, first)));
+    let lease = joined(liveness.join(&me, "1", LONG).await?);
     assert!(matches!(store.guard(vm, &other, first, true).await?, Guard::Refused(Some(_))));
     subject.lose_answers(1).await;
     let guarded = written(store.guard(vm, &me, first, true).await?);
@@ -190,6 +193,19 @@ async fn a_promise_is_written_by_the_owner_alone_and_ends_with_its_ownership(
     assert_eq!(store.start(vm, &me).await?, Start::AlreadyMine(guarded));
     assert_eq!(written(store.guard(vm, &me, guarded, true).await?), guarded, "it is not written twice");
     assert!(matches!(store.guard(vm, &me, first, false).await?, Guard::Refused(Some(_))), "a late one");
+
+    // It is taken back by a host that is not live too, and each time anew: what is under way must not make it again.
+    liveness.leave(lease).await?;
+    let mut token = guarded;
+    for _ in 0..2 {
+        let next = written(store.guard(vm, &me, token, false).await?);
+        assert!(next > token);
+        assert_eq!(store.owner(vm).await?.map(|owner| (owner.guarded, owner.token)), Some((false, next)));
+        token = next;
+    }
+    let lease = joined(liveness.join(&me, "1", LONG).await?);
+    assert!(written(store.guard(vm, &me, token, true).await?) > token);
+    liveness.leave(lease).await?;
 
     // A reboot makes another owner, which has promised nothing.
     let rebooted = started(&*store, name, &other).await?;
@@ -204,10 +220,10 @@ async fn only_what_a_dead_host_owns_is_stolen_and_by_a_live_one(
 ) -> Result<(), StoreError> {
     let (store, liveness) = (subject.client(), subject.liveness());
     let (dead, heir) = (host("dead", "boot-1"), host("heir", "boot-1"));
+    let lease = joined(liveness.join(&dead, "1", LONG).await?);
     let token = started(&*store, "stolen", &dead).await?;
     let token = written(store.guard(vm("stolen"), &dead, token, true).await?);
     let steal = || store.steal(vm("stolen"), &dead, token, &heir);
-    let lease = joined(liveness.join(&dead, "1", LONG).await?);
     let heirs = joined(liveness.join(&heir, "1", LONG).await?);
     assert_eq!(steal().await?, Steal::NotDead, "it is live");
     liveness.leave(lease).await?;

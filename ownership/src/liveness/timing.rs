@@ -49,13 +49,14 @@ impl Timing {
     /// When guarded guests are paused.
     #[must_use]
     pub fn pause(&self) -> Duration {
-        self.deadline * 7 / 10
+        self.deadline * 3 / 5
     }
 
-    /// When guarded guests are destroyed.
+    /// When guarded guests are destroyed: early enough to take them apart before the host is reset, which spares those that
+    /// nobody guards.
     #[must_use]
     pub fn stop(&self) -> Duration {
-        self.deadline * 17 / 20
+        self.deadline * 7 / 10
     }
 
     /// Makes sure that what a host guards has stopped before its lease can end: `D·(1+ρ) + 1 s + 2E + 3 s < L`, where D is

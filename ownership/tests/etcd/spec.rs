@@ -235,6 +235,8 @@ impl Record {
                     Guard::Written(new) => {
                         self.bind(*token) && self.answers(&verb, told, Some(Revision::Exactly(*new)))
                     }
+                    // This is about the host, whoever owns the machine by then.
+                    Guard::NotLive => *guarded && !self.hosts.live.contains(me),
                     Guard::Refused(owner) => self.refuses(&verb, told, owner.as_ref()),
                 }
             }

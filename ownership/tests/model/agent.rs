@@ -172,7 +172,7 @@ impl Pool {
                 let verb = GuardVerb { vm: id, me, token: Token(token), guarded: true };
                 self.carry(state, &verb, unresolved, lost).map(|guard| match (guard, guest) {
                     (Guard::Written(token), Guest::Running(_)) => self.run(state, host, vm, token.0),
-                    (Guard::Written(_), _) => {}
+                    (Guard::Written(_) | Guard::NotLive, _) => {}
                     (Guard::Refused(_), _) => state.hosts[host].guests[vm] = Guest::Absent,
                 })
             }

@@ -20,8 +20,8 @@ pub const GRACE: Tick = 1;
 /// Times as short as the ticks allow with all rungs of the ladder apart. A silent host pauses at tick 2, stops a little
 /// later, is reset at tick 3, loses its lease at tick 4 and is fenced at tick 5.
 pub const TIMING: Timing = Timing {
-    lease: Duration::from_secs(32),
-    deadline: Duration::from_secs(25),
+    lease: Duration::from_secs(38),
+    deadline: Duration::from_secs(30),
     renewal: Duration::from_secs(5),
     grace: Duration::from_secs(10),
 };
