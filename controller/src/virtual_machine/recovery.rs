@@ -24,7 +24,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use tracing::info;
 
 use super::{
-    apply::start_on,
+    apply::{copy_user_data_to, start_on},
     decide::{Action, Plan},
     observe::{Lost, Observed, host_of},
     problem::Problem,
@@ -165,6 +165,12 @@ fn is_on<'a>(host: &HostName, domains: impl IntoIterator<Item = &'a Arc<Domain>>
     domains.into_iter().any(|domain| host_of(domain) == Some(host.as_str()))
 }
 
+/// The Domain that the guest was in when its host died, if that is known and the Domain is there.
+pub(super) fn lost_domain(observed: &Observed) -> Option<&Domain> {
+    let from = observed.lost.as_ref()?.loss.from.host.as_str();
+    observed.domains.iter().map(|domain| &**domain).find(|domain| host_of(domain) == Some(from))
+}
+
 /// Whether the agent of this Domain's host ends it, now or when it is heard again.
 fn is_ending(observed: &Observed, loss: &Loss, domain: &Arc<Domain>) -> bool {
     is_deleting(&**domain) && is_left_to_agent(observed, loss, domain)
@@ -255,6 +261,10 @@ pub(super) async fn carry_out(
     let Some(given) = given else { return Ok(false) };
     remember(context, vm, &loss.from, given.host.as_str());
     let there = is_on(&given.host, all(observed));
+    if there {
+        // Who made it may have come no further, and what the guest found on the dead host goes with the Domain there.
+        copy_user_data_to(context, observed, given.host.as_str()).await?;
+    }
     let started = there || start_on(context, observed, given.host.as_str()).await?;
     if started && given.host.as_str() != dead {
         for domain in all(observed).filter(|domain| host_of(domain) == Some(dead)) {
