@@ -76,7 +76,7 @@ pub(super) fn recover(observed: &Observed) -> Option<Plan> {
             Err(problem) => unresolved(domain, from, problem),
         },
         LossKind::Unowned if lost.is_empty() => None,
-        LossKind::Owned(_) | LossKind::Held(_) | LossKind::Unowned if domain.is_some_and(is_off) => None,
+        LossKind::Owned(_) | LossKind::Held(_) | LossKind::Unowned if domain.is_some_and(had_ended) => None,
         // What was said of its whereabouts contradicts the store: one of the two is old, or an earlier look was cut short.
         LossKind::Owned(_) | LossKind::Unowned
             if let Some(host) = elsewhere
@@ -196,7 +196,7 @@ fn is_in(observed: &Observed, domain: &Arc<Domain>) -> bool {
 }
 
 /// Whether the guest had ended before its host did.
-fn is_off(domain: &Domain) -> bool {
+pub(crate) fn had_ended(domain: &Domain) -> bool {
     match domain.status.as_ref().and_then(|status| status.phase) {
         Some(DomainPhase::Halted | DomainPhase::Preserved) => true,
         Some(
@@ -241,7 +241,8 @@ pub(super) async fn carry_out(
             Some(owner) => board.owned(vm, owner),
             None => board.unowned(vm),
         }
-        (board.loss(vm, dead, context.view.is_host_ready(dead)), board.roll.live_boot(to).cloned())
+        let host = context.view.hosts.get(&Key::cluster(dead));
+        (board.loss(vm, dead, host.as_deref()), board.roll.live_boot(to).cloned())
     };
     // Somebody else has settled it, or the host is back.
     let Some(loss) = loss else { return Ok(false) };
@@ -336,8 +337,8 @@ fn owned(context: &Context, vm: VmUid, to: &HostBoot, phase: Phase, token: Token
 /// Notes on the board that a machine was given to a host, unless it knows.
 fn remember(context: &Context, vm: VmUid, from: &HostBoot, to: &str) {
     let now = context.clock.now();
+    let fenced = recovery::fenced_at(context, from).unwrap_or(now);
     let mut board = context.recovery.board();
-    let fenced = board.fenced_at(from).unwrap_or(now);
     let given = Given { from: from.clone(), fenced, to: to.to_owned(), at: now, removed: BTreeSet::new() };
     match board.given.get(&vm) {
         Some(known) if known.to == given.to => {}
