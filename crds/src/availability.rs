@@ -68,8 +68,9 @@ pub struct PoolAvailability {
     /// at once.
     #[serde(default)]
     pub profile: Profile,
-    /// Percentage of hosts that may be silent at once, at least one host: while there are more, no guest is started elsewhere,
-    /// because the fault is then rather between the hosts and the pool's store. 1 to 100. Default: 30.
+    /// Percentage of hosts that may be silent at once, at least one host, and at least `hostFailuresToTolerate`: while there are
+    /// more, no guest is started elsewhere, because the fault is then rather between the hosts and the pool's store. 1 to 100.
+    /// Default: 30.
     #[serde(default = "thirty")]
     #[schemars(range(min = 1, max = 100))]
     pub max_silent_percent: i32,
@@ -115,14 +116,25 @@ pub enum Profile {
 #[serde(rename_all = "camelCase")]
 pub struct HostFencing {
     /// A boot of the host, as `status.bootID` shows it, that somebody has seen to be off: its guests are started elsewhere at
-    /// once, whatever the storm brake says. A boot that is alive after all is not believed to be dead. Default: none.
+    /// once, whatever the storm brake says. A boot that is alive after all, by its lease or by its agent's heartbeat at the API
+    /// server, is not believed to be dead, and one that nobody knows neither: an event of the Host says why. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     pub confirmed_dead: Option<String>,
-    /// A fenced boot of the host that somebody has seen to run no protected guest: it may come back without a reboot.
-    /// Default: none.
+    /// A fenced boot of the host that somebody has seen to run no protected guest: it may come back without a reboot. It is
+    /// followed once, which `status.fencing.unfenced` says; take it away and give it again to repeat it. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
+    pub unfenced: Option<String>,
+}
+
+/// What was done by an operator's word about a host's boots. Written by the controller.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HostFencingStatus {
+    /// `spec.fencing.unfenced`, once it was followed: the boot was unfenced then, or was not fenced. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub unfenced: Option<String>,
 }
 
@@ -179,7 +191,8 @@ pub struct HostRecovery {
     #[serde(rename = "bootID")]
     #[schemars(length(max = 64))]
     pub boot_id: String,
-    /// When its agent was last heard of.
+    /// The latest heartbeat of its agent at the API server that the controller saw before it found the lease gone, by the
+    /// controller's clock. An agent beats every 10 s. Absent if the controller saw none of this boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_sign: Option<MicroTime>,
     /// When its lease was first seen gone.
@@ -187,13 +200,13 @@ pub struct HostRecovery {
     /// When it was fenced: from then on it can never come back to life.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fenced: Option<MicroTime>,
-    /// Guests that it had and that are to be started elsewhere.
+    /// Guests that it had and that are to be started elsewhere. Those that had ended before it died are none of them.
     #[schemars(range(min = 0))]
     pub machines: i32,
     /// How many of those have been started elsewhere.
     #[schemars(range(min = 0))]
     pub recovered: i32,
-    /// When the last of them was Ready.
+    /// When the last of them was Ready, or none was left to be started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed: Option<MicroTime>,
 }
@@ -216,6 +229,9 @@ pub struct MachineRecovery {
     pub to: String,
     /// When the pool's store named that host as its owner.
     pub stolen: MicroTime,
+    /// When that host was first seen to run it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<MicroTime>,
     /// When it was Ready there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<MicroTime>,
@@ -235,7 +251,8 @@ pub struct PoolAvailabilityStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub protected: Option<i32>,
-    /// Hosts whose lease is gone and that are not fenced yet, at most 64.
+    /// Hosts that own guests, whose lease is gone and that are not fenced yet, at most 64. While the condition Recovering says
+    /// StormBrake: the hosts that count as silent for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]

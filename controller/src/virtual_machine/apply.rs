@@ -47,7 +47,7 @@ pub(crate) async fn apply(context: &Context, observed: &Observed, plan: Plan) ->
             Action::Start { host } => start(context, observed, &host).await?,
             Action::Recover { loss, to } => recovery::carry_out(context, observed, &loss, &to).await?,
             Action::CopyUserData { domain } => {
-                if !copy_user_data(context, &domain).await? {
+                if !copy_user_data(context, observed, &domain).await? {
                     // The copy was there already: whoever misses it will see it.
                     continue;
                 }
@@ -162,7 +162,7 @@ pub(super) async fn start_on(context: &Context, observed: &Observed, host: &str)
     match started {
         Ok(()) => {
             context.scheduler.started(&Key::of(machine));
-            copy_user_data(context, &Key::new(host_namespace(host), domain_name(machine))).await?;
+            copy_user_data_to(context, observed, host).await?;
             Ok(true)
         }
         Err(error) => {
@@ -175,12 +175,27 @@ pub(super) async fn start_on(context: &Context, observed: &Observed, host: &str)
     }
 }
 
+/// As [`copy_user_data`], for the machine's Domain on this host.
+pub(super) async fn copy_user_data_to(
+    context: &Context,
+    observed: &Observed,
+    host: &str,
+) -> Result<bool, Error> {
+    let domain = Key::new(host_namespace(host), domain_name(&observed.machine));
+    copy_user_data(context, observed, &domain).await
+}
+
 /// Gives the host of a Domain what its seed is made of: what the machine's owner wrote, or, for a guest that is to come
-/// from another host, what it found there when it started. Says whether there was anything to write.
-async fn copy_user_data(context: &Context, domain: &Key) -> Result<bool, Error> {
+/// from another host, what it found there when it started, as it is for one whose host is dead if its owner's is gone. Says
+/// whether there was anything to write.
+async fn copy_user_data(context: &Context, observed: &Observed, domain: &Key) -> Result<bool, Error> {
     let Some(domain) = context.view.domains.get(domain) else { return Ok(false) };
     let source = migration::under_way(&domain).filter(|part| part.role == MigrationRole::Destination);
-    let origin = source.map_or(Origin::Machine, |part| Origin::Host(&part.peer));
+    let origin = match (source, recovery::lost_domain(observed)) {
+        (Some(part), _) => Origin::Host(&part.peer),
+        (None, Some(lost)) => Origin::Lost(lost),
+        (None, None) => Origin::Machine,
+    };
     cloud_init::copy(context, &domain, origin).await
 }
 

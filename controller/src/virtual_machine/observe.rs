@@ -149,7 +149,7 @@ fn lost(context: &Context, machine: &VirtualMachine, domains: &[Arc<Domain>]) ->
     let board = context.recovery.board();
     let loss = hosts
         .chain(last.filter(|_| domains.is_empty()))
-        .find_map(|host| board.loss(uid, host, context.view.is_host_ready(host)))?;
+        .find_map(|host| board.loss(uid, host, context.view.hosts.get(&Key::cluster(host)).as_deref()))?;
     let turn = board.is_turn(&loss.from, machine.spec.availability.order);
     Some(Lost { loss, turn })
 }

@@ -374,7 +374,7 @@ async fn a_boot_that_was_fenced_takes_no_guests_and_says_what_to_do() {
     assert_eq!(fence.protection().state, ProtectionState::Unavailable);
     let refused = fence.may_work().unwrap_err().to_string();
     assert!(refused.contains("spec.fencing.unfenced"), "{refused}");
-    bed.outside.unfence(&bed.me).await.unwrap();
+    bed.outside.unfence(&bed.me, &record).await.unwrap();
     until(|| fence.protection().state == ProtectionState::Ready).await;
     fence.may_work().unwrap();
 }

@@ -113,6 +113,7 @@ impl Measured {
             observed_generation: None,
             evacuation: None,
             availability: None,
+            fencing: None,
             recovery: None,
             conditions: Vec::new(),
         }
@@ -177,6 +178,7 @@ pub fn of_the_agent(status: HostStatus) -> HostStatus {
         observed_generation: None,
         evacuation: None,
         availability: None,
+        fencing: None,
         recovery: None,
         conditions: Vec::new(),
         ..status

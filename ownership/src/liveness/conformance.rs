@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Epoch, Fence, FenceRecord, Join, Liveness, Proof};
+use super::{Epoch, Fence, FenceRecord, Join, Liveness, Proof, Unfence};
 use crate::conformance::{Subject, host, vm};
 use crate::names::{HostBoot, LeaseId, Owner, Phase, Token};
 use crate::store::{Guard, OwnershipStore, Reclaim, Start, Steal, StoreError};
@@ -139,8 +139,11 @@ async fn a_live_boot_is_not_fenced_and_a_fenced_one_never_live(
     let next = host("fence", "boot-2");
     let lease = joined(store.join(&next, "1", LONG).await?);
     store.leave(lease).await?;
+    let later = FenceRecord { revision: record.revision + 1, ..record.clone() };
+    assert_eq!(store.unfence(&me, &later).await?, Unfence::Refused(record.clone()));
+    assert_eq!(store.roll().await?.fenced.get(&me), Some(&record), "it is another record");
     for _ in 0..2 {
-        store.unfence(&me).await?;
+        assert_eq!(store.unfence(&me, &record).await?, Unfence::Unfenced);
     }
     let lease = joined(store.join(&me, "1", LONG).await?);
     store.leave(lease).await
@@ -156,7 +159,8 @@ async fn a_fence_record_is_replaced_by_one_that_proves_more(subject: &dyn Subjec
         Fence::Fenced(confirmed.clone()),
         "what it proves stays proved"
     );
-    store.unfence(&me).await
+    assert_eq!(store.unfence(&me, &confirmed).await?, Unfence::Unfenced);
+    Ok(())
 }
 
 /// The token under which `me` starts `name`.
@@ -245,7 +249,7 @@ async fn only_what_a_dead_host_owns_is_stolen_and_by_a_live_one(
     assert_eq!(store.start(vm("stolen"), &dead).await?, Start::Refused(owner));
 
     liveness.leave(heirs).await?;
-    liveness.unfence(&dead).await
+    liveness.unfence(&dead, &record(Proof::LeaseEnded)).await.map(drop)
 }
 
 async fn a_lost_answer_steals_once(subject: &dyn Subject) -> Result<(), StoreError> {
@@ -258,5 +262,5 @@ async fn a_lost_answer_steals_once(subject: &dyn Subject) -> Result<(), StoreErr
     let stolen = store.steal(vm("lost answer of a steal"), &dead, token, &heir).await?;
     assert!(matches!(stolen, Steal::Stolen(new) if new > token), "{stolen:?}");
     liveness.leave(lease).await?;
-    liveness.unfence(&dead).await
+    liveness.unfence(&dead, &record(Proof::Confirmed)).await.map(drop)
 }

@@ -4,7 +4,7 @@ use super::judge::Judge;
 use async_trait::async_trait;
 use kubexen_ownership::{
     HostBoot, LeaseId, MemoryStore, StoreError, VmUid,
-    liveness::{Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Timing, Voter},
+    liveness::{Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Timing, Unfence, Voter},
 };
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -72,8 +72,8 @@ impl Liveness for Heard {
         self.inner.fence(boot, record).await
     }
 
-    async fn unfence(&self, boot: &HostBoot) -> Result<(), StoreError> {
-        self.inner.unfence(boot).await
+    async fn unfence(&self, boot: &HostBoot, record: &FenceRecord) -> Result<Unfence, StoreError> {
+        self.inner.unfence(boot, record).await
     }
 
     async fn standing(&self) -> Result<Standing, StoreError> {

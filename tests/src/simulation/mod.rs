@@ -35,6 +35,8 @@ mod settle;
 mod shrink;
 pub mod step;
 #[cfg(test)]
+mod takeover_tests;
+#[cfg(test)]
 mod tests;
 mod users;
 mod wire;

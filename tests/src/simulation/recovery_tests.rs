@@ -196,7 +196,7 @@ async fn guests_of_a_dead_host_run_elsewhere_in_their_order_and_leave_a_timeline
         ];
         stage.machines_on("host-a", &machines).await;
         stage.cut_power("host-a").await;
-        let cut = Instant::now();
+        let (cut, cut_at) = (Instant::now(), stage.world.clock.now());
         for name in ["db-0", "db-1"] {
             stage.until("it is back", |stage| stage.is_ready_on(name).is_some_and(|on| on != "host-a")).await;
         }
@@ -212,10 +212,11 @@ async fn guests_of_a_dead_host_run_elsewhere_in_their_order_and_leave_a_timeline
         stage.until("it is back", |stage| stage.is_ready_on("spare").is_some_and(|on| on != "host-a")).await;
         let timeline = |name: &str| stage.recovery(name).unwrap();
         for name in ["db-0", "db-1", "web-0", "spare"] {
-            let MachineRecovery { from, fenced, stolen, ready, to, .. } = timeline(name);
+            let MachineRecovery { from, fenced, stolen, started, ready, to, .. } = timeline(name);
             assert_eq!((from.as_str(), Some(to)), ("host-a", stage.is_ready_on(name)));
-            let ready = ready.unwrap();
-            assert!(fenced.0 <= stolen.0 && stolen.0 <= ready.0, "{name}: {fenced:?} {stolen:?} {ready:?}");
+            let (started, ready) = (started.unwrap(), ready.unwrap());
+            let in_order = fenced.0 <= stolen.0 && stolen.0 <= started.0 && started.0 <= ready.0;
+            assert!(in_order, "{name}: {fenced:?} {stolen:?} {started:?} {ready:?}");
         }
         let waited = timeline("web-0").stolen.0.duration_since(timeline("db-1").ready.unwrap().0);
         assert!(waited.as_secs() >= 29, "the delay was {waited}");
@@ -228,6 +229,12 @@ async fn guests_of_a_dead_host_run_elsewhere_in_their_order_and_leave_a_timeline
             })
             .await;
         let host = stage.world.api.object("hosts", "", "host-a").unwrap();
+        let last_sign = host["status"]["recovery"]["lastSign"].as_str().unwrap().parse().unwrap();
+        let silent_for = cut_at.duration_since(last_sign).as_secs();
+        assert!(
+            (0..=10).contains(&silent_for),
+            "the agent's last heartbeat was {silent_for} s before it ended"
+        );
         assert_eq!(condition(&host["status"], "Ready").unwrap()["reason"], "Fenced");
         let not_recovering =
             |stage: &Stage| stage.recovering().is_some_and(|said| said.1 == "NothingToRecover");
