@@ -257,6 +257,14 @@ impl Watched for Host {
             let domains = view.domains_of_host(&change.key.name);
             queues.add_all(&queues.machines, domains.iter().flat_map(|domain| machine_of(domain)));
         }
+        let protects = |host: &Self| {
+            let said = host.status.as_ref().and_then(|status| status.protection.clone());
+            said.map(|said| (said.state, said.message))
+        };
+        if differs(change, protects) {
+            let domains = view.domains_of_host(&change.key.name);
+            queues.add_all(&queues.machines, domains.iter().flat_map(|domain| machine_of(domain)));
+        }
         let keeps = |host: &Self| {
             let locations =
                 host.status.as_ref().map(|status| status.locations.as_slice()).unwrap_or_default();
@@ -315,6 +323,15 @@ impl Watched for Pool {
         // Agents hear of the policy from their Hosts.
         if differs(change, |pool| pool.spec.availability.clone()) {
             context.queues.add_all(&context.queues.hosts, context.view.hosts.keys());
+        }
+        let disarmed = |pool: &Self| pool.spec.availability.disarmed;
+        if differs(change, disarmed) {
+            let ends = !change.after.is_some_and(|pool| disarmed(pool));
+            let machines = context.view.machines.list().into_iter().filter(|machine| is_protected(machine));
+            let keys = machines.map(|machine| Key::of(&*machine));
+            // When it ends, those on a host hear of it once that host can protect them again.
+            let keys = keys.filter(|key| !ends || context.view.domains_of_machine(key).is_empty());
+            context.queues.add_all(&context.queues.machines, keys);
         }
     }
 }

@@ -129,7 +129,14 @@ impl<'a> Batch<'a> {
             let sharing = shared.and_then(|members| members.get(host)).copied().unwrap_or(0);
             let after = resources.load_with(memory, request.vcpus);
             let avoided = request.avoid.as_ref() == Some(&self.conditions.hosts()[*host].name);
-            (avoided, sharing, score::cost(self.strategy, resources.load(), after), resources.placed())
+            let unprotected = request.protected && !self.conditions.hosts()[*host].protects;
+            (
+                avoided,
+                unprotected,
+                sharing,
+                score::cost(self.strategy, resources.load(), after),
+                resources.placed(),
+            )
         })
     }
 

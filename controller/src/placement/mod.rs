@@ -39,13 +39,15 @@
 //! Of the hosts that are left, the first by this order is taken:
 //!
 //! 1. another than the one that the guest is to avoid, if there is one
-//! 2. fewest guests of the group, if the guest prefers anti-affinity
-//! 3. lowest cost. With *load* the more scarce of memory and CPU, and *skew* the distance between the two, both
+//! 2. one that can keep the promise to stop the guest in time, if the guest is to be protected: it runs on another all the same,
+//!    unprotected
+//! 3. fewest guests of the group, if the guest prefers anti-affinity
+//! 4. lowest cost. With *load* the more scarce of memory and CPU, and *skew* the distance between the two, both
 //!    as a share of the host's capacity:
 //!    - `Spread`: cost = load after + (skew after − skew before) / 4
 //!    - `Pack`: cost = − load after + (skew after − skew before) / 4
-//! 4. fewest guests placed by this batch
-//! 5. name
+//! 5. fewest guests placed by this batch
+//! 6. name
 //!
 //! The load decides. The skew lets a guest with much memory go to a host whose CPUs are busier than its memory, so
 //! that one resource is not left over where the other has run out.
@@ -113,6 +115,8 @@ pub struct HostView {
     pub ready: bool,
     /// Whether its owner lets new guests in.
     pub schedulable: bool,
+    /// Whether it can promise to stop a guest in time.
+    pub protects: bool,
     /// Memory for guests in bytes, that of present guests included.
     pub memory_allocatable: u64,
     /// Memory of present guests in bytes: the sum of their [`memory_with_overhead`].

@@ -60,8 +60,9 @@ use crate::context::Context;
 pub(crate) use board::{Board, Given};
 pub(crate) use loss::{Hold, Loss, LossKind};
 pub(crate) use say::{
-    availability_of_host, epoch_words, note, pool_words, recovery_of_host, redundant_words, refusal,
+    availability_of_host, epoch_words, note, pool_words, recovery_of_host, redundant_words,
 };
+pub(crate) use votes::{Obstacle, Quorum, Votes, bounds, obstacle};
 
 /// Recovers for a term of leadership, for ever; returns at once where there is no store.
 pub(crate) async fn run(context: &Context) {

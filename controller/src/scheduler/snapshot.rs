@@ -6,7 +6,7 @@ use crate::{
     placement::{HostView, Room, Snapshot, group_key, memory_with_overhead},
     view::{View, has_finalizer, host_of_namespace, is_deleting, is_in_maintenance, is_ready, uid, user_key},
 };
-use kubexen_crds::{Domain, FeatureSets, Host};
+use kubexen_crds::{Domain, FeatureSets, Host, ProtectionState};
 use kubexen_runtime::Key;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -65,6 +65,10 @@ pub(crate) fn host_view(view: &View, host: &Host) -> HostView {
         maintenance: is_in_maintenance(host),
         ready: is_ready(host),
         schedulable: host.spec.schedulable && !is_deleting(host) && has_finalizer(host),
+        protects: status
+            .protection
+            .as_ref()
+            .is_some_and(|protection| protection.state == ProtectionState::Ready),
         memory_allocatable: status.memory.and_then(|memory| memory.allocatable.bytes().ok()).unwrap_or(0),
         memory_used: 0,
         cpus: status.cpu.and_then(|cpu| u32::try_from(cpu.count).ok()).unwrap_or(0),

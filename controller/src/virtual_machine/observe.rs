@@ -125,7 +125,13 @@ pub(crate) async fn observe(context: &Context, key: &Key) -> Result<Option<Obser
     };
     Ok(Some(Observed {
         state,
-        protection: protection::observe(&context.view, &machine, &references, recovery::refusal(context)),
+        protection: protection::observe(
+            &context.view,
+            &machine,
+            &references,
+            host,
+            recovery::obstacle(context),
+        ),
         references,
         references_in_part,
         room,

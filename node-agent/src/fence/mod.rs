@@ -67,6 +67,8 @@ struct State {
     vitals: Vitals,
     /// Why no guest can be guarded; none if it can.
     obstacle: Option<String>,
+    /// Whether that was found out by this process.
+    judged: bool,
     /// The guests that are guarded, or may be; none before that was read from the store.
     guarded: Option<BTreeMap<Uuid, Guarded>>,
     /// How the store stood when it last answered.
@@ -95,6 +97,7 @@ impl Fence {
         let state = State {
             vitals: Vitals::new(timing(Profile::Default)),
             obstacle: Some("the pool's store has not answered yet".to_owned()),
+            judged: false,
             guarded: None,
             standing: None,
             on_record: None,
@@ -188,6 +191,13 @@ impl Fence {
         }
     }
 
+    /// Whether it was found out whether guests can be guarded. An agent that has just begun does not know, and the one before it may
+    /// have guarded some.
+    #[must_use]
+    pub fn has_judged(&self) -> bool {
+        self.lock().judged
+    }
+
     /// What is said of the host.
     #[must_use]
     pub fn protection(&self) -> HostProtection {
@@ -210,7 +220,7 @@ impl Fence {
 
     fn set_obstacle(&self, obstacle: Option<String>) {
         let mut state = self.lock();
-        if state.obstacle != obstacle {
+        if !std::mem::replace(&mut state.judged, true) || state.obstacle != obstacle {
             if let Some(obstacle) = &obstacle {
                 warn!(obstacle, "no guest can be protected here");
             }

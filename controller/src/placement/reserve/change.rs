@@ -319,6 +319,7 @@ fn is_of_same_kind(one: &HostView, other: &HostView) -> bool {
         maintenance: _,
         ready,
         schedulable: _,
+        protects: _,
         memory_allocatable: _,
         memory_used: _,
         cpus,
