@@ -203,7 +203,8 @@ pub struct Request {
     pub moves: bool,
     /// Whether room is kept for it on other hosts.
     pub protected: bool,
-    /// Whether it is started anew because its host has died. A protected guest may take what the reserve keeps then.
+    /// Whether it has a Domain on a dead host, and is started elsewhere: nobody runs it. If it is protected, what the reserve keeps is
+    /// for it, as far as other such guests do not need it; otherwise it is as any other.
     pub recovers: bool,
     /// Host that is taken only if no other fits.
     pub avoid: Option<String>,

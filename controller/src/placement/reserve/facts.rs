@@ -262,9 +262,13 @@ impl Facts {
         self.present[group].contains_key(&host)
     }
 
-    /// Number of members of the group in the pool.
+    /// Number of members of the group in the pool: those that hosts have, and protected ones that none has.
     pub(super) fn members(&self, group: usize) -> usize {
-        self.present[group].values().map(|members| *members as usize).sum()
+        let present: usize = self.present[group].values().map(|members| *members as usize).sum();
+        let displaced = self.displaced.iter().filter_map(|number| self.guest(*number));
+        let nowhere =
+            displaced.filter(|guest| guest.at.is_none() && guest.group.is_some_and(|of| of.id == group));
+        present.saturating_add(nowhere.count())
     }
 }
 

@@ -221,6 +221,24 @@ proptest! {
     }
 
     #[test]
+    fn what_an_estimate_shows_is_so_when_hosts_of_guests_are_gone(
+        (world, gone, failures) in (any_roomy_world(), vec(prop::bool::ANY, 4), 1..=2_usize)
+    ) {
+        let mut world = world;
+        for index in (0..world.guests.len()).filter(|index| gone[*index]) {
+            let guest = world.guests[index].clone();
+            leave(&mut world, &guest);
+            world.guests[index].host = "gone".to_owned();
+        }
+        let reserve = reserve(&world, 0);
+        if estimate::doubt(&reserve.facts, failures).is_none() {
+            for size in 0..=u32::try_from(failures).unwrap() {
+                prop_assert!(tolerates(&world, size), "{size} of {failures}");
+            }
+        }
+    }
+
+    #[test]
     fn after_any_changes_it_says_what_it_says_from_scratch(
         (worlds, wanted) in (any_world().prop_flat_map(|first| (Just(first), vec(any_change(), 1..8))), 0..=2_u32)
     ) {

@@ -180,6 +180,18 @@ fn a_plan_names_a_host_for_each_guest() {
 }
 
 #[test]
+fn guests_of_a_host_that_nobody_knows_any_more_keep_one_another_company_in_an_estimate_too() {
+    let anti_affinity = Some(("shop/web".to_owned(), AntiAffinityMode::Required));
+    let apart = |name: &str| Request { anti_affinity: anti_affinity.clone(), ..taking(name, 1) };
+    let lost = ["web-1", "web-2"].map(|name| Protected { request: apart(name), host: "gone".to_owned() });
+    let hosts = vec![with_memory("b", 12), with_memory("c", 12)];
+    let snapshot = Snapshot { hosts, policy: PlacementPolicy::default() };
+    let reserve = Reserve::new(&snapshot, lost.into(), 1);
+    assert_eq!(reserve.promise().tolerates, 0, "they cannot both be on the host that is left");
+    assert!(estimate::doubt(&reserve.facts, 1).is_some(), "nor does an estimate say so");
+}
+
+#[test]
 fn more_sets_than_are_looked_at_one_by_one_are_estimated() {
     let pool_of = |gib: u64| {
         let hosts: Vec<HostView> = (0..40).map(|index| with_memory(&format!("h-{index:02}"), gib)).collect();
