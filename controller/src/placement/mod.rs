@@ -320,9 +320,20 @@ pub fn place(snapshot: &Snapshot, requests: &[Request]) -> Vec<Verdict> {
 ///   it may start wherever it fits.
 /// - A protected guest that recovers may take the reserve. It leaves room for the others that are without a host, if
 ///   any host that it fits on does.
+/// - The verdicts are of the first requests, of one at least; the others are left for another call when much of the reserve had to
+///   be looked at.
+///
+/// The reserve counts what was placed from then on, until it is [told](Reserve::update) how these guests stand.
 #[must_use]
-pub fn place_keeping(snapshot: &Snapshot, requests: &[Request], mut reserve: Reserve) -> Vec<Verdict> {
+pub fn place_keeping(snapshot: &Snapshot, requests: &[Request], reserve: &mut Reserve) -> Vec<Verdict> {
     reserve.await_recovery(requests);
     let mut batch = Batch::new(snapshot, Some(reserve));
-    requests.iter().map(|request| batch.place(request)).collect()
+    let mut verdicts = Vec::with_capacity(requests.len());
+    for request in requests {
+        if !verdicts.is_empty() && batch.is_spent() {
+            break;
+        }
+        verdicts.push(batch.place(request));
+    }
+    verdicts
 }

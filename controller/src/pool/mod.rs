@@ -45,7 +45,7 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
         hosts.iter().map(|host| &**host),
         pool.spec.cpu.level,
     );
-    let standing = scheduler::standing(context);
+    let standing = scheduler::standing(&context.view, &context.scheduler);
     let bounds = recovery::bounds(context);
     let mut wanted = vec![decide(hosts.len(), ready)];
     let mut kept = Vec::new();

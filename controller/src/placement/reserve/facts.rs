@@ -149,6 +149,11 @@ impl Facts {
         self.by_key.iter().filter_map(|(key, number)| Some((key, self.guests[*number].as_ref()?)))
     }
 
+    /// Number of protected guests.
+    pub(super) fn count(&self) -> usize {
+        self.by_key.len()
+    }
+
     /// A guest that is there.
     pub(super) fn guest(&self, number: usize) -> Option<&GuestFacts> {
         self.guests.get(number).and_then(Option::as_ref)
