@@ -241,8 +241,9 @@ pub struct MachineRecovery {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolAvailabilityStatus {
-    /// How many hosts may die at once without a protected guest staying down, as things are, at most as many as
-    /// `spec.availability.hostFailuresToTolerate` asks for. Absent when it asks for none.
+    /// How many hosts may die at once, whichever they are, without a protected guest staying down, as things are; as many as there
+    /// is room for, at most as many as the pool's store outlives, none while nothing is started elsewhere, and at most as many
+    /// as `spec.availability.hostFailuresToTolerate` asks for. Absent when it asks for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub tolerates: Option<i32>,

@@ -14,6 +14,7 @@ use super::{
     decide::Halt,
     loss::{self, Loss},
     turns::Turns,
+    votes::Votes,
 };
 use crate::view::is_ready;
 
@@ -30,8 +31,8 @@ pub(crate) struct Board {
     pub(crate) owners: BTreeMap<VmUid, Owner>,
     /// The epoch in which the store's records count, if they do.
     pub(crate) epoch: Option<String>,
-    /// Whether the store outlives the death of any one host, and else why not; none before its members were read.
-    pub(crate) redundant: Option<Result<(), String>>,
+    /// How many hosts the store outlives; none before its members were asked for.
+    pub(crate) votes: Option<Votes>,
     /// Why nothing is to be done, if nothing is.
     pub(crate) halt: Option<Halt>,
     /// Why no end of a lease is taken for a death, if it is not.

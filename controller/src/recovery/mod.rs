@@ -68,9 +68,9 @@ pub(crate) use board::{Board, Given};
 pub(crate) use loss::{Hold, Loss, LossKind};
 pub(crate) use say::{
     availability_of_host, epoch_words, fencing_of_host, note, pool_words, recovery_of_host, redundant_words,
-    refusal,
 };
 pub(crate) use times::fenced_at;
+pub(crate) use votes::{Obstacle, Quorum, Votes, bounds, obstacle};
 
 /// Recovers for a term of leadership, for ever; returns at once where there is no store.
 pub(crate) async fn run(context: &Context) {

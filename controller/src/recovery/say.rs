@@ -23,8 +23,6 @@ use crate::context::Context;
 
 /// The schema's bound for a list of hosts.
 const MOST_HOSTS: usize = 64;
-/// The schema's bound for a reason.
-const MOST_WORDS: usize = 512;
 
 /// A label for a proof.
 pub(crate) fn proof_label(proof: Proof) -> &'static str {
@@ -124,8 +122,11 @@ pub(crate) fn availability_of_host(context: &Context) -> Option<HostAvailability
     context.recovery.store()?;
     let pool = context.view.pools.list().into_iter().next();
     let spec = pool.map(|pool| pool.spec.availability.clone()).unwrap_or_default();
-    let refused = refusal(context).map(|why| why.chars().take(MOST_WORDS).collect());
-    Some(HostAvailability { profile: spec.profile, disarmed: spec.disarmed, refused })
+    Some(HostAvailability {
+        profile: spec.profile,
+        disarmed: spec.disarmed,
+        refused: votes::refusal(context),
+    })
 }
 
 /// The silent hosts, and the condition Recovering; none as long as nothing is known in this term.
@@ -176,14 +177,9 @@ pub(crate) fn pool_words(context: &Context) -> Option<(Vec<String>, Wanted)> {
     Some((silent, condition))
 }
 
-/// Why no guest can be protected in this pool, if none can.
-pub(crate) fn refusal(context: &Context) -> Option<String> {
-    context.recovery.board().redundant.clone()?.err()
-}
-
-/// The condition StoreRedundant; none as long as the members of the store are not known in this term.
+/// The condition StoreRedundant; none as long as nothing is known of the members of the store in this term.
 pub(crate) fn redundant_words(context: &Context) -> Option<Wanted> {
-    context.recovery.board().redundant.as_ref().map(votes::condition)
+    context.recovery.board().votes.as_ref().map(votes::condition)
 }
 
 /// What is to be done about a store that was restored from a backup.

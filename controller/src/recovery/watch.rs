@@ -21,7 +21,8 @@ use super::{
     decide::{self, Observed, Plan, Policy, boot_of, is_on_a_host},
     epoch, followers,
     publish::{Found, Publisher},
-    say, times, votes,
+    say, times,
+    votes::{self, Votes},
     words::{self, Heard, Refusal, Refused, Word, Words, last_boot},
 };
 use crate::context::Context;
@@ -201,22 +202,32 @@ impl Watch {
         }
     }
 
-    /// Whether the store outlives the death of any one host, as far as it says who its members are.
+    /// How many hosts the store outlives, as far as it says who its members are.
     async fn count_votes(&mut self, context: &Context, store: &PoolStore, now: Instant) {
+        let mut unread = None;
         if self.voters.as_ref().is_none_or(|(read, _)| now.duration_since(*read) >= OWNERS_EVERY) {
             match store.liveness.voters().await {
                 Ok(voters) => self.voters = Some((now, voters)),
-                Err(error) => warn!(%error, "the members of the pool's store cannot be read"),
+                Err(error) => {
+                    warn!(%error, "the members of the pool's store cannot be read");
+                    unread = Some(error.to_string());
+                }
             }
         }
-        let Some((_, voters)) = &self.voters else { return };
         let hosts = context.view.hosts.list();
-        let redundant = Some(votes::refusal(voters, hosts.iter().map(|host| &**host)));
-        let mut board = context.recovery.board();
-        if board.redundant != redundant {
-            board.redundant = redundant;
-            drop(board);
-            context.queues.add_all(&context.queues.pools, context.view.pools.keys());
+        let votes = match (&self.voters, unread) {
+            (Some((_, voters)), _) => Votes::Counted(votes::count(voters, hosts.iter().map(|host| &**host))),
+            // One word of it is enough: the next may differ in nothing but its numbers.
+            (None, Some(why)) => votes::votes(context).unwrap_or(Votes::Unread(why)),
+            (None, None) => return,
+        };
+        if votes::votes(context).as_ref() == Some(&votes) {
+            return;
+        }
+        let before = votes::refusal(context);
+        context.recovery.board().votes = Some(votes);
+        context.queues.add_all(&context.queues.pools, context.view.pools.keys());
+        if votes::refusal(context) != before {
             context.queues.add_all(&context.queues.hosts, context.view.hosts.keys());
             context.queues.add_all(&context.queues.machines, context.view.machines.keys());
         }

@@ -2,9 +2,9 @@
 
 use super::{
     cloud_init::{self, Origin},
-    decide::{Action, Adjustment, Plan, domain_power_state, is_protected, restart_requested},
+    decide::{Action, Adjustment, Plan, domain_power_state, restart_requested},
     observe::{Observed, host_of},
-    recovery,
+    protection, recovery,
     references::{Resolved, Site},
     status::{self, Report},
     suspension,
@@ -261,7 +261,7 @@ pub(crate) fn domain(machine: &VirtualMachine, resolved: &Resolved, host: &str) 
             restart_requested: restart_requested(machine),
             machine: resolved.machine.clone(),
             lifecycle: machine.spec.lifecycle.clone(),
-            protected: is_protected(machine),
+            protected: protection::guards(machine, resolved),
             saved_state: resolved.saved_state.clone(),
             migration: None,
         },

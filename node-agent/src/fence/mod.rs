@@ -73,6 +73,8 @@ struct State {
     vitals: Vitals,
     /// Why no guest can be guarded; none if it can.
     obstacle: Option<String>,
+    /// Whether that was found out by this process.
+    judged: bool,
     /// The guests that are guarded, or may be; none before that is known.
     guarded: Option<BTreeMap<Uuid, Guarded>>,
     /// Whether it was read from the store which guests are guarded.
@@ -109,6 +111,7 @@ impl Fence {
         let state = State {
             vitals: Vitals::new(timing(Profile::Default)),
             obstacle: Some("the pool's store has not answered yet".to_owned()),
+            judged: false,
             guarded: None,
             is_read: false,
             may_be_armed: true,
@@ -212,6 +215,13 @@ impl Fence {
         }
     }
 
+    /// Whether it was found out whether guests can be guarded. An agent that has just begun does not know, and the one before it may
+    /// have guarded some.
+    #[must_use]
+    pub fn has_judged(&self) -> bool {
+        self.lock().judged
+    }
+
     /// What is said of the host.
     #[must_use]
     pub fn protection(&self) -> HostProtection {
@@ -234,7 +244,7 @@ impl Fence {
 
     fn set_obstacle(&self, obstacle: Option<String>) {
         let mut state = self.lock();
-        if state.obstacle != obstacle {
+        if !std::mem::replace(&mut state.judged, true) || state.obstacle != obstacle {
             if let Some(obstacle) = &obstacle {
                 warn!(obstacle, "no guest can be protected here");
             }

@@ -42,7 +42,7 @@ pub(crate) use self::membership::{begin_epoch, fence, join, roll, shortest_lease
 pub use self::timing::{Timing, TimingBroken};
 pub use self::transactions::{fencing, joining, unfencing};
 pub use self::vitals::{Rung, Vitals};
-pub use self::voters::{Voter, lone_host};
+pub use self::voters::{Survival, Voter, survival};
 use crate::names::{HostBoot, LeaseId};
 use crate::store::StoreError;
 

@@ -405,7 +405,7 @@ async fn a_store_with_most_of_its_members_on_one_host_protects_nobody_until_anot
         stage.until("the machine says so", |stage| reason(stage) == Some(false)).await;
         sleep(Duration::from_mins(1)).await;
         assert!(!stage.owner_of("one").await.unwrap().guarded, "nobody could give it to another host");
-        stage.world.pool_store.set_voters(members(["host-a", "host-b", "elsewhere"]));
+        stage.world.pool_store.set_voters(members(["host-a", "host-b", "10.9.9.9"]));
         stage.until("the Pool says that it is mended", redundant).await;
         stage.until_guarded("one").await;
         stage.cut_power("host-b").await;
@@ -413,4 +413,39 @@ async fn a_store_with_most_of_its_members_on_one_host_protects_nobody_until_anot
         stage.nothing_is_broken();
     };
     LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_controller_that_takes_over_writes_nothing_anew_of_what_is_protected() {
+    for addresses in
+        [["host-a", "host-a", "host-b"], ["host-a", "host-b", "10.9.9.9"], ["host-a", "host-b", "etcd-3"]]
+    {
+        let test = async {
+            let mut stage = Stage::set(json!({"hostFailuresToTolerate": 1})).await;
+            let member = |address: &str| Voter::new(address, [format!("https://{address}:2380").as_str()]);
+            stage.world.pool_store.set_voters(addresses.map(member).to_vec());
+            stage.machines_on("host-b", &[("one", json!({}))]).await;
+            let protect = json!({"spec": {"availability": protected()}});
+            stage.machines.patch("one", &PatchParams::default(), &Patch::Merge(protect)).await.unwrap();
+            let said = |stage: &Stage| condition(&stage.machine("one")["status"], "Protected").is_some();
+            stage.until("the machine says whether it is protected", said).await;
+            sleep(Duration::from_mins(1)).await;
+            let (known, leader) = (stage.world.judge.verdict().1.len(), stage.leading().await);
+            let judge = Arc::clone(&stage.world.judge);
+            stage.world.controllers[leader].crash(&judge).await;
+            sleep(Duration::from_mins(2)).await;
+            assert_ne!(stage.leading().await, leader);
+            let (_, trace, _) = stage.world.judge.verdict();
+            let written = |line: &&String| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
+                [_, _, "creates" | "changes" | "ends", kind, ..] => {
+                    ["VirtualMachine", "Domain", "Host", "Pool"].contains(kind)
+                }
+                _ => false,
+            };
+            let written: Vec<&String> = trace.iter().skip(known).filter(written).collect();
+            assert_eq!(written, Vec::<&String>::new(), "{addresses:?}");
+            stage.nothing_is_broken();
+        };
+        LocalSet::new().run_until(test).await;
+    }
 }

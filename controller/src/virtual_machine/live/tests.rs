@@ -96,6 +96,7 @@ fn room() -> HostRoom {
             ..Default::default()
         },
         overcommit: 4,
+        reserved: Reserved::default(),
     }
 }
 
@@ -200,6 +201,28 @@ fn a_host_without_room_holds_one_growth_and_nothing_else() {
     assert!(both.held[0].message.contains("host a has 1024 MiB left"), "{}", both.held[0].message);
     let processors = changed(&ours, |wanted| wanted.cpus = 4);
     assert_eq!((processors.next.cpus, processors.held[0].reason), (2, "NoRoom"));
+}
+
+#[test]
+fn what_is_kept_for_guests_of_hosts_that_may_die_is_given_to_no_guest_that_runs() {
+    let ours = spec(&json!({}));
+    let wanted = Machine { cpus: 3, memory: quantity("2304Mi"), ..machine() };
+    for (reserved, cpus, memory, fields) in [
+        (Reserved { vcpus: false, memory: false }, 3, "2304Mi", &[][..]),
+        (Reserved { vcpus: true, memory: false }, 2, "2304Mi", &["spec.cpu.count"]),
+        (Reserved { vcpus: false, memory: true }, 3, "2Gi", &["spec.memory.size"]),
+    ] {
+        let room = HostRoom { reserved, ..room() };
+        let around = Surroundings { host: "a", room: Some(&room) };
+        let change = change(&ours, &resolved(wanted.clone()), &domain(), &around);
+        assert_eq!((change.next.cpus, &change.next.memory), (cpus, &quantity(memory)));
+        assert!(change.held.iter().all(|held| held.reason == "FailureReserve"), "{:?}", change.held);
+        assert_eq!(change.held.len(), fields.len());
+        assert!(change.held.iter().zip(fields).all(|(held, field)| held.message.contains(field)));
+        let less = Machine { cpus: 1, memory: quantity("1Gi"), ..machine() };
+        let change = super::change(&ours, &resolved(less), &domain(), &around);
+        assert_eq!(change.held, [], "who gives something back takes nothing");
+    }
 }
 
 #[test]
