@@ -17,6 +17,7 @@ pub mod command;
 mod dice;
 mod disks;
 pub mod faults;
+pub mod floor;
 #[cfg(test)]
 mod freeze_tests;
 mod gate;
@@ -95,6 +96,8 @@ pub struct Outcome {
     pub writes: usize,
     /// How long it took in virtual time.
     pub lasted: Duration,
+    /// How often what happened.
+    pub counts: floor::Counts,
 }
 
 /// Most lines of a trace that are shown with a violation.
@@ -305,6 +308,7 @@ impl World {
             self.judge.violated("I7", format_args!("{vm} was saved, and was started afresh"));
         }
         let (violations, trace, writes) = self.judge.verdict();
-        Outcome { seed, violations, schedule, trace, writes, lasted: self.began.elapsed() }
+        let counts = floor::count(self, &trace);
+        Outcome { seed, violations, schedule, trace, writes, lasted: self.began.elapsed(), counts }
     }
 }
