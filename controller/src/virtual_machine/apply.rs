@@ -61,7 +61,9 @@ pub(crate) async fn apply(context: &Context, observed: &Observed, plan: Plan) ->
                 context.merge::<Domain>(&domain, &adjustment(change)?).await?;
                 true
             }
-            Action::DeleteDomain { domain, uid } => context.delete_known::<Domain>(&domain, &uid).await?,
+            Action::DeleteDomain { domain, uid } => {
+                still_asks(context, machine).await? && context.delete_known::<Domain>(&domain, &uid).await?
+            }
             Action::DeleteUnchanged(domain) => match context.view.domains.get(&domain) {
                 Some(seen) => context.delete_unchanged(&*seen).await?,
                 None => false,
@@ -114,6 +116,21 @@ async fn confirm_gone(context: &Context, machine: &VirtualMachine) -> Result<boo
         context.found(domain);
     }
     Ok(gone)
+}
+
+/// Whether the server still has the machine, and it asks for what it was seen to ask for. What it asks for instead is learnt.
+///
+/// To delete a Domain is to stop its guest, and a mirror that is behind may show a wish that its owner has taken back. That a machine
+/// is being deleted is never taken back.
+async fn still_asks(context: &Context, machine: &VirtualMachine) -> Result<bool, Error> {
+    if is_deleting(machine) {
+        return Ok(true);
+    }
+    let Some(present) = context.get::<VirtualMachine>(&Key::of(machine)).await? else { return Ok(false) };
+    let wish = |machine: &VirtualMachine| (machine.spec.power_state, restart_requested(machine));
+    let asks = uid(&present) == uid(machine) && (is_deleting(&present) || wish(&present) == wish(machine));
+    context.found(present);
+    Ok(asks)
 }
 
 /// Deletes the disk that a guest was saved to; says whether it may be.

@@ -7,6 +7,8 @@ use std::time::Duration;
 const CLOCK_ERROR_PERCENT: u32 = 1;
 /// Xen's watchdog counts in whole seconds.
 const ROUNDING: Duration = Duration::from_secs(1);
+/// How long it may take to take all guarded guests apart.
+const DESTRUCTION: Duration = Duration::from_millis(1_400);
 /// What is left over for everything that was not thought of.
 const MARGIN: Duration = Duration::from_secs(3);
 
@@ -53,10 +55,10 @@ impl Timing {
     }
 
     /// When guarded guests are destroyed: early enough to take them apart before the host is reset, which spares those that
-    /// nobody guards.
+    /// nobody guards. With the default profile an outage of the store of 10 s ends before that.
     #[must_use]
     pub fn stop(&self) -> Duration {
-        self.deadline * 7 / 10
+        (self.deadline * 4 / 5).min(self.deadline.saturating_sub(ROUNDING + DESTRUCTION))
     }
 
     /// Makes sure that what a host guards has stopped before its lease can end: `D·(1+ρ) + 1 s + 2E + 3 s < L`, where D is

@@ -1,6 +1,13 @@
 //! The command line of the simulation.
 
-use super::{Outcome, faults::Faults, replay, scenario::story, shrink, simulate_all, simulate_under};
+use super::{
+    Outcome,
+    faults::Faults,
+    floor::{Counts, too_seldom},
+    replay,
+    scenario::story,
+    shrink, simulate_all, simulate_under,
+};
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
@@ -32,8 +39,8 @@ pub struct SimulateCommand {
     /// Leave out what is not needed to break the same promise, and print what is left as a scenario.
     #[arg(long, conflicts_with = "seeds")]
     shrink: bool,
-    /// Print one JSON object for each seed, and for several a last one with `schedules`, `violations` and
-    /// `schedules_per_minute`.
+    /// Print one JSON object for each seed, and for several a last one with `schedules`, `violations`,
+    /// `schedules_per_minute` and `counts`: how often what happened.
     #[arg(long)]
     json: bool,
 }
@@ -83,7 +90,11 @@ impl SimulateCommand {
         let (count, began) = (seeds.clone().count(), Instant::now());
         let (mut done, mut broken, mut virtual_seconds) = (0_usize, 0_usize, 0.0);
         let mut told = began;
+        let mut counts = Counts::new();
         simulate_all(seeds, faults, |outcome| {
+            for (name, times) in &outcome.counts {
+                *counts.entry(name.clone()).or_default() += times;
+            }
             virtual_seconds += outcome.lasted.as_secs_f64();
             done += 1;
             broken += usize::from(show(&outcome, self.json));
@@ -99,6 +110,7 @@ impl SimulateCommand {
                 "schedules": count,
                 "violations": broken,
                 "schedules_per_minute": per_minute.round(),
+                "counts": counts,
             });
             println!("{summary}");
         }
@@ -107,6 +119,10 @@ impl SimulateCommand {
              a second",
             virtual_seconds / took,
         );
+        if self.faults.is_empty() {
+            let schedules = u64::try_from(count).unwrap_or(u64::MAX);
+            too_seldom(&counts, schedules).iter().for_each(|what| eprintln!("too seldom: {what}"));
+        }
         if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }

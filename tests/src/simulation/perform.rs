@@ -139,7 +139,9 @@ impl World {
                 let Some(number) = self.number(host) else { return };
                 if let Some(uid) = self.uid_of(machine) {
                     // A domain that is not there, half built or being taken apart has no guest to stop.
-                    drop(self.hosts[number].host.stop_guest(uid, *reason));
+                    if self.hosts[number].host.stop_guest(uid, *reason).is_ok() {
+                        self.judge.stops_by_itself(uid);
+                    }
                 }
             }
             Action::StorageOutage { host, r#for } => {
@@ -212,7 +214,14 @@ impl World {
 
     /// When something that lasts ends next.
     pub(super) fn next_end(&self) -> Option<Instant> {
-        self.ends.due.iter().map(|(at, _)| *at).chain(self.judge.next_due()).min()
+        let due = self.ends.due.iter().map(|(at, _)| *at).chain(self.judge.next_due());
+        due.chain(self.next_recovery()).min()
+    }
+
+    /// Whether nothing lasts but that hosts are off.
+    pub(super) fn nothing_lasts(&self) -> bool {
+        let is_off = |end: &End| matches!(end, End::Start(process) if process.starts_with("agent-"));
+        self.ends.due.iter().all(|(_, end)| is_off(end))
     }
 
     /// Ends what is due, deals with hosts that were reset and with a process whose write came, and complains about processes
@@ -247,11 +256,13 @@ impl World {
             }
         }
         self.check_processes().await;
+        self.judge_recoveries();
     }
 
     /// Ends all faults, those included that wait for their moment.
     pub(super) fn end_faults(&mut self) {
         self.judge.note("faults end");
+        self.are_faults_over = true;
         std::mem::take(&mut self.ends.due).into_iter().for_each(|(_, end)| self.end(end));
         self.judge.disarm();
         self.weather.calm_down();

@@ -25,7 +25,8 @@ impl Weather {
         self.0.store(false, Ordering::Relaxed);
     }
 
-    fn is_bad(&self) -> bool {
+    /// Whether they do.
+    pub(super) fn is_bad(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -7,7 +7,9 @@ use super::{
     hypervisor::Judged,
     judge::Judge,
     perform::Ends,
+    recoveries::Recoveries,
     step::Step,
+    storage::JudgedStorage,
     wire::{Weather, Wire},
 };
 use crate::memory_api::{MemoryApi, Observer};
@@ -120,6 +122,10 @@ pub(super) struct World {
     pub(super) backup: Option<Backup>,
     /// What was done so far.
     pub(super) taken: Vec<Step>,
+    /// Whether all faults have ended, those included that wait for their moment.
+    pub(super) are_faults_over: bool,
+    /// The guests that are to run again on another host.
+    pub(super) recoveries: Recoveries,
 }
 
 impl Process {
@@ -220,6 +226,8 @@ impl World {
             is_restored: false,
             backup: None,
             taken: Vec::new(),
+            are_faults_over: false,
+            recoveries: Recoveries::new(),
         }
     }
 
@@ -271,7 +279,11 @@ impl World {
         let dependencies = Dependencies {
             client: self.api.client(&side.agent.name, Arc::new(side.agent.wire.clone())),
             hypervisor: Arc::new(hypervisor),
-            storage: Arc::new(side.storage.clone()),
+            storage: Arc::new(JudgedStorage {
+                host: name.to_owned(),
+                inner: side.storage.clone(),
+                judge: Arc::clone(&judge),
+            }),
             seeds: Arc::new(side.seeds.clone()),
             network: Arc::new(SimulatedNetwork::new(["lan".to_owned()])),
             ownership: Arc::new(side.agent.store.clone()),
@@ -336,6 +348,7 @@ impl World {
             let boot_id = side.host.boot_id().unwrap_or_default();
             if boot_id != side.boot_id {
                 side.boot_id = boot_id;
+                self.judge.was_reset(side.name);
                 match side.host.booted_at() {
                     Ok(at) => self.judge.lost(side.name, at),
                     Err(error) => self.judge.violated("set-up", error),
