@@ -244,7 +244,7 @@ fn policy_and_words_are_read_from_the_objects() {
     pool.spec.availability =
         PoolAvailability { profile: Profile::Fast, disarmed: true, ..PoolAvailability::default() };
     let policy = Policy::of(Some(&pool), None);
-    assert_eq!((policy.grace, policy.halt), (Duration::from_secs(3), Some(Halt::Disarmed)));
+    assert_eq!((policy.grace, policy.halt), (Duration::from_secs(4), Some(Halt::Disarmed)));
     assert_eq!(Policy::of(Some(&pool), Some(freeze())).halt, Some(Halt::Frozen(freeze())));
 
     let mut host = Host::new("a", HostSpec::default());
