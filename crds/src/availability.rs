@@ -64,7 +64,7 @@ pub struct PoolAvailability {
     #[schemars(range(min = 0, max = 32))]
     pub host_failures_to_tolerate: i32,
     /// How soon a silent host counts as dead. `Default`: its lease lasts 30 s, it stops protected guests within 20 s, and 10 s
-    /// after the lease they are started elsewhere. `Fast`: 15 s, 8 s and 3 s. Default: `Default`. Agents take a change over
+    /// after the lease they are started elsewhere. `Fast`: 15 s, 8 s and 4 s. Default: `Default`. Agents take a change over
     /// at once.
     #[serde(default)]
     pub profile: Profile,

@@ -302,7 +302,7 @@ fn the_policy_is_read_from_the_pool() {
     };
     assert_eq!(Policy::of(Some(&pool), None).tolerance, Tolerance { least: 2, ..tolerance });
     let policy = Policy::of(Some(&pool), None);
-    assert_eq!((policy.grace, policy.halt), (Duration::from_secs(3), Some(Halt::Disarmed)));
+    assert_eq!((policy.grace, policy.halt), (Duration::from_secs(4), Some(Halt::Disarmed)));
     assert_eq!(Policy::of(Some(&pool), Some(freeze())).halt, Some(Halt::Frozen(freeze())));
 }
 
