@@ -164,7 +164,7 @@ async fn a_guest_is_paused_then_stopped_and_the_host_spared_when_the_store_stays
     sleep_until(last + seconds(12.5)).await;
     assert_eq!(bed.guest(), Some(DomainState::Paused));
     assert!(fence.holds(GUEST));
-    sleep_until(last + seconds(15.9)).await;
+    sleep_until(last + seconds(16.9)).await;
     assert_eq!(bed.guest(), None);
     sleep_until(last + seconds(60.0)).await;
     assert_eq!(bed.boot_id().await, bed.me.boot_id.as_str(), "the host was not reset");

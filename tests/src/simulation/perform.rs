@@ -438,7 +438,7 @@ impl World {
 
     /// A client of people, who are never cut off.
     fn people(&self) -> Client {
-        self.api.client("user", Arc::new(Perfect))
+        self.api.client(users::PEOPLE, Arc::new(Perfect))
     }
 
     /// The objects of a kind as people see them.

@@ -38,7 +38,7 @@ impl Stage {
         let mut world = World::new(1);
         world.weather.calm_down();
         world.begin().await;
-        let client = world.api.client("user", Arc::new(Perfect));
+        let client = world.api.client(super::users::PEOPLE, Arc::new(Perfect));
         let pools: Api<Pool> = Api::all(client.clone());
         let pool = object(json!({"metadata": {"name": "default"}, "spec": {"availability": policy}}));
         pools.create(&PostParams::default(), &pool).await.unwrap();

@@ -253,7 +253,7 @@ async fn the_domain_of_a_guest_that_runs_and_is_wanted_is_not_deleted() {
     let judge = judge_with_a_domain_on("host-a").await;
     let machine = json!({"metadata": {"uid": UUID.to_string()}, "spec": {"powerState": "Running"}});
     judge.wrote(Write {
-        client: "user",
+        client: super::users::PEOPLE,
         kind: "VirtualMachine",
         before: None,
         object: &machine,
