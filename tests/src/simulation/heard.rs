@@ -24,8 +24,10 @@ pub(super) struct Heard {
 }
 
 impl Heard {
+    /// An agent that starts has the lease of the one before it, if it finds one.
     pub(super) fn new(host: &str, inner: MemoryStore, judge: Arc<Judge>) -> Self {
-        Self { host: host.to_owned(), inner, judge, timing: Mutex::new(Timing::DEFAULT) }
+        let timing = Mutex::new(judge.timing_of(host));
+        Self { host: host.to_owned(), inner, judge, timing }
     }
 
     fn heard(&self, sent: Instant) {

@@ -137,10 +137,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_host_is_silent_by_its_own_times_and_reset_not_before_its_deadline() {
         for (timing, seconds, is_silent, may_be_reset) in [
-            (Timing::FAST, 6, false, false),
+            (Timing::FAST, 5, false, false),
+            (Timing::FAST, 6, true, false),
             (Timing::FAST, 7, true, true),
-            (Timing::DEFAULT, 16, false, false),
-            (Timing::DEFAULT, 17, true, false),
+            (Timing::DEFAULT, 15, false, false),
+            (Timing::DEFAULT, 16, true, false),
             (Timing::DEFAULT, 19, true, true),
         ] {
             let heard = heard(Some(Instant::now()), timing);
