@@ -81,7 +81,7 @@ impl Words {
             let Ok(host) = HostName::new(Key::of(heard.0).name) else { continue };
             let fencing = &heard.0.spec.fencing;
             if let Some(text) = &fencing.confirmed_dead {
-                words.take_dead(heard, host.clone(), text, roll, owners);
+                words.take_dead(heard, &host, text, roll, owners);
             }
             if let Some(text) = &fencing.unfenced {
                 words.take_unfenced(heard.0, host, text);
@@ -93,7 +93,7 @@ impl Words {
     fn take_dead(
         &mut self,
         heard: Heard<'_>,
-        host: HostName,
+        host: &HostName,
         text: &str,
         roll: &Roll,
         owners: &BTreeMap<VmUid, Owner>,
@@ -105,7 +105,7 @@ impl Words {
             return;
         };
         self.called_dead.insert(boot.clone());
-        let known = known(heard.0, &host, roll, owners);
+        let known = known(heard.0, host, roll, owners);
         if roll.live.contains_key(&boot) {
             self.refused.push(refused(Refusal::Live));
         } else if roll.fenced.get(&boot).is_some_and(|record| record.proof == Proof::Confirmed) {

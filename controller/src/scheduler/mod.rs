@@ -210,24 +210,24 @@ pub(crate) async fn run(context: &Context) {
     loop {
         context.scheduler.wake.notified().await;
         tokio::time::sleep(WINDOW).await;
-        let mut left = pass(context, context.scheduler.waiting());
+        let mut left = pass(context, &context.scheduler.waiting());
         while !left.is_empty() {
             // The same task renews the leader's lease.
             tokio::task::yield_now().await;
-            left = pass(context, left);
+            left = pass(context, &left);
         }
     }
 }
 
 /// One pass over machines that wait; returns those for which it had no time.
-fn pass(context: &Context, waiting: Vec<Key>) -> Vec<Key> {
+fn pass(context: &Context, waiting: &[Key]) -> Vec<Key> {
     let started = Instant::now();
     let scheduler = &context.scheduler;
     if waiting.is_empty() {
         context.metrics.pending(0);
         return Vec::new();
     }
-    let mut batch = batch(context, &waiting, &scheduler.claims());
+    let mut batch = batch(context, waiting, &scheduler.claims());
     let requests: Vec<Request> = batch.iter().map(|candidate| candidate.request.clone()).collect();
     let mut books = scheduler.books(&context.view);
     books.doubt(requests.iter().filter(|request| request.protected).map(|request| request.key.clone()));

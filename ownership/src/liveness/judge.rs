@@ -340,7 +340,7 @@ mod tests {
         court.fall_silent([2]);
         assert_eq!(court.brake_at(92), None);
         let dead = (boot(1, 1), Proof::LeaseEnded);
-        assert_eq!(court.due_at(101), [dead.clone()]);
+        assert_eq!(court.due_at(101), std::slice::from_ref(&dead));
         assert_eq!(court.due_at(102), [dead, (boot(2, 1), Proof::LeaseEnded)]);
     }
 

@@ -241,7 +241,7 @@ impl MemoryApi {
                 if let Some(observer) = &self.observer {
                     observer.read(client, &found);
                 }
-                return Ok(whole(StatusCode::OK, &*found));
+                return Ok(whole(StatusCode::OK, &found));
             }
             ("GET", false) => {
                 let listed = store.list(place.resource, selection);
