@@ -138,8 +138,8 @@ mod tests {
             (10, Rung::Refuse),
             (11, Rung::Refuse),
             (12, Rung::Pause),
-            (13, Rung::Pause),
-            (14, Rung::Stop),
+            (15, Rung::Pause),
+            (16, Rung::Stop),
             (19, Rung::Stop),
             (20, Rung::Reset),
         ] {

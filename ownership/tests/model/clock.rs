@@ -23,7 +23,7 @@ pub const LATE: Tick = 1;
 pub const BLIND: Tick = LEASE - 1;
 /// The election timeout of the store.
 pub const ELECTION: Duration = Duration::from_secs(3);
-/// Times as short as the ticks allow. A silent host pauses and stops within tick 2, is reset at tick 3, and loses its lease at
+/// Times as short as the ticks allow. A silent host pauses at tick 2, stops and is reset at tick 3, and loses its lease at
 /// tick 4; what it had under way has landed by then, or a tick later if it heard a deposed leader last, and it is fenced at
 /// tick 6.
 pub const TIMING: Timing = Timing {
@@ -45,7 +45,6 @@ pub fn timing(flaw: Option<Flaw>) -> Timing {
     match flaw {
         Some(Flaw::DeadlineOfTheLease) => Timing { deadline: TICK * u32::from(LEASE), ..TIMING },
         Some(Flaw::NoGrace) => Timing { grace: Duration::ZERO, ..TIMING },
-        Some(Flaw::GraceForWritesAlone) => Timing { grace: TICK * u32::from(LATE), ..TIMING },
         Some(_) | None => TIMING,
     }
 }

@@ -18,8 +18,6 @@ pub enum Flaw {
     DeadlineOfTheLease,
     /// The controller does not wait after it has seen a host gone.
     NoGrace,
-    /// It waits for writes under way, and not for what a deposed leader of the store has acknowledged.
-    GraceForWritesAlone,
     /// The controller counts the grace from before a time in which it did not look.
     BlindRemembers,
     /// The destination of a migration runs the guest without having seen itself as the owner.
@@ -48,14 +46,13 @@ pub enum Flaw {
 
 impl Flaw {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 18] = [
         Self::StealWithoutFence,
         Self::StealUnguarded,
         Self::OwnerKeyOnLease,
         Self::DeadlineFromReceipt,
         Self::DeadlineOfTheLease,
         Self::NoGrace,
-        Self::GraceForWritesAlone,
         Self::BlindRemembers,
         Self::UnpauseBeforeCommit,
         Self::ResumeOnTimeout,
@@ -88,7 +85,6 @@ impl Flaw {
                 | Self::DeadlineFromReceipt
                 | Self::DeadlineOfTheLease
                 | Self::NoGrace
-                | Self::GraceForWritesAlone
                 | Self::BlindRemembers
                 | Self::UnpauseBeforeCommit
                 | Self::ResumeOnTimeout

@@ -85,7 +85,6 @@ const RUNS: [Run; 9] = [
         reaches: &[Sight::FailsOver, Sight::GoesOn, Sight::Rejoins, Sight::HearsTheDeposed, Sight::LateCopy],
         finds: &[
             Flaw::NoGrace,
-            Flaw::GraceForWritesAlone,
             Flaw::BlindRemembers,
             Flaw::DeadlineFromReceipt,
             Flaw::TtlZeroIgnored,
