@@ -58,3 +58,4 @@ mod watched;
 pub use metrics::Metrics;
 pub use recovery::PoolStore;
 pub use run::{Dependencies, LEASE, Options, run};
+pub use scheduler::Rehearsal;

@@ -1,6 +1,6 @@
 //! What the controller sees of the cluster: a mirror of every kind, and who refers to whom.
 
-use crate::relation::Relation;
+use crate::{relation::Relation, scheduler::Touched};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Resource, ResourceExt};
 use kubexen_crds::{
@@ -49,6 +49,8 @@ pub(crate) struct View {
     pub(crate) machines_of_network: Relation,
     /// VirtualDisk → StorageRepository.
     pub(crate) disks_of_repository: Relation,
+    /// What has changed of all this since the scheduler looked last.
+    pub(crate) touched: Touched,
 }
 
 impl View {

@@ -118,6 +118,16 @@ impl Watched for VirtualMachine {
         view.machines_of_disk.set(change.key, now(change, attached_disks));
         view.machines_of_network.set(change.key, now(change, attached_networks));
         view.suspended_of_disk.set(change.key, now(change, suspended_disks));
+        view.touched.machines([change.key.clone()]);
+        if differs(change, |machine| (uid(machine).to_owned(), machine.spec.placement.anti_affinity.clone()))
+        {
+            for domain in view.domains_of_machine.to(change.key) {
+                view.touched.host_of(&domain.namespace);
+            }
+        }
+        if differs(change, suspended_disks) {
+            touch_users(view, either(change, suspended_disks));
+        }
     }
 
     fn wake(context: &Context, change: &Change<'_, Self>) {
@@ -165,6 +175,7 @@ impl Watched for VirtualDisk {
     fn index(view: &View, change: &Change<'_, Self>) {
         let repository = |disk: &Self| BTreeSet::from([Key::cluster(&disk.spec.repository)]);
         view.disks_of_repository.set(change.key, now(change, repository));
+        view.touched.machines(view.machines_of_disk.to(change.key));
     }
 
     fn wake(context: &Context, change: &Change<'_, Self>) {
@@ -202,6 +213,12 @@ impl Watched for Network {
         Some(&queues.networks)
     }
 
+    fn index(view: &View, change: &Change<'_, Self>) {
+        if differs(change, |network| (uid(network).to_owned(), is_deleting(network), network.spec.clone())) {
+            view.touched.all();
+        }
+    }
+
     fn wake(context: &Context, change: &Change<'_, Self>) {
         if differs(change, |network| (uid(network).to_owned(), is_deleting(network), network.spec.clone())) {
             context.queues.add_all(&context.queues.machines, context.view.machines_of_network.to(change.key));
@@ -222,6 +239,14 @@ impl Watched for StorageRepository {
 
     fn queue(queues: &Queues) -> Option<&WorkQueue<Key>> {
         Some(&queues.repositories)
+    }
+
+    fn index(view: &View, change: &Change<'_, Self>) {
+        if differs(change, |repository| {
+            (uid(repository).to_owned(), is_deleting(repository), repository.spec.clone())
+        }) {
+            view.touched.all();
+        }
     }
 
     fn wake(context: &Context, change: &Change<'_, Self>) {
@@ -251,9 +276,33 @@ impl Watched for Host {
         Some(&queues.hosts)
     }
 
+    fn index(view: &View, change: &Change<'_, Self>) {
+        view.touched.host(&change.key.name);
+        let domains = view.domains_of_host(&change.key.name);
+        view.touched.machines(domains.iter().flat_map(|domain| machine_of(domain)));
+        // What machines are made of, and where disks are, depends on these.
+        let kind = |host: &Self| {
+            let status = host.status.clone().unwrap_or_default();
+            let features = status.cpu.and_then(|cpu| cpu.feature_sets);
+            let storage = |location: Location| (location.name, location.shared, location.id);
+            (features, status.locations.into_iter().map(storage).collect::<Vec<_>>())
+        };
+        if differs(change, kind) {
+            view.touched.all();
+        }
+    }
+
     fn wake(context: &Context, change: &Change<'_, Self>) {
         let Context { view, queues, scheduler, .. } = context;
         if differs(change, is_ready) {
+            let domains = view.domains_of_host(&change.key.name);
+            queues.add_all(&queues.machines, domains.iter().flat_map(|domain| machine_of(domain)));
+        }
+        let protects = |host: &Self| {
+            let said = host.status.as_ref().and_then(|status| status.protection.clone());
+            said.map(|said| (said.state, said.message))
+        };
+        if differs(change, protects) {
             let domains = view.domains_of_host(&change.key.name);
             queues.add_all(&queues.machines, domains.iter().flat_map(|domain| machine_of(domain)));
         }
@@ -306,6 +355,12 @@ impl Watched for Pool {
         Some(&queues.pools)
     }
 
+    fn index(view: &View, change: &Change<'_, Self>) {
+        if differs(change, |pool| (pool.spec.clone(), pool.status.clone().and_then(|status| status.cpu))) {
+            view.touched.all();
+        }
+    }
+
     fn wake(context: &Context, change: &Change<'_, Self>) {
         let level = |pool: &Self| pool.status.as_ref().and_then(|status| status.cpu.clone());
         if differs(change, |pool| (pool.spec.clone(), level(pool))) {
@@ -315,6 +370,15 @@ impl Watched for Pool {
         // Agents hear of the policy from their Hosts.
         if differs(change, |pool| pool.spec.availability.clone()) {
             context.queues.add_all(&context.queues.hosts, context.view.hosts.keys());
+        }
+        let disarmed = |pool: &Self| pool.spec.availability.disarmed;
+        if differs(change, disarmed) {
+            let ends = !change.after.is_some_and(|pool| disarmed(pool));
+            let machines = context.view.machines.list().into_iter().filter(|machine| is_protected(machine));
+            let keys = machines.map(|machine| Key::of(&*machine));
+            // When it ends, those on a host hear of it once that host can protect them again.
+            let keys = keys.filter(|key| !ends || context.view.domains_of_machine(key).is_empty());
+            context.queues.add_all(&context.queues.machines, keys);
         }
     }
 }
@@ -341,6 +405,11 @@ impl Watched for Domain {
         view.domains_of_host.set(change.key, now(change, host));
         view.domains_of_disk.set(change.key, now(change, disks_of));
         view.domains_of_address.set(change.key, now(change, addresses));
+        view.touched.host_of(&change.key.namespace);
+        view.touched.machines(either(change, machine_of));
+        if differs(change, disks_of) {
+            touch_users(view, either(change, disks_of));
+        }
     }
 
     fn wake(context: &Context, change: &Change<'_, Self>) {
@@ -433,6 +502,8 @@ impl Watched for Volume {
         let host = |volume: &Self| volume.metadata.namespace.iter().map(Key::cluster).collect();
         view.volumes_of_disk.set(change.key, now(change, disk_of));
         view.volumes_of_host.set(change.key, now(change, host));
+        view.touched.volumes();
+        touch_users(view, either(change, disk_of));
     }
 
     fn wake(context: &Context, change: &Change<'_, Self>) {
@@ -447,6 +518,13 @@ impl Watched for Volume {
             wake_deleted_host(context, &change.key.namespace);
             scheduler.wake();
         }
+    }
+}
+
+/// What these disks' machines need may be something else now.
+fn touch_users(view: &View, disks: BTreeSet<Key>) {
+    for disk in disks {
+        view.touched.machines(view.machines_of_disk.to(&disk));
     }
 }
 

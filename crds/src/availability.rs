@@ -64,12 +64,13 @@ pub struct PoolAvailability {
     #[schemars(range(min = 0, max = 32))]
     pub host_failures_to_tolerate: i32,
     /// How soon a silent host counts as dead. `Default`: its lease lasts 30 s, it stops protected guests within 20 s, and 10 s
-    /// after the lease they are started elsewhere. `Fast`: 15 s, 8 s and 3 s. Default: `Default`. Agents take a change over
+    /// after the lease they are started elsewhere. `Fast`: 15 s, 8 s and 4 s. Default: `Default`. Agents take a change over
     /// at once.
     #[serde(default)]
     pub profile: Profile,
-    /// Percentage of hosts that may be silent at once, at least one host: while there are more, no guest is started elsewhere,
-    /// because the fault is then rather between the hosts and the pool's store. 1 to 100. Default: 30.
+    /// Percentage of hosts that may be silent at once, at least one host, and at least `hostFailuresToTolerate`: while there are
+    /// more, no guest is started elsewhere, because the fault is then rather between the hosts and the pool's store. 1 to 100.
+    /// Default: 30.
     #[serde(default = "thirty")]
     #[schemars(range(min = 1, max = 100))]
     pub max_silent_percent: i32,
@@ -115,14 +116,25 @@ pub enum Profile {
 #[serde(rename_all = "camelCase")]
 pub struct HostFencing {
     /// A boot of the host, as `status.bootID` shows it, that somebody has seen to be off: its guests are started elsewhere at
-    /// once, whatever the storm brake says. A boot that is alive after all is not believed to be dead. Default: none.
+    /// once, whatever the storm brake says. A boot that is alive after all, by its lease or by its agent's heartbeat at the API
+    /// server, is not believed to be dead, and one that nobody knows neither: an event of the Host says why. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     pub confirmed_dead: Option<String>,
-    /// A fenced boot of the host that somebody has seen to run no protected guest: it may come back without a reboot.
-    /// Default: none.
+    /// A fenced boot of the host that somebody has seen to run no protected guest: it may come back without a reboot. It is
+    /// followed once, which `status.fencing.unfenced` says; take it away and give it again to repeat it. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
+    pub unfenced: Option<String>,
+}
+
+/// What was done by an operator's word about a host's boots. Written by the controller.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HostFencingStatus {
+    /// `spec.fencing.unfenced`, once it was followed: the boot was unfenced then, or was not fenced. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub unfenced: Option<String>,
 }
 
@@ -146,7 +158,10 @@ pub struct HostAvailability {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HostProtection {
-    /// `Ready`: they may run here; the host has a lease, and a watchdog resets it if it must. `Unavailable`: they may not.
+    /// `Ready`: what is protected here is guarded; the host has had a lease, and a watchdog that resets it if it must could be had
+    /// when that was last looked at. A host that hears nothing of the pool's store for a while stays `Ready` and guards no more
+    /// guests. `Unavailable`: protected guests run here all the same, but nobody is guarded, so they wait for an operator if the
+    /// host dies.
     pub state: ProtectionState,
     /// Why it is unavailable; empty otherwise.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -159,12 +174,12 @@ pub struct HostProtection {
     pub epoch: Option<String>,
 }
 
-/// Whether protected guests may run on a host.
+/// Whether protected guests are guarded on a host.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 pub enum ProtectionState {
-    /// They may: it has a lease and can be reset by a watchdog.
+    /// They are guarded.
     Ready,
-    /// They may not.
+    /// They may run, and are not guarded.
     Unavailable,
 }
 
@@ -176,7 +191,8 @@ pub struct HostRecovery {
     #[serde(rename = "bootID")]
     #[schemars(length(max = 64))]
     pub boot_id: String,
-    /// When its agent was last heard of.
+    /// The latest heartbeat of its agent at the API server that the controller saw before it found the lease gone, by the
+    /// controller's clock. An agent beats every 10 s. Absent if the controller saw none of this boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_sign: Option<MicroTime>,
     /// When its lease was first seen gone.
@@ -184,13 +200,13 @@ pub struct HostRecovery {
     /// When it was fenced: from then on it can never come back to life.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fenced: Option<MicroTime>,
-    /// Guests that it had and that are to be started elsewhere.
+    /// Guests that it had and that are to be started elsewhere. Those that had ended before it died are none of them.
     #[schemars(range(min = 0))]
     pub machines: i32,
     /// How many of those have been started elsewhere.
     #[schemars(range(min = 0))]
     pub recovered: i32,
-    /// When the last of them was Ready.
+    /// When the last of them was Ready, or none was left to be started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed: Option<MicroTime>,
 }
@@ -213,6 +229,9 @@ pub struct MachineRecovery {
     pub to: String,
     /// When the pool's store named that host as its owner.
     pub stolen: MicroTime,
+    /// When that host was first seen to run it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<MicroTime>,
     /// When it was Ready there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<MicroTime>,
@@ -222,8 +241,9 @@ pub struct MachineRecovery {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PoolAvailabilityStatus {
-    /// How many hosts may die at once without a protected guest staying down, as things are, at most as many as
-    /// `spec.availability.hostFailuresToTolerate` asks for. Absent when it asks for none.
+    /// How many hosts may die at once, whichever they are, without a protected guest staying down, as things are; as many as there
+    /// is room for, at most as many as the pool's store outlives, none while nothing is started elsewhere, and at most as many
+    /// as `spec.availability.hostFailuresToTolerate` asks for. Absent when it asks for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub tolerates: Option<i32>,
@@ -232,7 +252,8 @@ pub struct PoolAvailabilityStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub protected: Option<i32>,
-    /// Hosts whose lease is gone and that are not fenced yet, at most 64.
+    /// Hosts that own guests, whose lease is gone and that are not fenced yet, at most 64. While the condition Recovering says
+    /// StormBrake: the hosts that count as silent for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]

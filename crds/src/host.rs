@@ -1,7 +1,7 @@
 //! `Host`: a machine that runs Xen, with the agent in its dom0.
 
 use crate::{
-    availability::{HostAvailability, HostFencing, HostProtection, HostRecovery},
+    availability::{HostAvailability, HostFencing, HostFencingStatus, HostProtection, HostRecovery},
     boot::{BootType, Firmware},
     condition::conditions_schema,
     cpu::FeatureSets,
@@ -131,6 +131,9 @@ pub struct HostStatus {
     /// What the pool's policy asks of the agent; none before the controller has said so. Written by the controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub availability: Option<HostAvailability>,
+    /// What was done by what `spec.fencing` says; none before anything was. Written by the controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fencing: Option<HostFencingStatus>,
     /// How guests of this host last came back elsewhere, after it had died. Written by the controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery: Option<HostRecovery>,

@@ -34,8 +34,8 @@ pub mod virtual_machine_migration;
 pub mod volume;
 
 pub use availability::{
-    Availability, HostAvailability, HostFencing, HostProtection, HostRecovery, MachineRecovery,
-    PoolAvailability, PoolAvailabilityStatus, Profile, ProtectionState, RestartPriority,
+    Availability, HostAvailability, HostFencing, HostFencingStatus, HostProtection, HostRecovery,
+    MachineRecovery, PoolAvailability, PoolAvailabilityStatus, Profile, ProtectionState, RestartPriority,
 };
 pub use boot::{Boot, BootType, Firmware, Kernel};
 pub use cd::{Cd, DomainCd, DomainImage, Image};

@@ -161,12 +161,15 @@ pub struct PoolStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub availability: Option<PoolAvailabilityStatus>,
     /// `Ready`: there are hosts, and all of them are Ready. `FailuresTolerated`: there is room for the protected guests of as
-    /// many hosts as `spec.availability` asks for; False with reason NotEnoughRoom when there is not, NotCertain when that could
-    /// not be shown in a large pool; the message names hosts, the machine that would stay down, and what would help. Absent when
-    /// no failure is to be tolerated. `Recovering`: guests of dead hosts are being started elsewhere; False with
+    /// many hosts as `spec.availability` asks for, and they can be started elsewhere; False with reason NotEnoughRoom when there is
+    /// not, NotCertain when that could not be shown in a large pool, StoreNotRedundant when the pool's store would not outlive
+    /// those hosts, NoPoolStore, Disarmed or Frozen when nothing is started elsewhere; the message names hosts, the machine that
+    /// would stay down, and what would help. Absent when no failure is to be tolerated. `Recovering`: guests of dead hosts are being started elsewhere; False with
     /// the reason StormBrake when too many hosts are silent for that, Frozen when the pool's store was restored, Disarmed when
     /// nothing is to be done. `StoreRedundant`: the pool's store outlives the death of any one host; False with the reason
-    /// HostHoldsMajority when so many of its members run on one host that the rest is no majority: then no guest is protected.
+    /// HostHoldsMajority when so many of its members run on one host that the rest is no majority: then no guest is protected;
+    /// Unknown with the reason MembersNotPlaced when a member is known by a name or address that no Host has, MembersNotRead when
+    /// the store does not say who they are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]
     pub conditions: Vec<Condition>,

@@ -373,8 +373,8 @@ pub struct VirtualMachineStatus {
     /// the spec as it stands; False with reason RestartRequired when a change waits for a restart, Applying while it is
     /// made, GuestNotResponding or DiskInUse when the guest does not do its part. `Protected`: of a machine whose
     /// `spec.availability.restartPriority` is Protected, whether it can start on another host; False with reason LocalDisk
-    /// when a disk of it is on one host alone, NoOtherHost when only one host can run it, StoreNotRedundant when one host
-    /// holds so many members of the pool's store that nobody could give it away. `Stalled`: nothing goes on until
+    /// when a disk of it is on one host alone, NoOtherHost when only one host can run it, HostCannotProtect when its host
+    /// cannot stop it in time, NoPoolStore, Disarmed or StoreNotRedundant when no guest of the pool is protected. `Stalled`: nothing goes on until
     /// somebody changes something.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "conditions_schema")]

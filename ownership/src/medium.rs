@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use crate::disk::{self, DiskUid};
 use crate::drive::{self, Backend, Leases, RequestError};
-use crate::liveness::{self, Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Voter};
+use crate::liveness::{self, Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Unfence, Voter};
 use crate::names::{HostBoot, LeaseId, Owner, Token, VmUid};
 use crate::protocol::{
     AbortVerb, CommitVerb, DiscardVerb, GuardVerb, ReclaimVerb, ReleaseVerb, ResumeVerb, RunVerb, SaveVerb,
@@ -164,8 +164,8 @@ impl<M: Medium> Liveness for M {
         liveness::fence(self, boot, record).await
     }
 
-    async fn unfence(&self, boot: &HostBoot) -> Result<(), StoreError> {
-        liveness::unfence(self, boot).await
+    async fn unfence(&self, boot: &HostBoot, record: &FenceRecord) -> Result<Unfence, StoreError> {
+        liveness::unfence(self, boot, record).await
     }
 
     async fn shortest_lease(&self) -> Result<Duration, StoreError> {

@@ -31,8 +31,8 @@
 //! RELEASE, COMMIT and ABORT are for what runs. SAVE also gives back what was to be resumed.
 //!
 //! ```text
-//! GUARD    mine, under this token          → put me, guarded or not, if unchanged
-//!          mine, as asked for              → nothing to do
+//! GUARD    mine, under this token          → put me, guarded, if unchanged, and this boot is live; or not guarded, if unchanged
+//!          mine, guarded as asked for      → nothing to do
 //!          anything else                   → refused
 //! STEAL    the dead host's, this token     → put the new host as its successor, if unchanged, and the dead boot is fenced
 //!                                            and not live, and the new host is live

@@ -93,8 +93,11 @@ pub enum Discard {
 /// The answer to [`OwnershipStore::guard`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Guard {
-    /// The record says so, under this token.
+    /// The record says so, under this token, and no earlier call will make it say otherwise.
     Written(Token),
+    /// The host is not live, so it can promise nothing. The record did not change; what an earlier transaction of this call may do
+    /// to it is not known.
+    NotLive,
     /// The host does not own it under this token, and this call changed nothing that still stands; with the present
     /// owner, if there is one.
     Refused(Option<Owner>),
@@ -280,7 +283,9 @@ pub trait OwnershipStore: Send + Sync + fmt::Debug {
     /// Writes down whether `me`, who owns `vm` under `token`, has promised to have stopped the guest before its lease can
     /// end.
     ///
-    /// To be called only when whatever keeps that promise is armed; and to take the promise back, before it is disarmed.
+    /// To be called only when whatever keeps that promise is armed; and to take the promise back, before it is disarmed. A
+    /// promise is made only by a host that is live. It is taken back under a new token in any case, so that no earlier call that
+    /// is still under way can make it.
     ///
     /// # Errors
     /// [`StoreError::Unknown`] when it may or may not be written, or may yet be: keep the promise. Else [`StoreError`].

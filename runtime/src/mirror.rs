@@ -217,7 +217,8 @@ where
         }
     }
 
-    fn take(&self, event: Event<DeserializeGuard<K>>, changed: &impl Fn(&Change<'_, K>)) {
+    /// Takes what a watch has delivered, and calls `changed` for every object that changed.
+    pub fn take(&self, event: Event<DeserializeGuard<K>>, changed: &impl Fn(&Change<'_, K>)) {
         match event {
             Event::Init => {
                 let mut state = self.lock();

@@ -3,7 +3,9 @@
 use kubexen_testbed::simulation::{
     Schedule,
     faults::Faults,
-    first_difference, replay,
+    first_difference,
+    floor::{Counts, too_seldom},
+    replay,
     scenario::{read_all, story},
     simulate, simulate_all,
 };
@@ -11,14 +13,20 @@ use std::{collections::BTreeMap, path::Path};
 
 #[test]
 fn every_promise_is_kept_under_twenty_thousand_schedules_of_faults() {
-    let mut complaints = Vec::new();
-    simulate_all(0..20_000, &Faults::default(), |outcome| complaints.extend(outcome.complaint()));
+    let (mut complaints, mut counts) = (Vec::new(), Counts::new());
+    simulate_all(0..20_000, &Faults::default(), |outcome| {
+        complaints.extend(outcome.complaint());
+        for (name, times) in outcome.counts {
+            *counts.entry(name).or_default() += times;
+        }
+    });
     assert!(
         complaints.is_empty(),
         "{} schedules broke promises:\n{}",
         complaints.len(),
         complaints.join("\n\n")
     );
+    assert_eq!(too_seldom(&counts, 20_000), [""; 0], "the schedules put too little at stake");
 }
 
 /// Each story is kept beside its scenario, to be read: `INSTA_UPDATE=always cargo test --workspace --test simulation` writes

@@ -15,8 +15,8 @@
 //! into the Lease are for people. A host that is being deleted waits until it has neither a Domain nor a Volume.
 //!
 //! # What it writes
-//! The finalizer, what [`access`] makes, and of the status only `conditions`, `evacuation` and `observedGeneration`;
-//! the rest is the agent's.
+//! The finalizer, what [`access`] makes, and of the status only `conditions`, `evacuation`, `availability`, `fencing`, `recovery`
+//! and `observedGeneration`; the rest is the agent's.
 
 pub mod access;
 pub(crate) mod decide;
@@ -158,6 +158,7 @@ async fn say(
         conditions,
         evacuation,
         availability: recovery::availability_of_host(context).or(before.availability.clone()),
+        fencing: recovery::fencing_of_host(context, host),
         recovery: recovery::recovery_of_host(context, host),
         ..before.clone()
     };

@@ -69,7 +69,7 @@ impl RecoveryMetrics {
         );
         registry.register(
             "recovery_seconds",
-            "Phases of recoveries: grace (lease gone to fenced), steal (fenced to given to another host), start (to Ready)",
+            "Phases of recoveries: silence (last heartbeat to lease gone), grace (lease gone to fenced), steal (fenced to given to another host), start (to Ready)",
             self.phases.clone(),
         );
     }

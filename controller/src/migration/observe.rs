@@ -138,7 +138,9 @@ fn look(
             .find(|domain| !super::is_empty(domain) && !ours(domain, MigrationRole::Destination))
             .cloned(),
     };
-    let begun = destination.is_some()
+    // The destination may have come and gone before the record says that there was one.
+    let begun = told_to_send
+        || destination.is_some()
         || migration.as_ref().and_then(|migration| migration.status.as_ref()).is_some_and(|status| {
             status.destination.is_some() || status.phase.is_some_and(|phase| phase.is_final())
         });

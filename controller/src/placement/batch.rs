@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 ///
 /// Hosts are known by their position among all hosts sorted by name, so that the lower position is the tie-break.
 #[derive(Debug)]
-pub(super) struct Batch<'a> {
+pub(super) struct Batch<'a, 'r> {
     strategy: Strategy,
     conditions: Conditions<'a>,
     resources: Vec<Resources>,
@@ -22,11 +22,11 @@ pub(super) struct Batch<'a> {
     every: HostSet,
     /// The hosts that the request at hand has not been refused by.
     left: HostSet,
-    keeping: Option<Keeping>,
+    keeping: Option<Keeping<'r>>,
 }
 
-impl<'a> Batch<'a> {
-    pub(super) fn new(snapshot: &'a Snapshot, reserve: Option<Reserve>) -> Self {
+impl<'a, 'r> Batch<'a, 'r> {
+    pub(super) fn new(snapshot: &'a Snapshot, reserve: Option<&'r mut Reserve>) -> Self {
         let mut hosts: Vec<&HostView> = snapshot.hosts.iter().collect();
         hosts.sort_by(|one, other| one.name.cmp(&other.name));
         let overcommit = u64::try_from(snapshot.policy.cpu_overcommit).unwrap_or(0).max(1);
@@ -49,6 +49,11 @@ impl<'a> Batch<'a> {
         }
     }
 
+    /// Whether so much was tried of the reserve that the batch is to end.
+    pub(super) fn is_spent(&self) -> bool {
+        self.keeping.as_ref().is_some_and(Keeping::is_spent)
+    }
+
     /// Places one guest and takes what it needs.
     pub(super) fn place(&mut self, request: &'a Request) -> Verdict {
         let memory =
@@ -68,7 +73,7 @@ impl<'a> Batch<'a> {
         let mut first = None;
         while let Some(host) = self.best(request, memory) {
             let Some(keeping) = &mut self.keeping else { return Some(host) };
-            if keeping.take(host, request) {
+            if keeping.take(host, self.conditions.hosts()[host], request) {
                 return Some(host);
             }
             first.get_or_insert(host);
@@ -129,7 +134,14 @@ impl<'a> Batch<'a> {
             let sharing = shared.and_then(|members| members.get(host)).copied().unwrap_or(0);
             let after = resources.load_with(memory, request.vcpus);
             let avoided = request.avoid.as_ref() == Some(&self.conditions.hosts()[*host].name);
-            (avoided, sharing, score::cost(self.strategy, resources.load(), after), resources.placed())
+            let unprotected = request.protected && !self.conditions.hosts()[*host].protects;
+            (
+                avoided,
+                unprotected,
+                sharing,
+                score::cost(self.strategy, resources.load(), after),
+                resources.placed(),
+            )
         })
     }
 

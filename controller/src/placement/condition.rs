@@ -1,4 +1,4 @@
-//! What a host must be or have, whatever is used of it: filters 1 to 7.
+//! What a host must be or have, whatever is used of it: filters 1 to 8.
 
 use super::{HostView, Room, host_set::HostSet};
 use kubexen_crds::{BootType, FeatureSet, Firmware, quantity::HostSelector};

@@ -23,7 +23,7 @@ pub(super) fn apply<'a>(
     apply_lasting(conditions, left, request, rejections);
 }
 
-/// The same, but for filters 1 to 3: the hosts that are of the kind that the guest needs, whatever state they are in.
+/// Filters 4 to 8: the hosts that are of the kind that the guest needs, whatever state they are in.
 pub(super) fn apply_lasting<'a>(
     conditions: &mut Conditions<'a>,
     left: &mut HostSet,

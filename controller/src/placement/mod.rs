@@ -39,13 +39,15 @@
 //! Of the hosts that are left, the first by this order is taken:
 //!
 //! 1. another than the one that the guest is to avoid, if there is one
-//! 2. fewest guests of the group, if the guest prefers anti-affinity
-//! 3. lowest cost. With *load* the more scarce of memory and CPU, and *skew* the distance between the two, both
+//! 2. one that can keep the promise to stop the guest in time, if the guest is to be protected: it runs on another all the same,
+//!    unprotected
+//! 3. fewest guests of the group, if the guest prefers anti-affinity
+//! 4. lowest cost. With *load* the more scarce of memory and CPU, and *skew* the distance between the two, both
 //!    as a share of the host's capacity:
 //!    - `Spread`: cost = load after + (skew after − skew before) / 4
 //!    - `Pack`: cost = − load after + (skew after − skew before) / 4
-//! 4. fewest guests placed by this batch
-//! 5. name
+//! 5. fewest guests placed by this batch
+//! 6. name
 //!
 //! The load decides. The skew lets a guest with much memory go to a host whose CPUs are busier than its memory, so
 //! that one resource is not left over where the other has run out.
@@ -113,6 +115,8 @@ pub struct HostView {
     pub ready: bool,
     /// Whether its owner lets new guests in.
     pub schedulable: bool,
+    /// Whether it can promise to stop a guest in time.
+    pub protects: bool,
     /// Memory for guests in bytes, that of present guests included.
     pub memory_allocatable: u64,
     /// Memory of present guests in bytes: the sum of their [`memory_with_overhead`].
@@ -199,7 +203,8 @@ pub struct Request {
     pub moves: bool,
     /// Whether room is kept for it on other hosts.
     pub protected: bool,
-    /// Whether it is started anew because its host has died. A protected guest may take what the reserve keeps then.
+    /// Whether it has a Domain on a dead host, and is started elsewhere: nobody runs it. If it is protected, what the reserve keeps is
+    /// for it, as far as other such guests do not need it; otherwise it is as any other.
     pub recovers: bool,
     /// Host that is taken only if no other fits.
     pub avoid: Option<String>,
@@ -315,9 +320,20 @@ pub fn place(snapshot: &Snapshot, requests: &[Request]) -> Vec<Verdict> {
 ///   it may start wherever it fits.
 /// - A protected guest that recovers may take the reserve. It leaves room for the others that are without a host, if
 ///   any host that it fits on does.
+/// - The verdicts are of the first requests, of one at least; the others are left for another call when much of the reserve had to
+///   be looked at.
+///
+/// The reserve counts what was placed from then on, until it is [told](Reserve::update) how these guests stand.
 #[must_use]
-pub fn place_keeping(snapshot: &Snapshot, requests: &[Request], mut reserve: Reserve) -> Vec<Verdict> {
+pub fn place_keeping(snapshot: &Snapshot, requests: &[Request], reserve: &mut Reserve) -> Vec<Verdict> {
     reserve.await_recovery(requests);
     let mut batch = Batch::new(snapshot, Some(reserve));
-    requests.iter().map(|request| batch.place(request)).collect()
+    let mut verdicts = Vec::with_capacity(requests.len());
+    for request in requests {
+        if !verdicts.is_empty() && batch.is_spent() {
+            break;
+        }
+        verdicts.push(batch.place(request));
+    }
+    verdicts
 }

@@ -18,6 +18,7 @@ pub(super) fn host(name: &str) -> HostView {
         maintenance: false,
         ready: true,
         schedulable: true,
+        protects: true,
         memory_allocatable: 64 * GIB,
         memory_used: 0,
         cpus: 8,
@@ -516,4 +517,24 @@ fn how_many_placements_per_second() {
         snapshot.hosts.len(),
         guests.len() as f64 / elapsed.as_secs_f64()
     );
+}
+
+#[test]
+fn a_guest_that_is_to_be_protected_goes_to_a_host_that_can_keep_the_promise_if_one_fits() {
+    let unable = |name: &str| HostView { protects: false, ..host(name) };
+    let busy = |name: &str| HostView { memory_used: 50 * GIB, vcpus_used: 20, ..host(name) };
+    let protected = Request { protected: true, ..guest("db") };
+    let place = |hosts: Vec<HostView>, request: &Request| {
+        hosts_of(&super::place(&snapshot(hosts), std::slice::from_ref(request)))[0].to_owned()
+    };
+    assert_eq!(place(vec![unable("xen-1"), busy("xen-2")], &protected), "xen-2", "although it is busier");
+    assert_eq!(place(vec![unable("xen-1"), busy("xen-2")], &guest("db")), "xen-1", "nothing is promised");
+    let full = HostView { memory_used: 64 * GIB, ..host("xen-2") };
+    assert_eq!(
+        place(vec![unable("xen-1"), full], &protected),
+        "xen-1",
+        "it runs unprotected rather than not"
+    );
+    let avoiding = Request { avoid: Some("xen-2".to_owned()), ..protected };
+    assert_eq!(place(vec![unable("xen-1"), busy("xen-2")], &avoiding), "xen-1");
 }

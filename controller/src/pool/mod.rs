@@ -1,8 +1,9 @@
 //! Pool: counts the hosts, keeps the CPU level, and says how many hosts may die.
 //!
 //! ```text
-//!   Pool, Hosts ────────────────────────▶ decide ──▶ status
-//!   protected guests ──▶ failure reserve ──┘
+//!   Pool, Hosts ──────────────────────────▶ decide ──▶ status
+//!   protected guests ──▶ failure reserve ──┤
+//!   members of the pool's store ───────────┘
 //! ```
 //!
 //! Its policy is read by the scheduler. An installation does without the object just as well.
@@ -44,10 +45,17 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
         hosts.iter().map(|host| &**host),
         pool.spec.cpu.level,
     );
-    let standing = scheduler::standing(context);
-    let mut wanted: Vec<Wanted> =
-        [decide(hosts.len(), ready)].into_iter().chain(failures::condition(&standing)).collect();
-    let mut availability = failures::status(before.availability.clone(), &standing);
+    let standing = scheduler::standing(&context.view, &context.scheduler);
+    let bounds = recovery::bounds(context);
+    let mut wanted = vec![decide(hosts.len(), ready)];
+    let mut kept = Vec::new();
+    let mut keep = |type_| kept.extend(condition::find(&before.conditions, type_).cloned());
+    match &bounds {
+        Some(bounds) => wanted.extend(failures::condition(&standing, bounds)),
+        None if standing.promise.is_some() => keep(failures::FAILURES_TOLERATED),
+        None => {}
+    }
+    let mut availability = failures::status(before.availability.clone(), &standing, bounds.as_ref());
     if let Some((epoch, freeze)) = recovery::epoch_words(context)
         && (epoch.is_some() || freeze.is_some() || availability.is_some())
     {
@@ -56,26 +64,21 @@ pub(crate) async fn reconcile(context: &Context, key: &Key) -> Result<Outcome, E
         availability.epoch = epoch.or(availability.epoch.take());
         availability.freeze = freeze;
     }
-    let redundant = recovery::redundant_words(context);
-    let redundant_kept = if redundant.is_none() {
-        condition::find(&before.conditions, "StoreRedundant").cloned()
-    } else {
-        None
-    };
-    wanted.extend(redundant);
-    let kept = match recovery::pool_words(context) {
+    match recovery::redundant_words(context) {
+        Some(redundant) => wanted.push(redundant),
+        None => keep("StoreRedundant"),
+    }
+    match recovery::pool_words(context) {
         Some((silent, recovering)) => {
             if !silent.is_empty() || availability.is_some() {
                 availability.get_or_insert_default().silent_hosts = silent;
             }
             wanted.push(recovering);
-            None
         }
-        None => condition::find(&before.conditions, "Recovering").cloned(),
-    };
+        None => keep("Recovering"),
+    }
     let mut conditions = condition::set(&before.conditions, wanted, generation, context.clock.now());
     conditions.extend(kept);
-    conditions.extend(redundant_kept);
     conditions.sort_by(|one, other| one.type_.cmp(&other.type_));
     let after = PoolStatus {
         observed_generation: generation,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use kubexen_crds::HostRecovery;
+use kubexen_crds::{Host, HostRecovery};
 use kubexen_ownership::{
     HostBoot, Owner, VmUid,
     liveness::{Brake, Proof, Roll},
@@ -14,27 +14,33 @@ use super::{
     decide::Halt,
     loss::{self, Loss},
     turns::Turns,
+    votes::Votes,
 };
+use crate::view::is_ready;
 
 /// What a term of leadership knows of dead hosts.
 #[derive(Debug, Default)]
 pub(crate) struct Board {
     /// When the store was read last; none before it was.
     pub(crate) read: Option<Instant>,
+    /// Whether the store has not answered for so long that this is to be said.
+    pub(crate) unreachable: bool,
     /// All hosts, as of then.
     pub(crate) roll: Roll,
     /// All owners, as of then or a little before.
     pub(crate) owners: BTreeMap<VmUid, Owner>,
     /// The epoch in which the store's records count, if they do.
     pub(crate) epoch: Option<String>,
-    /// Whether the store outlives the death of any one host, and else why not; none before its members were read.
-    pub(crate) redundant: Option<Result<(), String>>,
+    /// How many hosts the store outlives; none before its members were asked for.
+    pub(crate) votes: Option<Votes>,
     /// Why nothing is to be done, if nothing is.
     pub(crate) halt: Option<Halt>,
     /// Why no end of a lease is taken for a death, if it is not.
     pub(crate) brake: Option<Brake>,
-    /// Hosts that are silent and not fenced, sorted.
+    /// Hosts that are silent and not fenced, sorted; under the brake those that count for it.
     pub(crate) silent: Vec<String>,
+    /// Boots that were unfenced, or found not to be fenced, because an operator's word said so; by the host's name.
+    pub(crate) unfenced: BTreeMap<String, HostBoot>,
     /// When each boot that is silent or fenced was seen, seen gone, and fenced.
     pub(crate) times: BTreeMap<HostBoot, Times>,
     /// Whose turn it is, for each dead boot.
@@ -48,7 +54,7 @@ pub(crate) struct Board {
 /// When a boot died, in wall-clock time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Times {
-    /// When it was last seen live, if it was.
+    /// When its agent's last heartbeat at the API server was seen before that, if one was.
     pub(crate) last_sign: Option<Timestamp>,
     /// When it was first seen not to be.
     pub(crate) gone: Timestamp,
@@ -72,14 +78,17 @@ pub(crate) struct Given {
 }
 
 impl Board {
-    /// What happened to a machine that is, or was last, on `host`; none if nothing did, as far as is known.
-    pub(crate) fn loss(&self, machine: VmUid, host: &str, host_ready: bool) -> Option<Loss> {
+    /// What happened to a machine that is, or was last, on `host`, of which the object says this; none if nothing did, as far as
+    /// is known.
+    pub(crate) fn loss(&self, machine: VmUid, host: &str, object: Option<&Host>) -> Option<Loss> {
         self.read?;
+        let status = object.and_then(|host| host.status.as_ref());
         let seen = loss::Seen {
             roll: &self.roll,
             owner: self.owners.get(&machine),
             host,
-            host_ready,
+            host_ready: object.is_some_and(is_ready),
+            host_boot: status.and_then(|status| status.boot_id.as_deref()),
             halt: self.halt.as_ref(),
             brake: self.brake.is_some(),
         };
@@ -89,11 +98,6 @@ impl Board {
     /// Whether it is the turn of machines of this order that a boot had.
     pub(crate) fn is_turn(&self, boot: &HostBoot, order: i32) -> bool {
         self.turns.allows(boot, order)
-    }
-
-    /// When a boot was fenced, as far as is known.
-    pub(crate) fn fenced_at(&self, boot: &HostBoot) -> Option<Timestamp> {
-        self.times.get(boot).and_then(|times| times.fenced)
     }
 
     /// Whether this boot of a host is fenced, and why.

@@ -5,22 +5,25 @@ use std::{
     time::Duration,
 };
 
-use kubexen_crds::{Host, Pool, Profile};
+use kubexen_crds::{Pool, Profile};
 use kubexen_ownership::{
-    BootId, HostBoot, HostName, Owner, Phase, VmUid,
-    liveness::{Proof, Roll, Timing, Verdict},
+    HostBoot, Owner, Phase, VmUid,
+    liveness::{Proof, Roll, Timing, Tolerance, Verdict},
 };
-use kubexen_runtime::Key;
 
-use super::{epoch::Freeze, loss::Hold};
+use super::{
+    epoch::Freeze,
+    loss::Hold,
+    words::{Refusal, Refused, Word, Words},
+};
 
 /// What the Pool says of hosts that die.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Policy {
     /// How long a boot must have been gone.
     pub(crate) grace: Duration,
-    /// How many of 100 hosts may be silent at once.
-    pub(crate) share: u32,
+    /// How many hosts may be silent at once.
+    pub(crate) tolerance: Tolerance,
     /// Why nothing is to be done, if nothing is.
     pub(crate) halt: Option<Halt>,
 }
@@ -54,35 +57,12 @@ impl Policy {
         };
         Self {
             grace,
-            share: u32::try_from(spec.max_silent_percent).unwrap_or(0),
+            tolerance: Tolerance {
+                share: u32::try_from(spec.max_silent_percent).unwrap_or(0),
+                least: usize::try_from(spec.host_failures_to_tolerate).unwrap_or(0),
+            },
             halt: freeze.map(Halt::Frozen).or(spec.disarmed.then_some(Halt::Disarmed)),
         }
-    }
-}
-
-/// What operators say of boots.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Words {
-    /// Boots that somebody has seen to be off.
-    pub(crate) confirmed: BTreeSet<HostBoot>,
-    /// Fenced boots that may come back.
-    pub(crate) unfenced: BTreeSet<HostBoot>,
-}
-
-impl Words {
-    /// What stands in the specs of these Hosts. A text that is no boot says nothing.
-    pub(crate) fn of<'a>(hosts: impl IntoIterator<Item = &'a Host>) -> Self {
-        let mut words = Self::default();
-        for host in hosts {
-            let Ok(name) = HostName::new(Key::of(host).name) else { continue };
-            let boot = |text: &Option<String>| {
-                let boot_id = BootId::new(text.clone()?).ok()?;
-                Some(HostBoot { host: name.clone(), boot_id })
-            };
-            words.confirmed.extend(boot(&host.spec.fencing.confirmed_dead));
-            words.unfenced.extend(boot(&host.spec.fencing.unfenced));
-        }
-        words
     }
 }
 
@@ -103,6 +83,10 @@ pub(crate) struct Observed<'a> {
     pub(crate) spared: &'a BTreeSet<HostBoot>,
     /// Words to unfence that were followed already.
     pub(crate) followed: &'a BTreeSet<HostBoot>,
+    /// Machines whose guests had ended before their host died.
+    pub(crate) ended: &'a BTreeSet<VmUid>,
+    /// Boots whose hosts have been live at another boot for long, and of which nothing is left to be done.
+    pub(crate) over: &'a BTreeSet<HostBoot>,
 }
 
 /// What is to be done.
@@ -112,23 +96,18 @@ pub(crate) struct Plan {
     pub(crate) fence: Vec<(HostBoot, Proof)>,
     /// Boots to unfence.
     pub(crate) unfence: Vec<HostBoot>,
+    /// Boots that an operator asks to unfence, and that are not fenced.
+    pub(crate) free: Vec<HostBoot>,
     /// Boots that are not unfenced although an operator asks for it.
-    pub(crate) refused: Vec<(HostBoot, Obstacle)>,
-}
-
-/// Why a boot is not unfenced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Obstacle {
-    /// The operator says of the same boot that it is off.
-    ConfirmedDead,
-    /// So many guests of it are about to be started elsewhere.
-    Guests(usize),
+    pub(crate) refused: Vec<Refused>,
+    /// Boots that are over: nothing needs their fence records any more.
+    pub(crate) forget: Vec<HostBoot>,
 }
 
 /// What is to be done about boots.
 pub(crate) fn decide(observed: &Observed<'_>) -> Plan {
     match observed.halt {
-        None => Plan { fence: fences(observed), ..unfences(observed) },
+        None => Plan { fence: fences(observed), forget: forgets(observed), ..unfences(observed) },
         Some(Halt::Disarmed) => unfences(observed),
         Some(Halt::Frozen(_)) => Plan::default(),
     }
@@ -152,18 +131,41 @@ fn fences(observed: &Observed<'_>) -> Vec<(HostBoot, Proof)> {
 fn unfences(observed: &Observed<'_>) -> Plan {
     let mut plan = Plan::default();
     for boot in observed.words.unfenced.difference(observed.followed) {
-        let Some(record) = observed.roll.fenced.get(boot) else { continue };
-        let stealable = |owner: &&Owner| owner.is(boot) && (owner.guarded || record.proof.covers_unguarded());
-        let left = observed.owners.values().filter(stealable).count();
-        if observed.words.confirmed.contains(boot) {
-            plan.refused.push((boot.clone(), Obstacle::ConfirmedDead));
+        let Some(record) = observed.roll.fenced.get(boot) else {
+            plan.free.push(boot.clone());
+            continue;
+        };
+        let stealable = |(vm, owner): &(&VmUid, &Owner)| {
+            let is_proven = owner.guarded || record.proof.covers_unguarded();
+            owner.is(boot) && is_proven && !observed.ended.contains(vm)
+        };
+        let left = observed.owners.iter().filter(stealable).count();
+        let refused = |why| {
+            let (host, text) = (boot.host.clone(), boot.boot_id.to_string());
+            Refused { host, word: Word::Unfenced, text, why }
+        };
+        if observed.words.called_dead.contains(boot) {
+            plan.refused.push(refused(Refusal::CalledDead));
         } else if left > 0 {
-            plan.refused.push((boot.clone(), Obstacle::Guests(left)));
+            plan.refused.push(refused(Refusal::Guests(left)));
         } else {
             plan.unfence.push(boot.clone());
         }
     }
     plan
+}
+
+/// Boots whose fence records are not needed any more.
+///
+/// That is safe: a machine is at one boot at a time, so that a fenced boot is over once its host has been live at another one
+/// for longer than any lease, within which the agent of that boot alone has renewed. What ran at the fenced boot has ended with
+/// it, whether or not anything is on record, and no guest of it is to be stolen, since no owner record names it. As long as an
+/// operator calls it dead the record stays: the word would be followed anew.
+fn forgets(observed: &Observed<'_>) -> Vec<HostBoot> {
+    let is_named = |boot: &HostBoot| {
+        observed.words.called_dead.contains(boot) || observed.owners.values().any(|owner| owner.is(boot))
+    };
+    observed.over.iter().filter(|boot| !is_named(boot)).cloned().collect()
 }
 
 /// The boots whose silence is judged: those that own guests, and are known to have, or to have had, a lease. A boot that an

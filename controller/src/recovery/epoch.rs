@@ -1,14 +1,16 @@
 //! Whether the pool's store is still the one that the pool works with, and when one that was restored may be.
 
+use std::collections::BTreeSet;
+
 use kubexen_crds::{Host, Pool};
 use kubexen_ownership::{
-    BootId, HostBoot, HostName, StoreError,
+    HostBoot, StoreError,
     liveness::{Epoch, Roll, Standing},
 };
 use kubexen_runtime::{Key, events::Severity};
 use tracing::{info, warn};
 
-use super::PoolStore;
+use super::{PoolStore, words::boot_named};
 use crate::context::Context;
 
 /// The pool's store was restored from a backup, and waits for an operator.
@@ -63,11 +65,12 @@ pub(crate) fn decide(
     }
 }
 
-/// Hosts that have run guests and have not put them on record in a store that is `seen_as` this, but for those that somebody has
-/// seen to be off.
+/// Hosts that have run guests and have not put them on record in a store that is `seen_as` this, but for those at boots that
+/// somebody has seen to be `off`.
 pub(crate) fn waiting<'a>(
     hosts: impl IntoIterator<Item = &'a Host>,
     roll: &Roll,
+    off: &BTreeSet<HostBoot>,
     seen_as: Epoch,
 ) -> Vec<String> {
     let seen_as = seen_as.to_string();
@@ -75,10 +78,8 @@ pub(crate) fn waiting<'a>(
         let Some(status) = &host.status else { return false };
         let Some(boot_id) = &status.boot_id else { return false };
         let done = status.protection.as_ref().is_some_and(|said| said.epoch.as_ref() == Some(&seen_as));
-        let is_live = HostName::new(Key::of(*host).name).ok().zip(BootId::new(boot_id.clone()).ok());
-        let is_live =
-            is_live.is_some_and(|(host, boot_id)| roll.live.contains_key(&HostBoot { host, boot_id }));
-        let off = host.spec.fencing.confirmed_dead.as_ref() == Some(boot_id) && !is_live;
+        let boot = boot_named(&Key::of(*host).name, boot_id);
+        let off = boot.is_some_and(|boot| off.contains(&boot) && !roll.live.contains_key(&boot));
         !done && !off
     };
     let mut waiting: Vec<String> = hosts.into_iter().filter(waits).map(|host| Key::of(host).name).collect();
@@ -99,6 +100,7 @@ pub(super) async fn look(
     store: &PoolStore,
     seen: &Standing,
     roll: &Roll,
+    off: &BTreeSet<HostBoot>,
 ) -> Result<Result<String, Freeze>, StoreError> {
     let hosts = context.view.hosts.list();
     let pool = context.view.pools.list().into_iter().next();
@@ -108,7 +110,7 @@ pub(super) async fn look(
         Plan::Annul(nowhere) => Epoch { cluster: Some(seen.cluster), ..nowhere },
         Plan::Keep(_) | Plan::Begin(_) | Plan::Freeze(_) | Plan::Confirm(_) => seen.seen_as(),
     };
-    let waiting = waiting(hosts.iter().map(|host| &**host), roll, seen_as);
+    let waiting = waiting(hosts.iter().map(|host| &**host), roll, off, seen_as);
     let freeze = Freeze { epoch: seen_as.next().to_string(), waiting };
     let plan = decide(seen, remembered, confirmed.as_deref(), freeze.waiting.clone());
     let next = match plan {
@@ -222,9 +224,8 @@ mod tests {
     #[test]
     fn hosts_are_waited_for_until_their_guests_are_on_record_or_they_are_known_to_be_off() {
         let seen_as = epoch(1, 7);
-        let host = |boot: Option<&str>, said: Option<&str>, dead: Option<&str>| {
+        let host = |boot: Option<&str>, said: Option<&str>| {
             let mut host = Host::new("a", HostSpec::default());
-            host.spec.fencing.confirmed_dead = dead.map(str::to_owned);
             let protection = HostProtection {
                 state: ProtectionState::Unavailable,
                 message: String::new(),
@@ -234,18 +235,19 @@ mod tests {
             host.status = Some(HostStatus { boot_id, protection: Some(protection), ..HostStatus::default() });
             host
         };
-        let boot = HostBoot { host: HostName::new("a").unwrap(), boot_id: BootId::new("b-1").unwrap() };
+        let boot = boot_named("a", "b-1").unwrap();
         let live = Roll { live: BTreeMap::from([(boot, String::new())]), ..Roll::default() };
-        for (host, roll, waits) in [
-            (host(None, None, None), &Roll::default(), false),
-            (host(Some("b-1"), None, None), &Roll::default(), true),
-            (host(Some("b-1"), Some("1-6"), None), &Roll::default(), true),
-            (host(Some("b-1"), Some("1-7"), None), &Roll::default(), false),
-            (host(Some("b-1"), None, Some("b-0")), &Roll::default(), true),
-            (host(Some("b-1"), None, Some("b-1")), &Roll::default(), false),
-            (host(Some("b-1"), None, Some("b-1")), &live, true),
+        for (host, dead, roll, waits) in [
+            (host(None, None), None, &Roll::default(), false),
+            (host(Some("b-1"), None), None, &Roll::default(), true),
+            (host(Some("b-1"), Some("1-6")), None, &Roll::default(), true),
+            (host(Some("b-1"), Some("1-7")), None, &Roll::default(), false),
+            (host(Some("b-1"), None), Some("b-0"), &Roll::default(), true),
+            (host(Some("b-1"), None), Some("b-1"), &Roll::default(), false),
+            (host(Some("b-1"), None), Some("b-1"), &live, true),
         ] {
-            assert_eq!(!waiting([&host], roll, seen_as).is_empty(), waits, "{:?}", host.status);
+            let off = dead.and_then(|boot| boot_named("a", boot)).into_iter().collect();
+            assert_eq!(!waiting([&host], roll, &off, seen_as).is_empty(), waits, "{:?}", host.status);
         }
     }
 }

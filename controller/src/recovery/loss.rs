@@ -19,7 +19,7 @@ pub(crate) struct Loss {
     pub(crate) is_off: bool,
     /// Whether its guest is saved in a disk from which it was being resumed.
     pub(crate) resuming: bool,
-    /// Whether its host is back at another boot and its agent works: then that ends what is left there.
+    /// Whether its host is back at another boot: then its agent ends what is left there.
     pub(crate) is_back: bool,
 }
 
@@ -60,6 +60,8 @@ pub(crate) struct Seen<'a> {
     pub(crate) host: &'a str,
     /// Whether that host is Ready.
     pub(crate) host_ready: bool,
+    /// The boot that it was last at, as its agent said.
+    pub(crate) host_boot: Option<&'a str>,
     /// Why nothing is to be done, if nothing is.
     pub(crate) halt: Option<&'a Halt>,
     /// Whether too many hosts are silent at once.
@@ -92,7 +94,7 @@ pub(crate) fn loss(seen: &Seen<'_>) -> Option<Loss> {
                 }
                 None if boot.host.as_str() == seen.host => None,
                 None if seen.roll.live.contains_key(&boot) => {
-                    let ((from, is_off), is_back) = (seen.dead_boot()?, seen.is_back(seen.host));
+                    let ((from, is_off), is_back) = (seen.fenced_boot()?, seen.is_live(seen.host));
                     Some(Loss { from, kind: LossKind::Given(boot), is_off, resuming, is_back })
                 }
                 None => None,
@@ -101,7 +103,11 @@ pub(crate) fn loss(seen: &Seen<'_>) -> Option<Loss> {
         None if seen.is_back(seen.host) => None,
         None => {
             let (from, is_off) = seen.dead_boot()?;
-            let kind = seen.halt.map_or(LossKind::Unowned, |halt| LossKind::Held(halt.hold()));
+            let kind = match seen.halt {
+                Some(halt) => LossKind::Held(halt.hold()),
+                None if seen.brake && !is_off => LossKind::Held(Hold::StormBrake),
+                None => LossKind::Unowned,
+            };
             Some(Loss { from, kind, is_off, resuming: false, is_back: false })
         }
     }
@@ -120,14 +126,27 @@ fn may_be_stolen(owner: &Owner, record: &FenceRecord, seen: &Seen<'_>) -> Result
 impl Seen<'_> {
     /// Whether the host is live at another boot and its agent works: it takes over what is its own.
     fn is_back(&self, host: &str) -> bool {
-        self.roll.live_boot(host).is_some() && (self.host_ready || host != self.host)
+        self.is_live(host) && (self.host_ready || host != self.host)
     }
 
-    /// A fenced boot of the machine's host, and whether all that are fenced were seen to be off.
+    fn is_live(&self, host: &str) -> bool {
+        self.roll.live_boot(host).is_some()
+    }
+
+    /// The boot with which the machine's host died, and whether all that are fenced were seen to be off. A host that is live is not
+    /// dead for the record of an earlier boot, unless its agent has said nothing since that one.
     fn dead_boot(&self) -> Option<(HostBoot, bool)> {
-        let mut fenced = self.roll.fenced.iter().filter(|(boot, _)| boot.host.as_str() == self.host);
-        let (first, record) = fenced.next()?;
-        let is_off = |record: &FenceRecord| record.proof.covers_unguarded();
-        Some((first.clone(), is_off(record) && fenced.all(|(_, record)| is_off(record))))
+        let dead = self.fenced_boot()?;
+        let is_last = self.host_boot == Some(dead.0.boot_id.as_str());
+        (is_last || !self.is_live(self.host)).then_some(dead)
+    }
+
+    /// A fenced boot of the machine's host, the last that its agent spoke of if that is fenced, and whether all that are fenced were
+    /// seen to be off.
+    fn fenced_boot(&self) -> Option<(HostBoot, bool)> {
+        let fenced = || self.roll.fenced.iter().filter(|(boot, _)| boot.host.as_str() == self.host);
+        let is_last = |(boot, _): &(&HostBoot, &FenceRecord)| Some(boot.boot_id.as_str()) == self.host_boot;
+        let (boot, _) = fenced().find(is_last).or_else(|| fenced().next())?;
+        Some((boot.clone(), fenced().all(|(_, record)| record.proof.covers_unguarded())))
     }
 }

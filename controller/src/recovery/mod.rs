@@ -14,16 +14,19 @@
 //! ```
 //!
 //! # What it watches
-//! The pool's store, every second of a term; the Pool's policy; what operators say in `spec.fencing` of Hosts.
+//! The pool's store, every second of a term, and when a boot is due; the Pool's policy; what operators say in `spec.fencing` of
+//! Hosts, and what speaks against it ([`words`]).
 //!
 //! # What it decides
-//! Which boots are fenced and unfenced ([`decide`]), and what each machine is told of its host's death ([`loss`]) and of its
+//! Which boots are fenced and unfenced, and whose fence records are not needed any more ([`decide`]), and what each machine is told of its host's death ([`loss`]) and of its
 //! turn ([`turns`]). All of it is pure. A machine is stolen, and started, by its own look, so that it has one writer.
 //!
 //! # Guarantees
 //! - Nothing is stolen from a boot that is not fenced; a boot is fenced only if it was not live for the whole grace on this
 //!   process' clock, or a person says so, and never while it is live.
+//! - A person's word is not followed against plain evidence, and is followed once.
 //! - Of a boot whose lease merely ended, only what it guarded is stolen.
+//! - No machine holds those of a higher order for ever.
 //! - What this process knows of a boot's silence is thrown away when it could not read the store for a while, and when a term
 //!   begins.
 //! - A store that was restored from a backup decides nothing, by what it says of itself, until an operator has confirmed it and
@@ -38,12 +41,16 @@
 mod board;
 mod decide;
 mod epoch;
+mod followers;
 mod loss;
+mod publish;
 mod saved;
 mod say;
+mod times;
 mod turns;
 mod votes;
 mod watch;
+mod words;
 
 #[cfg(test)]
 mod tests;
@@ -60,8 +67,10 @@ use crate::context::Context;
 pub(crate) use board::{Board, Given};
 pub(crate) use loss::{Hold, Loss, LossKind};
 pub(crate) use say::{
-    availability_of_host, epoch_words, note, pool_words, recovery_of_host, redundant_words, refusal,
+    availability_of_host, epoch_words, fencing_of_host, note, pool_words, recovery_of_host, redundant_words,
 };
+pub(crate) use times::fenced_at;
+pub(crate) use votes::{Obstacle, Quorum, Votes, bounds, obstacle};
 
 /// Recovers for a term of leadership, for ever; returns at once where there is no store.
 pub(crate) async fn run(context: &Context) {

@@ -1,12 +1,13 @@
 //! What is said of recoveries in the status of Hosts, the Pool and machines.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kubexen_crds::{
-    Host, HostAvailability, HostRecovery, MachineRecovery, VirtualMachineStatus,
+    Host, HostAvailability, HostFencingStatus, HostRecovery, MachineRecovery, VirtualMachineStatus,
     condition::{State, Wanted, is_true},
+    virtual_machine::Phase,
 };
 use kubexen_ownership::{HostBoot, liveness::Proof};
 use kubexen_runtime::Key;
@@ -15,17 +16,13 @@ use super::{
     board::{Board, Given},
     decide::Halt,
     epoch::Freeze,
+    followers::Follower,
     votes,
-    watch::Follower,
 };
 use crate::context::Context;
 
-/// After which time without an answer the store counts as unreachable.
-const UNREACHABLE: Duration = Duration::from_secs(10);
 /// The schema's bound for a list of hosts.
 const MOST_HOSTS: usize = 64;
-/// The schema's bound for a reason.
-const MOST_WORDS: usize = 512;
 
 /// A label for a proof.
 pub(crate) fn proof_label(proof: Proof) -> &'static str {
@@ -45,9 +42,14 @@ pub(super) fn fenced(boot: &HostBoot, proof: Proof) -> String {
 }
 
 /// How the guests of each dead host come back, by the host's name. Of several dead boots of a host the one with most guests
-/// on their way counts.
-pub(super) fn recoveries(board: &Board, followers: &[Follower]) -> BTreeMap<String, HostRecovery> {
-    let mut boots: BTreeMap<&HostBoot, Vec<&Follower>> = BTreeMap::new();
+/// on their way counts. Of those that are `done` nothing is left to come back.
+pub(super) fn recoveries(
+    board: &Board,
+    followers: &[Follower],
+    done: &BTreeSet<HostBoot>,
+    now: Timestamp,
+) -> BTreeMap<String, HostRecovery> {
+    let mut boots: BTreeMap<&HostBoot, Vec<&Follower>> = done.iter().map(|boot| (boot, Vec::new())).collect();
     for follower in followers {
         boots.entry(&follower.member.boot).or_default().push(follower);
     }
@@ -56,6 +58,10 @@ pub(super) fn recoveries(board: &Board, followers: &[Follower]) -> BTreeMap<Stri
         let Some(times) = board.times.get(boot) else { continue };
         let ready: Vec<Timestamp> = machines.iter().filter_map(|machine| machine.ready).collect();
         let complete = ready.len() == machines.len();
+        let said = board.hosts.get(boot.host.as_str());
+        let said = said.filter(|said| said.boot_id == boot.boot_id.as_str());
+        let said = said.and_then(|said| Some(said.completed.as_ref()?.0));
+        let last = ready.iter().max().copied().or(said).unwrap_or(now);
         let recovery = HostRecovery {
             boot_id: boot.boot_id.to_string(),
             last_sign: times.last_sign.map(MicroTime),
@@ -63,7 +69,7 @@ pub(super) fn recoveries(board: &Board, followers: &[Follower]) -> BTreeMap<Stri
             fenced: times.fenced.map(MicroTime),
             machines: i32::try_from(machines.len()).unwrap_or(i32::MAX),
             recovered: i32::try_from(ready.len()).unwrap_or(i32::MAX),
-            completed: ready.iter().max().filter(|_| complete).copied().map(MicroTime),
+            completed: complete.then_some(MicroTime(last)),
         };
         let left = |recovery: &HostRecovery| recovery.machines - recovery.recovered;
         let host = boot.host.to_string();
@@ -100,13 +106,27 @@ fn merged(before: Option<HostRecovery>, now: Option<HostRecovery>) -> Option<Hos
     }
 }
 
+/// What the status of a Host is to say of what was done by its `spec.fencing`: as long as the word stands that was followed.
+pub(crate) fn fencing_of_host(context: &Context, host: &Host) -> Option<HostFencingStatus> {
+    let asked = host.spec.fencing.unfenced.as_ref()?;
+    let said = host.status.as_ref().and_then(|status| status.fencing.clone());
+    let board = context.recovery.board();
+    let followed = board.unfenced.get(&Key::of(host).name);
+    let is_followed = followed.is_some_and(|boot| boot.boot_id.as_str() == asked)
+        || said.is_some_and(|said| said.unfenced.as_ref() == Some(asked));
+    is_followed.then(|| HostFencingStatus { unfenced: Some(asked.clone()) })
+}
+
 /// What the status of a Host is to say to its agent of the Pool's policy; none without a pool store.
 pub(crate) fn availability_of_host(context: &Context) -> Option<HostAvailability> {
     context.recovery.store()?;
     let pool = context.view.pools.list().into_iter().next();
     let spec = pool.map(|pool| pool.spec.availability.clone()).unwrap_or_default();
-    let refused = refusal(context).map(|why| why.chars().take(MOST_WORDS).collect());
-    Some(HostAvailability { profile: spec.profile, disarmed: spec.disarmed, refused })
+    Some(HostAvailability {
+        profile: spec.profile,
+        disarmed: spec.disarmed,
+        refused: votes::refusal(context),
+    })
 }
 
 /// The silent hosts, and the condition Recovering; none as long as nothing is known in this term.
@@ -118,11 +138,12 @@ pub(crate) fn pool_words(context: &Context) -> Option<(Vec<String>, Wanted)> {
         return Some((Vec::new(), said(State::False, "NoPoolStore", message.to_owned())));
     }
     let board = context.recovery.board();
-    if board.read?.elapsed() > UNREACHABLE {
+    if board.unreachable {
         let message = "the pool's store does not answer the controller, so it cannot know which hosts are alive: nothing is \
                        started elsewhere until it does";
         return Some((Vec::new(), said(State::Unknown, "PoolStoreUnreachable", message.to_owned())));
     }
+    board.read?;
     let silent: Vec<String> = board.silent.iter().take(MOST_HOSTS).cloned().collect();
     let condition = match (&board.halt, &board.brake) {
         (Some(Halt::Frozen(freeze)), _) => said(State::False, "Frozen", frozen(freeze)),
@@ -136,7 +157,7 @@ pub(crate) fn pool_words(context: &Context) -> Option<(Vec<String>, Wanted)> {
             format!(
                 "{} hosts are silent at once and {} may be, so the fault is rather between them and the pool's store: {}; if \
                  one of them is off, name its boot in `spec.fencing.confirmedDead` of its Host",
-                brake.silent,
+                brake.silent.len(),
                 brake.allowed,
                 board.silent.join(", ")
             ),
@@ -156,14 +177,9 @@ pub(crate) fn pool_words(context: &Context) -> Option<(Vec<String>, Wanted)> {
     Some((silent, condition))
 }
 
-/// Why no guest can be protected in this pool, if none can.
-pub(crate) fn refusal(context: &Context) -> Option<String> {
-    context.recovery.board().redundant.clone()?.err()
-}
-
-/// The condition StoreRedundant; none as long as the members of the store are not known in this term.
+/// The condition StoreRedundant; none as long as nothing is known of the members of the store in this term.
 pub(crate) fn redundant_words(context: &Context) -> Option<Wanted> {
-    context.recovery.board().redundant.as_ref().map(votes::condition)
+    context.recovery.board().votes.as_ref().map(votes::condition)
 }
 
 /// What is to be done about a store that was restored from a backup.
@@ -216,18 +232,24 @@ pub(crate) fn note(
                 fenced: MicroTime(given.fenced),
                 to: given.to.clone(),
                 stolen: MicroTime(given.at),
+                started: None,
                 ready: None,
             });
         }
     }
     let is_ready = is_true(&status.conditions, "Ready");
+    let runs = matches!(status.phase, Some(Phase::Running | Phase::Paused));
     if let Some(recovery) = &mut status.recovery
         && recovery.ready.is_none()
-        && is_ready
         && status.host.as_deref() == Some(recovery.to.as_str())
     {
-        phases.push(("start", recovery.stolen.0, now));
-        recovery.ready = Some(MicroTime(now));
+        if runs && recovery.started.is_none() {
+            recovery.started = Some(MicroTime(now));
+        }
+        if is_ready {
+            phases.push(("start", recovery.stolen.0, now));
+            recovery.ready = Some(MicroTime(now));
+        }
     }
     phases
 }

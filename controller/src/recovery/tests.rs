@@ -5,21 +5,23 @@ use std::{
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kubexen_crds::{
-    Host, HostSpec, Pool, PoolAvailability, PoolSpec, Profile, VirtualMachineStatus, condition,
+    Pool, PoolAvailability, PoolSpec, Profile, VirtualMachineStatus, condition,
+    virtual_machine::Phase as Lights,
 };
 use kubexen_ownership::{
     BootId, DiskUid, HostBoot, HostName, Owner, Phase, Token, VmUid,
-    liveness::{FenceRecord, Proof, Roll, Silence, Verdict},
+    liveness::{FenceRecord, Proof, Roll, Silence, Tolerance, Verdict},
 };
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
     board::{Board, Given},
-    decide::{self, Halt, Observed, Obstacle, Policy, Words, decide},
+    decide::{self, Halt, Observed, Policy, decide},
     epoch::Freeze,
     loss::{Hold, Loss, LossKind, Seen, loss},
     say::note,
+    words::{Refusal, Words},
 };
 
 const VM: VmUid = VmUid(Uuid::from_u128(1));
@@ -29,12 +31,12 @@ pub(super) fn boot(host: &str, number: u32) -> HostBoot {
     HostBoot { host: HostName::new(host).expect("a name"), boot_id }
 }
 
-fn owner(boot: &HostBoot, guarded: bool) -> Owner {
+pub(super) fn owner(boot: &HostBoot, guarded: bool) -> Owner {
     let HostBoot { host, boot_id } = boot.clone();
     Owner { host, boot_id, phase: Phase::Running, guarded, token: Token(7), succeeds: None }
 }
 
-fn roll(live: &[HostBoot], fenced: &[(HostBoot, Proof)]) -> Roll {
+pub(super) fn roll(live: &[HostBoot], fenced: &[(HostBoot, Proof)]) -> Roll {
     let record = |proof| FenceRecord { by: "somebody".to_owned(), proof, revision: 1 };
     Roll {
         live: live.iter().map(|boot| (boot.clone(), String::new())).collect(),
@@ -44,7 +46,7 @@ fn roll(live: &[HostBoot], fenced: &[(HostBoot, Proof)]) -> Roll {
 }
 
 fn seen<'a>(roll: &'a Roll, owner: Option<&'a Owner>) -> Seen<'a> {
-    Seen { roll, owner, host: "a", host_ready: false, halt: None, brake: false }
+    Seen { roll, owner, host: "a", host_ready: false, host_boot: None, halt: None, brake: false }
 }
 
 #[test]
@@ -92,6 +94,38 @@ fn a_storm_holds_what_only_an_ended_lease_proves_and_a_disarmed_pool_holds_every
     assert_eq!(kind(Proof::Confirmed, Some(&Halt::Disarmed)), LossKind::Held(Hold::Disarmed));
     let frozen = Halt::Frozen(freeze());
     assert_eq!(kind(Proof::Confirmed, Some(&frozen)), LossKind::Held(Hold::Frozen));
+    let unowned = |proof| {
+        let roll = roll(&[boot("b", 1)], &[(boot("a", 1), proof)]);
+        loss(&Seen { brake: true, ..seen(&roll, None) }).expect("it is lost").kind
+    };
+    assert_eq!(unowned(Proof::LeaseEnded), LossKind::Held(Hold::StormBrake));
+    assert_eq!(unowned(Proof::Confirmed), LossKind::Unowned);
+}
+
+#[test]
+fn a_host_that_is_live_is_not_dead_for_the_record_of_an_earlier_boot() {
+    let old = [(boot("a", 1), Proof::LeaseEnded)];
+    let back = roll(&[boot("a", 2), boot("b", 1)], &old);
+    // Its agent has reported at the later boot, and does not reach the API server now.
+    let later = Seen { host_boot: Some("boot-2"), ..seen(&back, None) };
+    assert_eq!(loss(&later), None);
+    let unheard = Seen { host_boot: Some("boot-1"), ..later };
+    assert!(
+        loss(&unheard).is_some_and(|loss| loss.kind == LossKind::Unowned),
+        "nobody owns it, and it may start"
+    );
+    let given = owner(&boot("b", 1), true);
+    let given = loss(&Seen { owner: Some(&given), ..later }).expect("another host has it");
+    assert!(given.is_back, "what is left there is its agent's to end");
+}
+
+#[test]
+fn of_several_dead_boots_the_one_counts_that_the_hosts_agent_spoke_of_last() {
+    let roll = roll(&[boot("b", 1)], &[(boot("a", 1), Proof::Confirmed), (boot("a", 2), Proof::Confirmed)]);
+    for (host_boot, from) in [(None, 1), (Some("boot-2"), 2), (Some("boot-3"), 1)] {
+        let loss = loss(&Seen { host_boot, ..seen(&roll, None) });
+        assert_eq!(loss.map(|loss| loss.from), Some(boot("a", from)), "{host_boot:?}");
+    }
 }
 
 #[test]
@@ -148,6 +182,8 @@ struct Case {
     words: Words,
     spared: BTreeSet<HostBoot>,
     followed: BTreeSet<HostBoot>,
+    ended: BTreeSet<VmUid>,
+    over: BTreeSet<HostBoot>,
     halt: Option<Halt>,
 }
 
@@ -159,6 +195,8 @@ fn case() -> Case {
         words: Words::default(),
         spared: BTreeSet::new(),
         followed: BTreeSet::new(),
+        ended: BTreeSet::new(),
+        over: BTreeSet::new(),
         halt: None,
     }
 }
@@ -166,11 +204,10 @@ fn case() -> Case {
 fn plan(case: &Case) -> decide::Plan {
     let silent = case.due.iter().map(|(boot, proof)| Silence {
         boot: boot.clone(),
-        last_seen: None,
         gone: Instant::now(),
         due: Some(*proof),
     });
-    let verdict = Verdict { silent: silent.collect(), brake: None };
+    let verdict = Verdict { silent: silent.collect(), ..Verdict::default() };
     decide(&Observed {
         roll: &case.roll,
         owners: &case.owners,
@@ -179,6 +216,8 @@ fn plan(case: &Case) -> decide::Plan {
         words: &case.words,
         spared: &case.spared,
         followed: &case.followed,
+        ended: &case.ended,
+        over: &case.over,
     })
 }
 
@@ -208,18 +247,31 @@ fn a_boot_is_unfenced_once_when_none_of_its_guests_is_to_be_stolen() {
     let free = asked(BTreeMap::new(), Proof::LeaseEnded);
     assert_eq!(plan(&free).unfence, [boot("a", 1)]);
     assert_eq!(plan(&asked(one(false), Proof::LeaseEnded)).unfence, [boot("a", 1)], "it may run on there");
+    let refused = |case: &Case| plan(case).refused.into_iter().map(|refused| refused.why).collect::<Vec<_>>();
     for busy in [asked(one(true), Proof::LeaseEnded), asked(one(false), Proof::Confirmed)] {
-        assert_eq!(plan(&busy).refused, [(boot("a", 1), Obstacle::Guests(1))]);
+        assert_eq!(refused(&busy), [Refusal::Guests(1)]);
         assert_eq!(plan(&busy).unfence, []);
+        let ended = Case { ended: BTreeSet::from([VM]), ..busy };
+        assert_eq!(plan(&ended).unfence, [boot("a", 1)], "the guest had ended before that");
     }
     let followed =
         Case { followed: BTreeSet::from([boot("a", 1)]), ..asked(BTreeMap::new(), Proof::LeaseEnded) };
     assert_eq!(plan(&followed), decide::Plan::default());
     let mut both = asked(BTreeMap::new(), Proof::Confirmed);
-    both.words.confirmed.insert(boot("a", 1));
-    assert_eq!(plan(&both).refused, [(boot("a", 1), Obstacle::ConfirmedDead)]);
+    both.words.called_dead.insert(boot("a", 1));
+    assert_eq!(refused(&both), [Refusal::CalledDead]);
+    let not_fenced = Case { roll: roll(&[], &[]), ..asked(one(true), Proof::LeaseEnded) };
+    assert_eq!(plan(&not_fenced), decide::Plan { free: vec![boot("a", 1)], ..decide::Plan::default() });
     let disarmed = Case { halt: Some(Halt::Disarmed), ..free };
     assert_eq!(plan(&disarmed).unfence, [boot("a", 1)], "a disarmed pool can be put in order");
+}
+
+#[test]
+fn a_fence_record_goes_when_its_boot_is_over_and_nobody_is_named_by_it() {
+    let over = |owners| Case { owners, due: Vec::new(), over: BTreeSet::from([boot("a", 1)]), ..case() };
+    assert_eq!(plan(&over(BTreeMap::new())).forget, [boot("a", 1)]);
+    assert_eq!(plan(&over(BTreeMap::from([(VM, owner(&boot("a", 1), false))]))).forget, []);
+    assert_eq!(plan(&Case { halt: Some(Halt::Disarmed), ..over(BTreeMap::new()) }).forget, []);
 }
 
 #[test]
@@ -236,22 +288,22 @@ fn the_silence_of_a_boot_is_judged_only_if_it_is_known_to_have_had_a_lease() {
 }
 
 #[test]
-fn policy_and_words_are_read_from_the_objects() {
+fn the_policy_is_read_from_the_pool() {
     let mut pool = Pool::new("default", PoolSpec::default());
     assert_eq!(Policy::of(Some(&pool), None), Policy::of(None, None));
     let policy = Policy::of(None, None);
-    assert_eq!((policy.grace, policy.share, policy.halt), (Duration::from_secs(10), 30, None));
-    pool.spec.availability =
-        PoolAvailability { profile: Profile::Fast, disarmed: true, ..PoolAvailability::default() };
+    let tolerance = Tolerance { share: 30, least: 0 };
+    assert_eq!((policy.grace, policy.tolerance, policy.halt), (Duration::from_secs(10), tolerance, None));
+    pool.spec.availability = PoolAvailability {
+        profile: Profile::Fast,
+        disarmed: true,
+        host_failures_to_tolerate: 2,
+        ..PoolAvailability::default()
+    };
+    assert_eq!(Policy::of(Some(&pool), None).tolerance, Tolerance { least: 2, ..tolerance });
     let policy = Policy::of(Some(&pool), None);
-    assert_eq!((policy.grace, policy.halt), (Duration::from_secs(3), Some(Halt::Disarmed)));
+    assert_eq!((policy.grace, policy.halt), (Duration::from_secs(4), Some(Halt::Disarmed)));
     assert_eq!(Policy::of(Some(&pool), Some(freeze())).halt, Some(Halt::Frozen(freeze())));
-
-    let mut host = Host::new("a", HostSpec::default());
-    host.spec.fencing.confirmed_dead = Some("boot-1".to_owned());
-    host.spec.fencing.unfenced = Some("no/boot".to_owned());
-    let words = Words::of([&host]);
-    assert_eq!(words, Words { confirmed: BTreeSet::from([boot("a", 1)]), unfenced: BTreeSet::new() });
 }
 
 fn given() -> Given {
@@ -272,12 +324,15 @@ fn second(second: i64) -> jiff::Timestamp {
 fn the_timeline_of_a_machine_is_written_once_it_is_given_and_ends_when_it_is_ready_there() {
     let mut status = VirtualMachineStatus { host: Some("b".to_owned()), ..VirtualMachineStatus::default() };
     assert_eq!(note(Some(&given()), &mut status, second(5)), [("steal", second(3), second(4))]);
+    status.phase = Some(Lights::Running);
+    assert_eq!(note(Some(&given()), &mut status, second(6)), []);
     let ready = vec![condition::Wanted::new("Ready", condition::State::True, "Running", "it runs")];
-    status.conditions = condition::set(&[], ready, None, second(6));
-    assert_eq!(note(Some(&given()), &mut status, second(6)), [("start", second(4), second(6))]);
+    status.conditions = condition::set(&[], ready, None, second(7));
+    assert_eq!(note(Some(&given()), &mut status, second(7)), [("start", second(4), second(7))]);
     let recovery = status.recovery.clone().expect("it is there");
     assert_eq!((recovery.from.as_str(), recovery.to.as_str()), ("a", "b"));
-    assert_eq!(recovery.ready, Some(MicroTime(second(6))));
+    assert_eq!(recovery.started, Some(MicroTime(second(6))));
+    assert_eq!(recovery.ready, Some(MicroTime(second(7))));
     for given in [Some(given()), None] {
         assert_eq!(note(given.as_ref(), &mut status, second(9)), [], "it is over");
         assert_eq!(status.recovery.as_ref(), Some(&recovery));

@@ -3,6 +3,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use kubexen_ownership::HostBoot;
+use tokio::time::Instant;
+
+/// How long an order holds those after it since it is on turn, whatever keeps its machines from starting; their `startDelay` counts
+/// in addition.
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A machine that a dead boot had.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +27,8 @@ pub(crate) struct Member {
 pub(crate) enum State {
     /// It waits, or is on its way.
     Waiting,
-    /// No host fits, or its new host cannot start it: others need not wait for it.
+    /// It cannot be started now: something that it refers to is missing, no host fits, or its new host cannot start it. Others need
+    /// not wait for it.
     Stuck,
     /// It has been Ready for this long.
     Ready(Duration),
@@ -33,28 +39,45 @@ pub(crate) enum State {
 pub(crate) struct Turns(BTreeMap<HostBoot, i32>);
 
 impl Turns {
-    /// Whose turn it is: of each boot the lowest order of which a machine has not started, or has not for its delay.
-    pub(crate) fn of(members: &[Member]) -> Self {
-        let mut turns: BTreeMap<HostBoot, i32> = BTreeMap::new();
-        for member in members.iter().filter(|member| member.holds_others()) {
-            let turn = turns.entry(member.boot.clone()).or_insert(member.order);
-            *turn = member.order.min(*turn);
-        }
-        Self(turns)
-    }
-
     /// Whether it is the turn of a machine of this order.
     pub(crate) fn allows(&self, boot: &HostBoot, order: i32) -> bool {
         self.0.get(boot).is_none_or(|turn| order <= *turn)
     }
 }
 
-impl Member {
-    fn holds_others(&self) -> bool {
-        match self.state {
-            State::Waiting => true,
+/// Since when each order has been on turn.
+#[derive(Debug, Default)]
+pub(crate) struct Queue(BTreeMap<(HostBoot, i32), Instant>);
+
+impl Queue {
+    /// Whose turn it is: of each boot the lowest order of which a machine has not started, or has not for its delay, and that has
+    /// not been on turn for longer than there is patience.
+    pub(crate) fn turns(&mut self, members: &[Member], now: Instant) -> Turns {
+        self.0.retain(|(boot, _), _| members.iter().any(|member| member.boot == *boot));
+        let mut turns: BTreeMap<HostBoot, i32> = BTreeMap::new();
+        for member in members.iter().filter(|member| self.holds_others(member, now)) {
+            let turn = turns.entry(member.boot.clone()).or_insert(member.order);
+            *turn = member.order.min(*turn);
+        }
+        for (boot, order) in &turns {
+            self.0.entry((boot.clone(), *order)).or_insert(now);
+        }
+        Turns(turns)
+    }
+
+    /// Nothing of these boots is started elsewhere now: that time does not count.
+    pub(crate) fn stand_still(&mut self, held: impl Fn(&HostBoot) -> bool) {
+        self.0.retain(|(boot, _), _| !held(boot));
+    }
+
+    fn holds_others(&self, member: &Member, now: Instant) -> bool {
+        match member.state {
+            State::Waiting => {
+                let since = self.0.get(&(member.boot.clone(), member.order));
+                since.is_none_or(|since| now.saturating_duration_since(*since) < PATIENCE)
+            }
             State::Stuck => false,
-            State::Ready(since) => since < self.delay,
+            State::Ready(since) => since < member.delay,
         }
     }
 }
@@ -78,7 +101,8 @@ mod tests {
             (ready(29), false),
             (ready(30), true),
         ] {
-            let turns = Turns::of(&[member(10, 30, first), member(20, 0, State::Waiting)]);
+            let members = [member(10, 30, first), member(20, 0, State::Waiting)];
+            let turns = Queue::default().turns(&members, Instant::now());
             assert!(turns.allows(&boot("a", 1), 10), "{first:?}");
             assert_eq!(turns.allows(&boot("a", 1), 20), allows, "{first:?}");
             assert!(turns.allows(&boot("b", 1), 20), "another host's machines have their own order");
@@ -87,7 +111,34 @@ mod tests {
 
     #[test]
     fn all_of_one_order_start_together() {
-        let turns = Turns::of(&[member(10, 0, State::Waiting), member(10, 0, State::Waiting)]);
-        assert!(turns.allows(&boot("a", 1), 10));
+        let members = [member(10, 0, State::Waiting), member(10, 0, State::Waiting)];
+        assert!(Queue::default().turns(&members, Instant::now()).allows(&boot("a", 1), 10));
+    }
+
+    #[test]
+    fn an_order_that_does_not_get_on_holds_the_next_no_longer_than_there_is_patience() {
+        let (mut queue, start) = (Queue::default(), Instant::now());
+        let members = [10, 20, 30].map(|order| member(order, 0, State::Waiting));
+        let mut last = |after: Duration| {
+            let turns = queue.turns(&members, start + after);
+            [10, 20, 30].into_iter().filter(|order| turns.allows(&boot("a", 1), *order)).max()
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(last(Duration::ZERO), Some(10));
+        assert_eq!(last(PATIENCE - second), Some(10));
+        assert_eq!(last(PATIENCE), Some(20), "the first goes on with it");
+        assert_eq!(last(PATIENCE * 2 - second), Some(20), "each order has its own time");
+        assert_eq!(last(PATIENCE * 2), Some(30));
+    }
+
+    #[test]
+    fn time_in_which_nothing_is_started_elsewhere_does_not_count_and_a_delay_counts_in_addition() {
+        let (mut queue, start) = (Queue::default(), Instant::now());
+        let waiting = [member(10, 0, State::Waiting), member(20, 0, State::Waiting)];
+        queue.turns(&waiting, start);
+        queue.stand_still(|_| true);
+        assert!(!queue.turns(&waiting, start + PATIENCE).allows(&boot("a", 1), 20));
+        let delayed = [member(10, 300, State::Ready(PATIENCE)), member(20, 0, State::Waiting)];
+        assert!(!queue.turns(&delayed, start + PATIENCE * 3).allows(&boot("a", 1), 20));
     }
 }

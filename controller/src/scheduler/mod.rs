@@ -7,16 +7,19 @@
 //! ```
 //!
 //! # Guarantees
-//! A pass takes all machines that wait, protected ones first, then the oldest, and is a pure function of what the mirrors show and of what was
-//! assigned before; a host that was assigned counts as used until the machine's Domain is in the mirror. One pass at a
+//! A pass takes all machines that wait, protected ones first, then the oldest, and is a function of what the mirrors show, of what
+//! was assigned before, and of the plans that the failure reserve has kept; a host that was assigned counts as used until the machine's Domain is in the mirror. One pass at a
 //! time; what changes meanwhile leads to another. Nothing is placed by a timer.
 //!
 //! # Caveats
 //! It writes nothing. A machine's own look carries the answer out, so that a machine has one writer.
 
+mod books;
+mod rehearsal;
 mod reserve;
 mod room;
 mod snapshot;
+mod touched;
 
 #[cfg(test)]
 mod tests;
@@ -26,9 +29,8 @@ use crate::{
     placement::{
         DiskNeed, NetworkNeed, Rejections, Request, Snapshot, Verdict, group_key, growth_overhead, place,
         place_keeping,
-        reserve::{Protected, Reserve},
     },
-    view::uid,
+    view::{View, uid},
     virtual_machine::{
         is_protected,
         references::{Resolved, Site, resolve_to_start},
@@ -43,9 +45,13 @@ use std::{
 };
 use tokio::{sync::Notify, time::Instant};
 
+pub use rehearsal::Rehearsal;
 pub(crate) use reserve::{Standing, standing, wanted};
-pub(crate) use room::{HostRoom, domain_memory, room_on};
+pub(crate) use room::{Growth, HostRoom, Reserved, domain_memory, room_on};
 pub(crate) use snapshot::host_view;
+pub(crate) use touched::Touched;
+
+use books::Books;
 
 /// How long changes are collected before a pass: a storm of machines becomes a few batches.
 const WINDOW: Duration = Duration::from_millis(25);
@@ -67,8 +73,8 @@ pub(crate) enum Answer {
 #[derive(Debug, Default)]
 pub(crate) struct Scheduler {
     pending: Mutex<BTreeMap<Key, Pending>>,
-    /// As it was when it was last asked for, so that the next time only what has changed is computed.
-    reserve: Mutex<Option<Reserve>>,
+    /// As they were when they were last looked at, so that the next time only what has changed is computed.
+    books: Mutex<Books>,
     wake: Notify,
 }
 
@@ -127,9 +133,10 @@ impl Scheduler {
         }
     }
 
-    /// Forgets all machines, at the beginning of a term.
+    /// Forgets everything, at the beginning of a term.
     pub(crate) fn clear(&self) {
         self.lock().clear();
+        *self.lock_books() = Books::default();
     }
 
     /// Something changed that may make room.
@@ -147,15 +154,16 @@ impl Scheduler {
         self.lock().values().filter_map(|entry| entry.claim.as_ref()).any(|claim| claim.disks.contains(disk))
     }
 
-    /// The reserve for so many failures of this pool; none for no failures.
-    fn refresh_reserve(&self, wanted: u32, pool: &Snapshot, guests: Vec<Protected>) -> Option<Reserve> {
-        let mut kept = self.reserve.lock().unwrap_or_else(PoisonError::into_inner);
-        match kept.as_mut() {
-            _ if wanted == 0 => *kept = None,
-            Some(reserve) => reserve.update(pool, guests, wanted),
-            None => *kept = Some(Reserve::new(pool, guests, wanted)),
-        }
-        kept.clone()
+    /// The pool as the mirrors show it now, with what was assigned. Not to be held across an await, nor beside other locks of this.
+    pub(crate) fn books(&self, view: &View) -> MutexGuard<'_, Books> {
+        let claims = self.claims();
+        let mut books = self.lock_books();
+        books.refresh(view, claims);
+        books
+    }
+
+    fn lock_books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn claims(&self) -> Vec<Claim> {
@@ -202,45 +210,51 @@ pub(crate) async fn run(context: &Context) {
     loop {
         context.scheduler.wake.notified().await;
         tokio::time::sleep(WINDOW).await;
-        pass(context);
+        let mut left = pass(context, &context.scheduler.waiting());
+        while !left.is_empty() {
+            // The same task renews the leader's lease.
+            tokio::task::yield_now().await;
+            left = pass(context, &left);
+        }
     }
 }
 
-/// One pass over all machines that wait.
-pub(crate) fn pass(context: &Context) {
+/// One pass over machines that wait; returns those for which it had no time.
+fn pass(context: &Context, waiting: &[Key]) -> Vec<Key> {
     let started = Instant::now();
     let scheduler = &context.scheduler;
-    let waiting = scheduler.waiting();
-    if !waiting.is_empty() {
-        let claims = scheduler.claims();
-        let batch = batch(context, &waiting, &claims);
-        let requests: Vec<Request> = batch.iter().map(|candidate| candidate.request.clone()).collect();
-        let pool = snapshot::take(&context.view, &claims);
-        let verdicts = match reserve::current(context, &claims, &pool) {
-            Some(reserve) => place_keeping(&pool, &requests, reserve),
-            None => place(&pool, &requests),
-        };
-        for (candidate, verdict) in batch.into_iter().zip(verdicts) {
-            let key = candidate.request.key.clone();
-            let news = match verdict {
-                Verdict::Placed { host } => {
-                    let claim = candidate.claim(host.clone());
-                    scheduler.note(&key, Answer::Assigned(host), Some(claim))
-                }
-                Verdict::Unplaced(reasons) => {
-                    scheduler.note(&key, Answer::Rejected(reasons.to_string()), None)
-                }
-            };
-            match news {
-                Some(News::Decided) => context.queues.add(&context.queues.machines, key),
-                Some(News::Reworded) => context.queues.add_after(&context.queues.machines, key, REWORD),
-                None => {}
-            }
-        }
-        context.metrics.placed(started.elapsed().as_secs_f64(), scheduler.waiting().len());
-    } else {
+    if waiting.is_empty() {
         context.metrics.pending(0);
+        return Vec::new();
     }
+    let mut batch = batch(context, waiting, &scheduler.claims());
+    let requests: Vec<Request> = batch.iter().map(|candidate| candidate.request.clone()).collect();
+    let mut books = scheduler.books(&context.view);
+    books.doubt(requests.iter().filter(|request| request.protected).map(|request| request.key.clone()));
+    let Books { pool, reserve, .. } = &mut *books;
+    let verdicts = match reserve {
+        Some(reserve) => place_keeping(pool, &requests, reserve),
+        None => place(pool, &requests),
+    };
+    drop(books);
+    let left = batch.split_off(verdicts.len());
+    for (candidate, verdict) in batch.into_iter().zip(verdicts) {
+        let key = candidate.request.key.clone();
+        let news = match verdict {
+            Verdict::Placed { host } => {
+                let claim = candidate.claim(host.clone());
+                scheduler.note(&key, Answer::Assigned(host), Some(claim))
+            }
+            Verdict::Unplaced(reasons) => scheduler.note(&key, Answer::Rejected(reasons.to_string()), None),
+        };
+        match news {
+            Some(News::Decided) => context.queues.add(&context.queues.machines, key),
+            Some(News::Reworded) => context.queues.add_after(&context.queues.machines, key, REWORD),
+            None => {}
+        }
+    }
+    context.metrics.placed(started.elapsed().as_secs_f64(), scheduler.waiting().len());
+    left.into_iter().map(|candidate| candidate.request.key).collect()
 }
 
 /// The best host for a guest that is to leave its own while it runs, among those that `may_be`; or why none fits. The
@@ -261,7 +275,7 @@ pub(crate) fn find_destination(
 
 /// The pool as the scheduler sees it now: what was assigned counts as used.
 pub(crate) fn pool(context: &Context) -> Snapshot {
-    snapshot::take(&context.view, &context.scheduler.claims())
+    context.scheduler.books(&context.view).pool.clone()
 }
 
 /// What a guest needs that is to leave its host while it runs. It has what `running` says, whatever its machine asks for

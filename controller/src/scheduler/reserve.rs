@@ -1,11 +1,10 @@
 //! The failure reserve of the pool as the mirrors show it.
 
-use super::{Claim, request_to_start, snapshot};
+use super::{Claim, Scheduler, request_to_start};
 use crate::{
-    context::Context,
     migration,
     placement::{
-        HostView, Request, Snapshot,
+        HostView, Request,
         reserve::{Promise, Protected, Reserve, settled},
     },
     view::{View, host_of_namespace, is_deleting, uid},
@@ -13,17 +12,6 @@ use crate::{
 };
 use kubexen_crds::{VirtualMachine, virtual_machine::PowerState};
 use kubexen_runtime::Key;
-use std::collections::BTreeMap;
-
-/// What is known of the guests that are to be started elsewhere when their host dies.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Guests {
-    /// Those that can be.
-    pub(crate) protected: Vec<Protected>,
-    /// Those that cannot be, because a disk is on their host alone or something that they refer to is not there, as their
-    /// condition Protected says.
-    pub(crate) unprotectable: Vec<Key>,
-}
 
 /// How the pool stands.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,43 +32,37 @@ pub(crate) fn wanted(view: &View) -> u32 {
 }
 
 /// How the pool stands now.
-pub(crate) fn standing(context: &Context) -> Standing {
-    let claims = context.scheduler.claims();
-    let pool = snapshot::take(&context.view, &claims);
-    let guests = guests(&context.view, &claims, &pool);
-    let (protected, unprotectable) = (guests.protected.len(), guests.unprotectable.clone());
-    let reserve = context.scheduler.refresh_reserve(wanted(&context.view), &pool, guests.protected);
-    Standing { promise: reserve.as_ref().map(Reserve::promise), protected, unprotectable }
-}
-
-/// The reserve that is to be kept in this pool; none if nothing is asked for.
-pub(super) fn current(context: &Context, claims: &[Claim], pool: &Snapshot) -> Option<Reserve> {
-    let wanted = wanted(&context.view);
-    let guests = if wanted == 0 { Guests::default() } else { guests(&context.view, claims, pool) };
-    context.scheduler.refresh_reserve(wanted, pool, guests.protected)
-}
-
-/// The guests that are to be started elsewhere, each with the host that runs it or is to run it.
-pub(super) fn guests(view: &View, claims: &[Claim], pool: &Snapshot) -> Guests {
-    let hosts: BTreeMap<&str, &HostView> = pool.hosts.iter().map(|host| (host.name.as_str(), host)).collect();
-    let claims: BTreeMap<&Key, &Claim> = claims.iter().map(|claim| (&claim.request.key, claim)).collect();
-    let mut guests = Guests::default();
-    for machine in view.machines.list().iter().filter(|machine| is_to_be_kept(machine)) {
-        let key = Key::of(&**machine);
-        // What was assigned counts before what is left of it on a host that died.
-        let found = match claims.get(&key) {
-            Some(claim) => Some((claim.host.clone(), Some(claim.request.clone()))),
-            None => host_of(view, &key, machine).map(|host| (host, request(view, machine))),
-        };
-        let Some((host, request)) = found else { continue };
-        let nowhere = HostView::default();
-        let there = hosts.get(host.as_str()).copied().unwrap_or(&nowhere);
-        match request.and_then(|request| settled(&request, there)) {
-            Some(request) => guests.protected.push(Protected { request, host }),
-            None => guests.unprotectable.push(key),
-        }
+pub(crate) fn standing(view: &View, scheduler: &Scheduler) -> Standing {
+    let books = scheduler.books(view);
+    let unprotectable = books.guests.iter().filter(|(_, guest)| guest.is_none());
+    let unprotectable: Vec<Key> = unprotectable.map(|(key, _)| key.clone()).collect();
+    Standing {
+        promise: books.reserve.as_ref().map(Reserve::promise),
+        protected: books.guests.len() - unprotectable.len(),
+        unprotectable,
     }
-    guests
+}
+
+/// What is kept for a machine that is to be started elsewhere when the host dies that runs it or is to run it; none if it is not to
+/// be, or is nowhere. Nothing is kept for one that cannot be started elsewhere.
+pub(super) fn guest<'a>(
+    view: &View,
+    key: &Key,
+    machine: &VirtualMachine,
+    claim: Option<&Claim>,
+    host_named: impl Fn(&str) -> Option<&'a HostView>,
+) -> Option<Option<Protected>> {
+    if !is_to_be_kept(machine) {
+        return None;
+    }
+    // What was assigned counts before what is left of it on a host that died.
+    let (host, request) = match claim {
+        Some(claim) => (claim.host.clone(), Some(claim.request.clone())),
+        None => (host_of(view, key, machine)?, request(view, machine)),
+    };
+    let nowhere = HostView::default();
+    let there = host_named(&host).unwrap_or(&nowhere);
+    Some(request.and_then(|request| settled(&request, there)).map(|request| Protected { request, host }))
 }
 
 /// Whether the machine is protected, and on.

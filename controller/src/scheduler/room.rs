@@ -1,6 +1,5 @@
 //! What a host has left for a guest that it has already.
 
-use super::snapshot;
 use crate::{
     context::Context,
     placement::{HostView, growth_overhead, memory_with_overhead},
@@ -14,6 +13,28 @@ pub(crate) struct HostRoom {
     pub(crate) host: HostView,
     /// Virtual CPUs for each of its own.
     pub(crate) overcommit: u64,
+    /// What of the room that it has is kept for protected guests of hosts that may die.
+    pub(crate) reserved: Reserved,
+}
+
+/// What of the room that a guest asks for is kept for others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reserved {
+    /// The virtual CPUs.
+    pub(crate) vcpus: bool,
+    /// The memory.
+    pub(crate) memory: bool,
+}
+
+/// What a guest asks for in addition to what it has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Growth {
+    /// Memory in bytes, overhead included.
+    pub(crate) memory: u64,
+    /// Virtual CPUs.
+    pub(crate) vcpus: u32,
+    /// Whether it is protected.
+    pub(crate) protected: bool,
 }
 
 impl HostRoom {
@@ -29,12 +50,21 @@ impl HostRoom {
     }
 }
 
-/// A host with all that is used of it, and with what was assigned to it; none if there is no such host.
-pub(crate) fn room_on(context: &Context, host: &str) -> Option<HostRoom> {
-    let pool = snapshot::take(&context.view, &context.scheduler.claims());
-    let overcommit = u64::try_from(pool.policy.cpu_overcommit).unwrap_or(0).max(1);
-    let host = pool.hosts.into_iter().find(|other| other.name == host)?;
-    Some(HostRoom { host, overcommit })
+/// A host with all that is used of it, and with what was assigned to it, for a guest that is to grow there; none if there is no
+/// such host.
+pub(crate) fn room_on(context: &Context, host: &str, growth: Growth) -> Option<HostRoom> {
+    let mut books = context.scheduler.books(&context.view);
+    let overcommit = u64::try_from(books.pool.policy.cpu_overcommit).unwrap_or(0).max(1);
+    let host = books.pool.hosts.iter().find(|other| other.name == host)?.clone();
+    let Growth { memory, vcpus, protected } = growth;
+    let reserved = books.reserve.as_mut().map_or(Reserved::default(), |reserve| {
+        let mut is_kept = |memory, vcpus| !reserve.may_grow(&host.name, memory, vcpus, protected);
+        let reserved_vcpus = vcpus > 0 && is_kept(0, vcpus);
+        // Both may come at once.
+        let with = if reserved_vcpus { 0 } else { vcpus };
+        Reserved { vcpus: reserved_vcpus, memory: memory > 0 && is_kept(memory, with) }
+    });
+    Some(HostRoom { host, overcommit, reserved })
 }
 
 /// Memory in bytes that a host gives up for a Domain. A guest that was asked for memory and has not given it back still

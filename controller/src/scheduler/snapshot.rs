@@ -3,56 +3,93 @@
 use super::{Claim, domain_memory};
 use crate::{
     migration::movable,
-    placement::{HostView, Room, Snapshot, group_key, memory_with_overhead},
+    placement::{HostView, Room, group_key, memory_with_overhead},
     view::{View, has_finalizer, host_of_namespace, is_deleting, is_in_maintenance, is_ready, uid, user_key},
 };
-use kubexen_crds::{Domain, FeatureSets, Host};
+use kubexen_crds::{Domain, FeatureSets, Host, ProtectionState};
 use kubexen_runtime::Key;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The hosts, with all that their Domains and Volumes use, those that are being deleted included, and with what was
-/// assigned and is not in the mirrors yet.
-pub(crate) fn take(view: &View, claims: &[Claim]) -> Snapshot {
-    let mut hosts: BTreeMap<String, HostView> = view
-        .hosts
-        .list()
-        .iter()
-        .map(|host| {
-            let seen = host_view(view, host);
-            (seen.name.clone(), seen)
-        })
-        .collect();
-    for domain in view.domains.list() {
-        if let Some(host) = host_of(&domain.metadata.namespace).and_then(|host| hosts.get_mut(host)) {
-            add_domain(view, host, &domain);
+/// What disks use of each host's locations, in bytes, by host and location.
+pub(super) type Used = BTreeMap<String, BTreeMap<String, u64>>;
+
+/// A host, with all that its Domains use, those that are being deleted included, and with what was assigned and is not in the
+/// mirrors yet; without what is used of its locations.
+pub(super) fn with_guests<'a>(
+    view: &View,
+    host: &Host,
+    claims: impl IntoIterator<Item = &'a Claim>,
+) -> HostView {
+    let mut seen = host_view(view, host);
+    for domain in view.domains_of_host(&seen.name) {
+        add_domain(view, &mut seen, &domain);
+    }
+    for claim in claims {
+        if claim.host == seen.name {
+            add_claim(&mut seen, claim);
         }
     }
+    seen
+}
+
+/// What the Volumes use, those that are being deleted included.
+pub(super) fn used(view: &View) -> Used {
+    let mut used = Used::new();
     let volumes = view.volumes.list();
     let mut counted = BTreeSet::new();
     for volume in &volumes {
-        let Some(host) = host_of(&volume.metadata.namespace).and_then(|host| hosts.get_mut(host)) else {
-            continue;
-        };
+        let host = volume.metadata.namespace.as_deref().and_then(host_of_namespace);
+        let Some(host) = host.filter(|host| view.hosts.get(&Key::cluster(*host)).is_some()) else { continue };
         // While a disk goes into another host's hands it has two Volumes, and takes room once.
         if volume.spec.shared && !counted.insert(&volume.spec.virtual_disk.uid) {
             continue;
         }
         let size = volume.spec.size.bytes().unwrap_or(u64::MAX);
-        add_volume(host, &volume.spec.location, size);
+        add_volume(&mut used, host, &volume.spec.location, size);
     }
-    for claim in claims {
-        if let Some(host) = hosts.get_mut(&claim.host) {
-            add_claim(view, host, claim);
-        }
-    }
-    sum_shared_storage(&mut hosts);
-    // The schema allows for one Pool, named default.
-    let policy = view.pools.list().first().map(|pool| pool.spec.placement.clone()).unwrap_or_default();
-    Snapshot { hosts: hosts.into_values().collect(), policy }
+    used
 }
 
-fn host_of(namespace: &Option<String>) -> Option<&str> {
-    namespace.as_deref().and_then(host_of_namespace)
+fn add_volume(used: &mut Used, host: &str, location: &str, size: u64) {
+    let there = used.entry(host.to_owned()).or_default().entry(location.to_owned()).or_default();
+    *there = there.saturating_add(size);
+}
+
+/// Puts in what is used of each location: by Volumes, and by disks that are about to be made. What one host has made in shared
+/// storage is used for all that reach it.
+pub(super) fn fill_locations<'a>(
+    view: &View,
+    hosts: &mut [HostView],
+    used: &Used,
+    claims: impl IntoIterator<Item = &'a Claim>,
+) {
+    let mut new = Used::new();
+    for claim in claims {
+        for (disk, (location, size)) in &claim.new_disks {
+            // A Volume that is in the mirror already was counted there.
+            if view.volumes_of_disk(disk).is_empty() {
+                add_volume(&mut new, &claim.host, location, *size);
+            }
+        }
+    }
+    let on = |used: &Used, host: &str, location: &str| {
+        used.get(host).and_then(|locations| locations.get(location)).copied().unwrap_or(0)
+    };
+    let mut sums: BTreeMap<(String, String), u64> = BTreeMap::new();
+    for HostView { name: host, locations, .. } in &mut *hosts {
+        for (location, room) in locations {
+            room.used = on(used, host, location).saturating_add(on(&new, host, location));
+            if let Some(storage) = &room.storage {
+                let sum = sums.entry((location.clone(), storage.clone())).or_default();
+                *sum = sum.saturating_add(room.used);
+            }
+        }
+    }
+    for (location, room) in hosts.iter_mut().flat_map(|host| &mut host.locations) {
+        if let Some(storage) = &room.storage {
+            room.used = sums[&(location.clone(), storage.clone())];
+        }
+    }
 }
 
 /// A host, without what is used of it.
@@ -65,6 +102,10 @@ pub(crate) fn host_view(view: &View, host: &Host) -> HostView {
         maintenance: is_in_maintenance(host),
         ready: is_ready(host),
         schedulable: host.spec.schedulable && !is_deleting(host) && has_finalizer(host),
+        protects: status
+            .protection
+            .as_ref()
+            .is_some_and(|protection| protection.state == ProtectionState::Ready),
         memory_allocatable: status.memory.and_then(|memory| memory.allocatable.bytes().ok()).unwrap_or(0),
         memory_used: 0,
         cpus: status.cpu.and_then(|cpu| u32::try_from(cpu.count).ok()).unwrap_or(0),
@@ -115,41 +156,13 @@ fn add_domain(view: &View, host: &mut HostView, domain: &Domain) {
     }
 }
 
-fn add_volume(host: &mut HostView, location: &str, size: u64) {
-    if let Some(room) = host.locations.get_mut(location) {
-        room.used = room.used.saturating_add(size);
-    }
-}
-
-/// What one host has made in shared storage is used for all that reach it.
-fn sum_shared_storage(hosts: &mut BTreeMap<String, HostView>) {
-    let mut used: BTreeMap<(String, String), u64> = BTreeMap::new();
-    for (name, room) in hosts.values().flat_map(|host| &host.locations) {
-        if let Some(storage) = &room.storage {
-            let sum = used.entry((name.clone(), storage.clone())).or_default();
-            *sum = sum.saturating_add(room.used);
-        }
-    }
-    for (name, room) in hosts.values_mut().flat_map(|host| &mut host.locations) {
-        if let Some(storage) = &room.storage {
-            room.used = used[&(name.clone(), storage.clone())];
-        }
-    }
-}
-
-fn add_claim(view: &View, host: &mut HostView, claim: &Claim) {
-    let Claim { host: _, request, disks: _, new_disks } = claim;
+fn add_claim(host: &mut HostView, claim: &Claim) {
+    let Claim { host: _, request, disks: _, new_disks: _ } = claim;
     host.vcpus_used = host.vcpus_used.saturating_add(request.vcpus);
     host.memory_used =
         host.memory_used.saturating_add(memory_with_overhead(request.memory, request.vcpus, request.boot));
     host.memory_used = host.memory_used.saturating_add(request.growth);
     if let Some((group, _)) = &request.anti_affinity {
         *host.groups.entry(group.clone()).or_insert(0) += 1;
-    }
-    for (disk, (location, size)) in new_disks {
-        // A Volume that is in the mirror already was counted there.
-        if view.volumes_of_disk(disk).is_empty() {
-            add_volume(host, location, *size);
-        }
     }
 }

@@ -1,10 +1,11 @@
 use super::*;
-use crate::{placement::memory_with_overhead, samples, view::View};
+use crate::{placement::memory_with_overhead, samples, view::View, watched::Watched};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{core::DeserializeGuard, runtime::watcher::Event};
 use kubexen_crds::{
-    Boot, BootType, ByteQuantity, Domain, Firmware, Host, HostSpec, HostStatus, VirtualMachineSpec, Volume,
-    VolumeSpec,
+    Boot, BootType, ByteQuantity, Domain, Firmware, Host, HostSpec, HostStatus, Pool, RestartPriority,
+    StorageRepository, VirtualDisk, VirtualMachineSpec, Volume, VolumeSpec,
     condition::{self, State, Wanted},
     domain::Machine,
     host::{HostCpu, HostMemory, Location},
@@ -14,8 +15,24 @@ use kubexen_crds::{
     virtual_machine::{AntiAffinity, AntiAffinityMode, Cpu, Placement},
     volume::VirtualDiskReference,
 };
+use proptest::prelude::*;
 
 const GIB: u64 = 1 << 30;
+
+/// Lets the mirrors show an object, as a watch does.
+fn show<K: Watched>(view: &View, object: K) {
+    watch(view, Event::Apply(DeserializeGuard(Ok(object))));
+}
+
+fn watch<K: Watched>(view: &View, event: Event<DeserializeGuard<K>>) {
+    K::mirror(view).take(event, &|change| K::index(view, change));
+}
+
+fn snapshot(view: &View, claims: &[Claim]) -> Snapshot {
+    let mut books = Books::default();
+    books.refresh(view, claims.to_vec());
+    books.pool
+}
 
 fn named(namespace: Option<&str>, name: &str, version: &str) -> ObjectMeta {
     ObjectMeta {
@@ -132,12 +149,12 @@ fn claim(machine: &str, host: &str, disk: &str) -> Claim {
 #[test]
 fn a_snapshot_counts_domains_volumes_and_what_was_assigned() {
     let view = View::default();
-    view.hosts.learn(host("a"));
-    view.hosts.learn(host("b"));
-    view.machines.learn(machine("one"));
-    view.domains.learn(domain("one", "a"));
-    view.volumes.learn(volume("one-root", "a"));
-    let snapshot = snapshot::take(&view, &[claim("two", "a", "two-root"), claim("three", "b", "three-root")]);
+    show(&view, host("a"));
+    show(&view, host("b"));
+    show(&view, machine("one"));
+    show(&view, domain("one", "a"));
+    show(&view, volume("one-root", "a"));
+    let snapshot = snapshot(&view, &[claim("two", "a", "two-root"), claim("three", "b", "three-root")]);
     let [a, b] = snapshot.hosts.as_slice() else { panic!("two hosts") };
     let overhead = memory_with_overhead(GIB, 2, BootType::Hvm) + memory_with_overhead(GIB, 3, BootType::Hvm);
     assert_eq!((a.vcpus_used, a.memory_used), (5, overhead));
@@ -154,10 +171,10 @@ fn what_one_host_made_in_shared_storage_is_used_for_all_that_reach_it() {
         let mut host = host(name);
         let location = &mut host.status.as_mut().unwrap().locations[0];
         (location.shared, location.id) = (true, Some(storage.to_owned()));
-        view.hosts.learn(host);
-        view.volumes.learn(volume(&format!("root-{name}"), name));
+        show(&view, host);
+        show(&view, volume(&format!("root-{name}"), name));
     }
-    let snapshot = snapshot::take(&view, &[claim("two", "b", "two-root")]);
+    let snapshot = snapshot(&view, &[claim("two", "b", "two-root")]);
     let used: Vec<u64> = snapshot.hosts.iter().map(|host| host.locations["local"].used / GIB).collect();
     assert_eq!(used, [30, 30, 10]);
 }
@@ -165,11 +182,9 @@ fn what_one_host_made_in_shared_storage_is_used_for_all_that_reach_it() {
 #[test]
 fn an_assigned_disk_that_was_made_already_is_not_counted_twice() {
     let view = View::default();
-    view.hosts.learn(host("a"));
-    let made = volume("two-root", "a");
-    view.volumes_of_disk.set(&Key::of(&made), BTreeSet::from([Key::new("shop", "two-root")]));
-    view.volumes.learn(made);
-    let snapshot = snapshot::take(&view, &[claim("two", "a", "two-root")]);
+    show(&view, host("a"));
+    show(&view, volume("two-root", "a"));
+    let snapshot = snapshot(&view, &[claim("two", "a", "two-root")]);
     assert_eq!(snapshot.hosts[0].locations["local"].used, 10 * GIB);
 }
 
@@ -202,4 +217,157 @@ fn a_rejection_in_other_words_is_no_news_in_a_hurry() {
     assert_eq!(scheduler.note(&key, rejected("1 memory"), None), None);
     assert_eq!(scheduler.note(&key, rejected("2 memory"), None), Some(News::Reworded));
     assert_eq!(scheduler.waiting(), [key]);
+}
+
+/// A small pool in which things change.
+#[derive(Clone, Debug)]
+enum Step {
+    Machine { name: usize, protected: bool, on: bool, grouped: bool },
+    Domain { name: usize, host: usize },
+    DomainGone { name: usize, host: usize },
+    Host { host: usize, maintenance: bool, storage: usize },
+    HostGone { host: usize },
+    Disk { name: usize, shared: bool },
+    Volume { name: usize, host: usize, shared: bool },
+    Claim { name: usize, host: usize },
+    NoClaim { name: usize },
+    Pool { overcommit: i32, wanted: i32 },
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let (name, host) = (|| 0..4_usize, || 0..3_usize);
+    prop_oneof![
+        (name(), any::<bool>(), any::<bool>(), any::<bool>())
+            .prop_map(|(name, protected, on, grouped)| Step::Machine { name, protected, on, grouped }),
+        (name(), host()).prop_map(|(name, host)| Step::Domain { name, host }),
+        (name(), host()).prop_map(|(name, host)| Step::DomainGone { name, host }),
+        (host(), any::<bool>(), 0..3_usize).prop_map(|(host, maintenance, storage)| Step::Host {
+            host,
+            maintenance,
+            storage
+        }),
+        host().prop_map(|host| Step::HostGone { host }),
+        (name(), any::<bool>()).prop_map(|(name, shared)| Step::Disk { name, shared }),
+        (name(), host(), any::<bool>()).prop_map(|(name, host, shared)| Step::Volume { name, host, shared }),
+        (name(), host()).prop_map(|(name, host)| Step::Claim { name, host }),
+        name().prop_map(|name| Step::NoClaim { name }),
+        (1..3_i32, 0..2_i32).prop_map(|(overcommit, wanted)| Step::Pool { overcommit, wanted }),
+    ]
+}
+
+const NAMES: [&str; 4] = ["one", "two", "three", "four"];
+const HOSTS: [&str; 3] = ["a", "b", "c"];
+
+impl Step {
+    fn happen(self, view: &View, claims: &mut BTreeMap<usize, Claim>, version: usize) {
+        let version = (version + 10).to_string();
+        let root = |name: usize| format!("{}-root", NAMES[name]);
+        match self {
+            Self::Machine { name, protected, on, grouped } => {
+                let mut machine = machine(NAMES[name]);
+                machine.metadata.resource_version = Some(version);
+                if protected {
+                    machine.spec.availability.restart_priority = RestartPriority::Protected;
+                }
+                if !on {
+                    machine.spec.power_state = kubexen_crds::virtual_machine::PowerState::Halted;
+                }
+                if !grouped {
+                    machine.spec.placement.anti_affinity = None;
+                }
+                let disk = serde_json::json!([{"name": "root", "disk": root(name)}]);
+                machine.spec.disks = serde_json::from_value(disk).expect("disks");
+                show(view, machine);
+            }
+            Self::Domain { name, host } => {
+                let mut domain = domain(NAMES[name], HOSTS[host]);
+                domain.metadata.resource_version = Some(version);
+                show(view, domain);
+            }
+            Self::DomainGone { name, host } => {
+                let mut domain = domain(NAMES[name], HOSTS[host]);
+                domain.metadata.resource_version = Some(version);
+                watch(view, Event::Delete(DeserializeGuard(Ok(domain))));
+            }
+            Self::Host { host: index, maintenance, storage } => {
+                let mut host = host(HOSTS[index]);
+                host.metadata.resource_version = Some(version);
+                host.spec.maintenance.enabled = maintenance;
+                let location = &mut host.status.as_mut().expect("a status").locations[0];
+                location.shared = storage > 0;
+                location.id = (storage > 0).then(|| format!("san-{storage}"));
+                show(view, host);
+            }
+            Self::HostGone { host: index } => {
+                let mut host = host(HOSTS[index]);
+                host.metadata.resource_version = Some(version);
+                watch(view, Event::Delete(DeserializeGuard(Ok(host))));
+            }
+            Self::Disk { name, shared } => {
+                let repository = if shared { "san" } else { "local" };
+                let spec = serde_json::json!({"repository": repository, "size": "10Gi"});
+                let mut disk = VirtualDisk::new("", serde_json::from_value(spec).expect("a disk"));
+                disk.metadata = named(Some("shop"), &root(name), &version);
+                show(view, disk);
+            }
+            Self::Volume { name, host, shared } => {
+                let mut volume = volume(&root(name), HOSTS[host]);
+                volume.metadata.resource_version = Some(version);
+                volume.spec.shared = shared;
+                show(view, volume);
+            }
+            Self::Claim { name, host } => {
+                let mut claim = claim(NAMES[name], HOSTS[host], &root(name));
+                claim.request.protected = true;
+                claims.insert(name, claim);
+            }
+            Self::NoClaim { name } => _ = claims.remove(&name),
+            Self::Pool { overcommit, wanted } => {
+                let spec = serde_json::json!({
+                    "placement": {"cpuOvercommit": overcommit},
+                    "availability": {"hostFailuresToTolerate": wanted},
+                });
+                let mut pool = Pool::new("default", serde_json::from_value(spec).expect("a pool"));
+                pool.metadata = named(None, "default", &version);
+                show(view, pool);
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_worked_out_change_by_change_is_what_all_of_it_comes_to(
+        rounds in prop::collection::vec(prop::collection::vec(any_step(), 1..6), 1..12)
+    ) {
+        let view = View::default();
+        for (name, spec) in [
+            ("local", serde_json::json!({"type": "Directory", "directory": {"location": "local"}})),
+            ("san", serde_json::json!({"type": "LVM", "lvm": {"location": "local"}})),
+        ] {
+            let mut repository = StorageRepository::new(name, serde_json::from_value(spec).expect("a repository"));
+            repository.metadata = named(None, name, "1");
+            show(&view, repository);
+        }
+        let (mut books, mut claims, mut version) = (Books::default(), BTreeMap::new(), 0);
+        for steps in rounds {
+            for step in steps {
+                version += 1;
+                step.happen(&view, &mut claims, version);
+            }
+            let now: Vec<Claim> = claims.values().cloned().collect();
+            books.refresh(&view, now.clone());
+            let mut anew = Books::default();
+            anew.refresh(&view, now);
+            prop_assert_eq!(&books.pool, &anew.pool);
+            prop_assert_eq!(&books.guests, &anew.guests);
+            let promise = |books: &Books| books.reserve.as_ref().map(|reserve| {
+                let promise = reserve.promise();
+                (promise.wanted, promise.tolerates, promise.protected, promise.breach.is_some())
+            });
+            prop_assert_eq!(promise(&books), promise(&anew));
+        }
+    }
 }

@@ -2,9 +2,9 @@
 
 use super::{
     cloud_init::{self, Origin},
-    decide::{Action, Adjustment, Plan, domain_power_state, is_protected, restart_requested},
+    decide::{Action, Adjustment, Plan, domain_power_state, restart_requested},
     observe::{Observed, host_of},
-    recovery,
+    protection, recovery,
     references::{Resolved, Site},
     status::{self, Report},
     suspension,
@@ -47,7 +47,7 @@ pub(crate) async fn apply(context: &Context, observed: &Observed, plan: Plan) ->
             Action::Start { host } => start(context, observed, &host).await?,
             Action::Recover { loss, to } => recovery::carry_out(context, observed, &loss, &to).await?,
             Action::CopyUserData { domain } => {
-                if !copy_user_data(context, &domain).await? {
+                if !copy_user_data(context, observed, &domain).await? {
                     // The copy was there already: whoever misses it will see it.
                     continue;
                 }
@@ -61,7 +61,9 @@ pub(crate) async fn apply(context: &Context, observed: &Observed, plan: Plan) ->
                 context.merge::<Domain>(&domain, &adjustment(change)?).await?;
                 true
             }
-            Action::DeleteDomain { domain, uid } => context.delete_known::<Domain>(&domain, &uid).await?,
+            Action::DeleteDomain { domain, uid } => {
+                still_asks(context, machine).await? && context.delete_known::<Domain>(&domain, &uid).await?
+            }
             Action::DeleteUnchanged(domain) => match context.view.domains.get(&domain) {
                 Some(seen) => context.delete_unchanged(&*seen).await?,
                 None => false,
@@ -116,6 +118,21 @@ async fn confirm_gone(context: &Context, machine: &VirtualMachine) -> Result<boo
     Ok(gone)
 }
 
+/// Whether the server still has the machine, and it asks for what it was seen to ask for. What it asks for instead is learnt.
+///
+/// To delete a Domain is to stop its guest, and a mirror that is behind may show a wish that its owner has taken back. That a machine
+/// is being deleted is never taken back.
+async fn still_asks(context: &Context, machine: &VirtualMachine) -> Result<bool, Error> {
+    if is_deleting(machine) {
+        return Ok(true);
+    }
+    let Some(present) = context.get::<VirtualMachine>(&Key::of(machine)).await? else { return Ok(false) };
+    let wish = |machine: &VirtualMachine| (machine.spec.power_state, restart_requested(machine));
+    let asks = uid(&present) == uid(machine) && (is_deleting(&present) || wish(&present) == wish(machine));
+    context.found(present);
+    Ok(asks)
+}
+
 /// Deletes the disk that a guest was saved to; says whether it may be.
 async fn discard_state(context: &Context, machine: &VirtualMachine, disk: &Key) -> Result<bool, Error> {
     let Some(present) = context.get::<VirtualMachine>(&Key::of(machine)).await? else { return Ok(false) };
@@ -162,7 +179,7 @@ pub(super) async fn start_on(context: &Context, observed: &Observed, host: &str)
     match started {
         Ok(()) => {
             context.scheduler.started(&Key::of(machine));
-            copy_user_data(context, &Key::new(host_namespace(host), domain_name(machine))).await?;
+            copy_user_data_to(context, observed, host).await?;
             Ok(true)
         }
         Err(error) => {
@@ -175,12 +192,27 @@ pub(super) async fn start_on(context: &Context, observed: &Observed, host: &str)
     }
 }
 
+/// As [`copy_user_data`], for the machine's Domain on this host.
+pub(super) async fn copy_user_data_to(
+    context: &Context,
+    observed: &Observed,
+    host: &str,
+) -> Result<bool, Error> {
+    let domain = Key::new(host_namespace(host), domain_name(&observed.machine));
+    copy_user_data(context, observed, &domain).await
+}
+
 /// Gives the host of a Domain what its seed is made of: what the machine's owner wrote, or, for a guest that is to come
-/// from another host, what it found there when it started. Says whether there was anything to write.
-async fn copy_user_data(context: &Context, domain: &Key) -> Result<bool, Error> {
+/// from another host, what it found there when it started, as it is for one whose host is dead if its owner's is gone. Says
+/// whether there was anything to write.
+async fn copy_user_data(context: &Context, observed: &Observed, domain: &Key) -> Result<bool, Error> {
     let Some(domain) = context.view.domains.get(domain) else { return Ok(false) };
     let source = migration::under_way(&domain).filter(|part| part.role == MigrationRole::Destination);
-    let origin = source.map_or(Origin::Machine, |part| Origin::Host(&part.peer));
+    let origin = match (source, recovery::lost_domain(observed)) {
+        (Some(part), _) => Origin::Host(&part.peer),
+        (None, Some(lost)) => Origin::Lost(lost),
+        (None, None) => Origin::Machine,
+    };
     cloud_init::copy(context, &domain, origin).await
 }
 
@@ -246,7 +278,7 @@ pub(crate) fn domain(machine: &VirtualMachine, resolved: &Resolved, host: &str) 
             restart_requested: restart_requested(machine),
             machine: resolved.machine.clone(),
             lifecycle: machine.spec.lifecycle.clone(),
-            protected: is_protected(machine),
+            protected: protection::guards(machine, resolved),
             saved_state: resolved.saved_state.clone(),
             migration: None,
         },

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Secret of the owner, in the machine's namespace          Secret of the source's host
-//!                 │ start, restart                                   │ move
+//!                 │ start, restart                                   │ move, or a start elsewhere for which the owner's is gone
 //!                 └──────────────▶ Secret in the host's namespace ◀──┘
 //!                                  owned by the Domain, read by this host's agent alone
 //! ```
@@ -42,6 +42,8 @@ pub(crate) enum Origin<'a> {
     Machine,
     /// What the guest found when it started on this host; what its owner wrote if that is gone.
     Host(&'a str),
+    /// What the machine's owner wrote; if that is gone, what the guest of this Domain found, whose host is dead.
+    Lost(&'a Domain),
 }
 
 /// What stands under the keys that a seed is made of.
@@ -131,12 +133,22 @@ async fn find_at(
     wanted: &DomainCloudInit,
     origin: Origin<'_>,
 ) -> Result<Option<Secret>, Error> {
-    if let Origin::Host(host) = origin
-        && let Some(found) = get(context, &host_namespace(host), &wanted.secret).await?
-    {
-        return Ok(Some(found));
+    let of_owner = || get(context, &domain.spec.virtual_machine.namespace, &wanted.user_data_secret);
+    match origin {
+        Origin::Machine => of_owner().await,
+        Origin::Host(host) => match get(context, &host_namespace(host), &wanted.secret).await? {
+            Some(found) => Ok(Some(found)),
+            None => of_owner().await,
+        },
+        Origin::Lost(lost) => match of_owner().await? {
+            Some(found) => Ok(Some(found)),
+            None => {
+                let found = get(context, &lost.namespace().unwrap_or_default(), &wanted.secret).await?;
+                // What an earlier Domain of this name had is no guest's of this machine.
+                Ok(found.filter(|found| owner(found) == lost.metadata.uid.as_deref()))
+            }
+        },
     }
-    get(context, &domain.spec.virtual_machine.namespace, &wanted.user_data_secret).await
 }
 
 async fn get(context: &Context, namespace: &str, name: &str) -> Result<Option<Secret>, Error> {

@@ -5,7 +5,7 @@ use super::{
     live::{self, Surroundings},
     observe::{Observed, host_of},
     problem::Problem,
-    recovery,
+    protection, recovery,
     status::{self, Report},
     suspension,
     synchronized::Synchronized,
@@ -288,10 +288,16 @@ pub(super) fn keep(observed: &Observed, domain: &Arc<Domain>) -> Plan {
     // A guest that is being copied to another host stays as it is until it is there.
     let moves = observed.moves(domain);
     let next = change.as_ref().map(|change| &change.next).filter(|next| **next != domain.spec.machine);
+    let guarded = protection::is_to_be_guarded(
+        machine,
+        &observed.references,
+        observed.references_in_part.as_ref(),
+        domain.spec.protected,
+    );
     let adjustment = Adjustment {
         saved_state: (resumed && domain.spec.saved_state.is_some()).then_some(None),
         power_state: (power_state != domain.spec.power_state).then_some(power_state),
-        protected: (is_protected(machine) != domain.spec.protected).then(|| is_protected(machine)),
+        protected: (guarded != domain.spec.protected).then_some(guarded),
         lifecycle: (machine.spec.lifecycle != domain.spec.lifecycle).then(|| machine.spec.lifecycle.clone()),
         restart_requested: restart_in_place,
         machine: next.filter(|_| !moves).map(|next| Box::new(next.clone())),

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     placement::{HostView, Room},
-    scheduler::{HostRoom, domain_memory},
+    scheduler::{Growth, HostRoom, Reserved, domain_memory},
+    view::uid,
 };
 use kubexen_crds::{
     ByteQuantity, Domain, VirtualMachineSpec,
@@ -53,6 +54,12 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) room: Option<&'a HostRoom>,
 }
 
+impl Surroundings<'_> {
+    fn reserved(&self) -> Reserved {
+        self.room.map(|room| room.reserved).unwrap_or_default()
+    }
+}
+
 impl Change {
     pub(super) fn held(&mut self, reason: &'static str, message: String) {
         self.held.push(Held { reason, message });
@@ -68,6 +75,17 @@ pub(crate) fn needs_room(wanted: &Machine, present: &Machine) -> bool {
         |interface: &DomainInterface| present.interfaces.iter().any(|other| other.uplink == interface.uplink);
     let new_image = wanted.cds.iter().any(|cd| cd.image.is_some() && !present.cds.contains(cd));
     grows || new_image || !wanted.disks.iter().all(has_disk) || !wanted.interfaces.iter().all(has_uplink)
+}
+
+/// How much more a Domain would take of its host. Memory that its guest was built for and does not have yet, it may have.
+pub(crate) fn growth(wanted: &Machine, domain: &Domain) -> Growth {
+    let present = &domain.spec.machine;
+    let next = Machine { memory: wanted.memory.clone(), ..present.clone() };
+    Growth {
+        memory: domain_memory(&next, None).saturating_sub(domain_memory(present, domain.status.as_ref())),
+        vcpus: u32::try_from(wanted.cpus.min(present.max_cpus) - present.cpus).unwrap_or(0),
+        protected: domain.spec.protected,
+    }
 }
 
 /// What to make of a machine that asks for `wanted` and has a Domain.
@@ -125,6 +143,9 @@ fn change_cpu(
                     around.host
                 ),
             ),
+            Some(_) if more > 0 && around.reserved().vcpus => {
+                change.held("FailureReserve", reserved(around.host, "spec.cpu.count"));
+            }
             None if more > 0 => change.held("HostUnknown", unknown(around.host)),
             Some(_) | None => change.next.cpus = wanted.cpus,
         }
@@ -149,9 +170,7 @@ fn change_memory(
         if !balloons || size > max {
             change.restart.push("spec.memory.size".to_owned());
         } else {
-            let next = Machine { memory: wanted.memory.clone(), ..present.clone() };
-            let more =
-                domain_memory(&next, None).saturating_sub(domain_memory(present, domain.status.as_ref()));
+            let more = growth(wanted, domain).memory;
             match around.room.map(HostRoom::memory_left) {
                 Some(left) if more > left => change.held(
                     "NoRoom",
@@ -163,6 +182,9 @@ fn change_memory(
                         more.div_ceil(1 << 20)
                     ),
                 ),
+                Some(_) if more > 0 && around.reserved().memory => {
+                    change.held("FailureReserve", reserved(around.host, "spec.memory.size"));
+                }
                 None if more > 0 => change.held("HostUnknown", unknown(around.host)),
                 Some(_) | None => change.next.memory = wanted.memory.clone(),
             }
@@ -181,7 +203,8 @@ fn change_disks(change: &mut Change, wanted: &Resolved, domain: &Domain, around:
         let entry = asked.iter().find(|entry| entry.name == present.name);
         let same =
             |entry: &&DomainDisk| entry.volume == present.volume && entry.read_only == present.read_only;
-        match entry {
+        let succeeded = is_succeeded(present, wanted);
+        match entry.filter(|_| !succeeded) {
             Some(entry) if same(&entry) && !present.detach => next.push(present.clone()),
             // The guest may have come here without it.
             Some(entry) if same(&entry) && !is_detached(domain, &present.name) => {
@@ -223,6 +246,18 @@ fn change_disks(change: &mut Change, wanted: &Resolved, domain: &Domain, around:
     change.next.disks = next;
 }
 
+/// Whether a disk on shared storage is an earlier one of the name that another has now.
+fn is_succeeded(present: &DomainDisk, wanted: &Resolved) -> bool {
+    let Some(shared) = &present.shared else { return false };
+    let now = wanted.disks.iter().find(|disk| volume_name(disk) == present.volume);
+    now.is_some_and(|now| uid(&*now.disk) != shared.uid)
+}
+
+fn volume_name(disk: &Disk) -> String {
+    let Key { namespace, name } = Key::of(&*disk.disk);
+    host_object_name(&namespace, &name)
+}
+
 /// Whether the agent says so of the Domain as it stands, in which the disk is to be detached.
 fn is_detached(domain: &Domain, disk: &str) -> bool {
     domain.status.as_ref().is_some_and(|status| {
@@ -257,11 +292,9 @@ fn target_for(
 
 /// The disk of an entry if it has to be made on the Domain's host first; or why it cannot be had there.
 fn to_be_made(entry: &DomainDisk, wanted: &Resolved, around: &Surroundings<'_>) -> Result<Option<Key>, Held> {
-    let of_entry = |disk: &&Disk| {
-        let Key { namespace, name } = Key::of(&*disk.disk);
-        host_object_name(&namespace, &name) == entry.volume
+    let Some(disk) = wanted.disks.iter().find(|disk| volume_name(disk) == entry.volume) else {
+        return Ok(None);
     };
-    let Some(disk) = wanted.disks.iter().find(of_entry) else { return Ok(None) };
     Ok(reach(disk, around)?.then(|| Key::of(&*disk.disk)))
 }
 
@@ -386,6 +419,13 @@ fn has_uplink(change: &mut Change, entry: &DomainInterface, around: &Surrounding
 
 fn unknown(host: &str) -> String {
     format!("nobody knows what host {host} has room for: its Host object is gone")
+}
+
+fn reserved(host: &str, field: &str) -> String {
+    format!(
+        "what host {host} has left is kept for the protected guests of hosts that may die: `{field}` is set when there is more, or at \
+         the next restart on a host that has it"
+    )
 }
 
 fn bytes(quantity: &ByteQuantity) -> u64 {

@@ -52,6 +52,7 @@ mod synchronized;
 mod tests;
 
 pub(crate) use decide::is_protected;
+pub(crate) use recovery::had_ended;
 
 use crate::{
     context::{Applied, Context},

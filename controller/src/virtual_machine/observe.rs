@@ -116,7 +116,8 @@ pub(crate) async fn observe(context: &Context, key: &Key) -> Result<Option<Obser
             if live::needs_room(&wanted.machine, &domain.spec.machine)
                 || (state.is_some() && machine.spec.power_state == PowerState::Suspended) =>
         {
-            host.and_then(|host| scheduler::room_on(context, host))
+            let growth = live::growth(&wanted.machine, domain);
+            host.and_then(|host| scheduler::room_on(context, host, growth))
         }
         (_, _) => None,
     };
@@ -125,7 +126,13 @@ pub(crate) async fn observe(context: &Context, key: &Key) -> Result<Option<Obser
     };
     Ok(Some(Observed {
         state,
-        protection: protection::observe(&context.view, &machine, &references, recovery::refusal(context)),
+        protection: protection::observe(
+            &context.view,
+            &machine,
+            &references,
+            host,
+            recovery::obstacle(context),
+        ),
         references,
         references_in_part,
         room,
@@ -149,7 +156,7 @@ fn lost(context: &Context, machine: &VirtualMachine, domains: &[Arc<Domain>]) ->
     let board = context.recovery.board();
     let loss = hosts
         .chain(last.filter(|_| domains.is_empty()))
-        .find_map(|host| board.loss(uid, host, context.view.is_host_ready(host)))?;
+        .find_map(|host| board.loss(uid, host, context.view.hosts.get(&Key::cluster(host)).as_deref()))?;
     let turn = board.is_turn(&loss.from, machine.spec.availability.order);
     Some(Lost { loss, turn })
 }

@@ -24,7 +24,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use tracing::info;
 
 use super::{
-    apply::start_on,
+    apply::{copy_user_data_to, start_on},
     decide::{Action, Plan},
     observe::{Lost, Observed, host_of},
     problem::Problem,
@@ -76,7 +76,7 @@ pub(super) fn recover(observed: &Observed) -> Option<Plan> {
             Err(problem) => unresolved(domain, from, problem),
         },
         LossKind::Unowned if lost.is_empty() => None,
-        LossKind::Owned(_) | LossKind::Held(_) | LossKind::Unowned if domain.is_some_and(is_off) => None,
+        LossKind::Owned(_) | LossKind::Held(_) | LossKind::Unowned if domain.is_some_and(had_ended) => None,
         // What was said of its whereabouts contradicts the store: one of the two is old, or an earlier look was cut short.
         LossKind::Owned(_) | LossKind::Unowned
             if let Some(host) = elsewhere
@@ -165,6 +165,12 @@ fn is_on<'a>(host: &HostName, domains: impl IntoIterator<Item = &'a Arc<Domain>>
     domains.into_iter().any(|domain| host_of(domain) == Some(host.as_str()))
 }
 
+/// The Domain that the guest was in when its host died, if that is known and the Domain is there.
+pub(super) fn lost_domain(observed: &Observed) -> Option<&Domain> {
+    let from = observed.lost.as_ref()?.loss.from.host.as_str();
+    observed.domains.iter().map(|domain| &**domain).find(|domain| host_of(domain) == Some(from))
+}
+
 /// Whether the agent of this Domain's host ends it, now or when it is heard again.
 fn is_ending(observed: &Observed, loss: &Loss, domain: &Arc<Domain>) -> bool {
     is_deleting(&**domain) && is_left_to_agent(observed, loss, domain)
@@ -190,7 +196,7 @@ fn is_in(observed: &Observed, domain: &Arc<Domain>) -> bool {
 }
 
 /// Whether the guest had ended before its host did.
-fn is_off(domain: &Domain) -> bool {
+pub(crate) fn had_ended(domain: &Domain) -> bool {
     match domain.status.as_ref().and_then(|status| status.phase) {
         Some(DomainPhase::Halted | DomainPhase::Preserved) => true,
         Some(
@@ -235,7 +241,8 @@ pub(super) async fn carry_out(
             Some(owner) => board.owned(vm, owner),
             None => board.unowned(vm),
         }
-        (board.loss(vm, dead, context.view.is_host_ready(dead)), board.roll.live_boot(to).cloned())
+        let host = context.view.hosts.get(&Key::cluster(dead));
+        (board.loss(vm, dead, host.as_deref()), board.roll.live_boot(to).cloned())
     };
     // Somebody else has settled it, or the host is back.
     let Some(loss) = loss else { return Ok(false) };
@@ -255,6 +262,10 @@ pub(super) async fn carry_out(
     let Some(given) = given else { return Ok(false) };
     remember(context, vm, &loss.from, given.host.as_str());
     let there = is_on(&given.host, all(observed));
+    if there {
+        // Who made it may have come no further, and what the guest found on the dead host goes with the Domain there.
+        copy_user_data_to(context, observed, given.host.as_str()).await?;
+    }
     let started = there || start_on(context, observed, given.host.as_str()).await?;
     if started && given.host.as_str() != dead {
         for domain in all(observed).filter(|domain| host_of(domain) == Some(dead)) {
@@ -326,8 +337,8 @@ fn owned(context: &Context, vm: VmUid, to: &HostBoot, phase: Phase, token: Token
 /// Notes on the board that a machine was given to a host, unless it knows.
 fn remember(context: &Context, vm: VmUid, from: &HostBoot, to: &str) {
     let now = context.clock.now();
+    let fenced = recovery::fenced_at(context, from).unwrap_or(now);
     let mut board = context.recovery.board();
-    let fenced = board.fenced_at(from).unwrap_or(now);
     let given = Given { from: from.clone(), fenced, to: to.to_owned(), at: now, removed: BTreeSet::new() };
     match board.given.get(&vm) {
         Some(known) if known.to == given.to => {}

@@ -7,6 +7,7 @@ use super::{
     observe::Observed,
     resolve, save_steps, status,
 };
+use crate::hypervisor::DomainState;
 use kube::ResourceExt;
 use kubexen_crds::{Domain, names::AGENT_FINALIZER};
 use kubexen_mutants::Mutant;
@@ -52,13 +53,7 @@ pub async fn apply(
         Plan::RecordRestart => record(domains, domain, &status::restarting(seen, generation, now)).await,
         Plan::Start => start(domains, domain, uuid).await,
         Plan::Unpause => {
-            if domains.fence.holds(uuid) {
-                return Err(ReconcileError::Unheard("guests that are guarded stand still".to_owned()));
-            }
-            if domain.spec.protected {
-                domains.fence.may_work()?;
-                domains.keep_promise(uuid).await?;
-            }
+            domains.permit(domain, uuid).await?;
             domains.hypervisor.unpause(uuid).await?;
             Ok(Applied::Unchanged)
         }
@@ -68,8 +63,15 @@ pub async fn apply(
         }
         Plan::RequestShutdown => {
             confirm(domains, domain, seen).await?;
-            // A guest that stands still cannot hear the request.
-            domains.hypervisor.unpause(uuid).await?;
+            if seen.present.as_ref().is_some_and(|present| present.state == DomainState::Paused) {
+                match domains.permit(domain, uuid).await {
+                    // A guest that stands still cannot hear the request.
+                    Ok(()) => domains.hypervisor.unpause(uuid).await?,
+                    // It stands still until its time is over.
+                    Err(ReconcileError::Taken { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
             domains.hypervisor.request_shutdown(uuid).await?;
             domains.shutdowns.asked(uuid);
             Ok(Applied::Unchanged)

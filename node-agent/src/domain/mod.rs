@@ -49,6 +49,7 @@ use crate::{
     storage::{Seeds, Storage, StorageError},
 };
 use decide::{Plan, Waiting, decide};
+use guard::Aligned;
 use jiff::SignedDuration;
 use kube::{Api, Client, ResourceExt};
 use kubexen_crds::{Domain, DomainStatus, MigrationRole, domain::DomainPhase};
@@ -71,6 +72,9 @@ const MOST_STEPS: usize = 32;
 
 /// How often a Domain is looked at while the pool's store is frozen, although the end of that is told.
 const FROZEN_LOOK: Duration = Duration::from_secs(30);
+
+/// How often a guest is looked at that another host has by its record.
+const TAKEN_LOOK: Duration = Duration::from_secs(30);
 
 /// A state that lasts shorter than this after a Domain was made is not worth a write.
 const QUIET_AT_FIRST: SignedDuration = SignedDuration::from_secs(3);
@@ -135,6 +139,17 @@ pub enum ReconcileError {
     /// Another host owns the virtual machine.
     #[error("Host {0} owns this virtual machine; it must be gone there before it can run here")]
     OwnedElsewhere(String),
+    /// A guest stands still here and is somebody else's by its record.
+    #[error(
+        "The pool's store says that {owner} owns this guest, which stands still on {here}; it is not let run here: find out \
+         which one is right, and delete the other one's domain by hand"
+    )]
+    Taken {
+        /// The host that the record names, or nobody.
+        owner: String,
+        /// This host.
+        here: String,
+    },
     /// Another virtual machine has a disk that several hosts reach.
     #[error(
         "Volume {volume} belongs to the virtual machine with uid {holder}, which runs; a disk serves one running guest at a time"
@@ -185,6 +200,7 @@ impl ReconcileError {
             Self::Ownership(_) => "PoolStoreUnavailable",
             Self::Write(_) => "ApiServer",
             Self::OwnedElsewhere(_) => "OwnedElsewhere",
+            Self::Taken { .. } => "OwnershipViolated",
             Self::DiskTaken { .. } => "VolumeInUse",
             Self::DiskRetired(_) => "VolumeDeleting",
             Self::Saved(_) => "Suspended",
@@ -205,6 +221,7 @@ impl ReconcileError {
             | Self::Network(_)
             | Self::Ownership(_)
             | Self::OwnedElsewhere(_)
+            | Self::Taken { .. }
             | Self::DiskTaken { .. }
             | Self::DiskRetired(_)
             | Self::Saved(_)
@@ -238,11 +255,13 @@ impl Domains {
                 return self.hold_still(&domain);
             }
             let seen = observe::observe(self, &domain, uuid, &tried).await?;
-            let plan = decide(&seen, self.clock.now());
+            let mut plan = decide(&seen, self.clock.now());
             match &plan {
                 Plan::Settled | Plan::Wait(..) => {
-                    if self.align_guard(&domain, uuid, &seen).await? {
-                        continue;
+                    match self.align_guard(&domain, uuid, &seen).await? {
+                        Aligned::AsItWas => {}
+                        Aligned::Anew => continue,
+                        Aligned::Taken(owner) => plan = Plan::Wait(Waiting::TakenBy(owner), TAKEN_LOOK),
                     }
                     let generation = domain.metadata.generation;
                     let status = status::settled(&seen, &plan, generation, self.clock.now());

@@ -260,6 +260,7 @@ mod tests {
 
     fn seen(state: Option<DomainState>, part: Move) -> Observed {
         Observed {
+            host: "a".to_owned(),
             guest: None,
             deleting: false,
             power_state: DomainPowerState::Running,

@@ -29,6 +29,8 @@ const NEEDS_LOOK: Duration = Duration::from_secs(10);
 /// All that [`super::decide::decide`] looks at.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Observed {
+    /// The name of this host.
+    pub host: String,
     /// Whether the object is being deleted.
     pub deleting: bool,
     /// Whether the domain is to run or to stand still.
@@ -289,6 +291,7 @@ pub async fn observe(
     });
     let timeout = domain.spec.lifecycle.shutdown_timeout.duration().unwrap_or_default();
     Ok(Observed {
+        host: domains.me.host.to_string(),
         deleting: domain.metadata.deletion_timestamp.is_some(),
         power_state: domain.spec.power_state,
         restart_requested: domain.spec.restart_requested.clone(),

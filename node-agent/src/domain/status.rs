@@ -163,8 +163,9 @@ fn phase(seen: &Observed, plan: &Plan) -> (DomainPhase, Wanted) {
             }
             Waiting::TakenBy(owner) => {
                 let message = format!(
-                    "The pool's store says that {owner} runs this guest, but it is here too; nothing is done to either: \
-                     find out which one is right, and delete the other one's domain by hand"
+                    "The pool's store says that {owner} runs this guest, but it is on {} too; nothing is done to either: \
+                     find out which one is right, and delete the other one's domain by hand",
+                    seen.host
                 );
                 let phase = seen.status.phase.unwrap_or(DomainPhase::Failed);
                 return (phase, not_ready("OwnershipViolated", message));

@@ -53,7 +53,10 @@ impl Domains {
             return Ok(());
         }
         match owner.phase {
-            Phase::Running => drop(self.ownership.release(vm, &self.me, owner.token).await?),
+            Phase::Running => {
+                self.ownership.release(vm, &self.me, owner.token).await?;
+                self.fence.forget(vm.0);
+            }
             Phase::Resuming(disk) => drop(self.ownership.save(vm, &self.me, owner.token, disk).await?),
             // It waits for whoever resumes it.
             Phase::Saved(_) => return Ok(()),

@@ -37,6 +37,7 @@ fn domain(state: DomainState) -> DomainInfo {
 
 pub(super) fn observed(present: Option<DomainState>) -> Observed {
     Observed {
+        host: "xen-1".to_owned(),
         deleting: false,
         power_state: DomainPowerState::Running,
         restart_requested: None,

@@ -19,20 +19,20 @@ const AGAIN: Duration = Duration::from_millis(500);
 impl Fence {
     /// Does what is due, for ever.
     pub(super) async fn climb(&self) {
+        // An agent that starts late, after one that was heard last long ago, looks first whether the store answers.
+        let _ = timeout(LIMIT, self.tried.notified()).await;
         let mut last = Rung::Healthy;
         loop {
             let now = Instant::now();
-            let (rung, next, guards) = {
+            let (rung, next) = {
                 let state = self.lock();
-                let rung = state.vitals.rung(now);
-                let guards = state.guarded.as_ref().is_some_and(|guarded| !guarded.is_empty());
-                (rung, state.vitals.next_rung(now), guards)
+                (state.vitals.rung(now), state.vitals.next_rung(now))
             };
             if rung != last {
                 warn!(?rung, "the ladder stands at another rung");
                 last = rung;
             }
-            let busy = guards && self.act(rung).await;
+            let busy = self.guards_any() && self.act(rung).await;
             let next = if busy { Some(now + AGAIN) } else { next };
             tokio::select! {
                 biased;
@@ -57,12 +57,12 @@ impl Fence {
         let Some(steps) = self.due(rung).await else { return rung >= Rung::Pause };
         self.take_all(&steps).await;
         if !steps.iter().any(|step| matches!(step, Step::Destroy(_))) {
-            return steps.iter().any(|step| *step != Step::Disarm);
+            return steps.iter().any(|step| *step != Step::Disarm) || rung >= Rung::Stop && self.guards_any();
         }
         match self.due(rung).await {
             Some(rest) if rest == [Step::Disarm] => {
                 self.take_all(&rest).await;
-                false
+                self.guards_any()
             }
             Some(_) | None => true,
         }
@@ -94,7 +94,7 @@ impl Fence {
                     self.hypervisor.pause(guest).await
                 }
                 Step::Resume(guest) => self.resume(guest).await,
-                Step::Destroy(guest) => self.hypervisor.destroy(guest).await,
+                Step::Destroy(guest) => self.hypervisor.destroy_at_once(guest).await,
                 Step::Disarm => {
                     self.spare();
                     Ok(())
@@ -132,8 +132,18 @@ impl Fence {
 
     /// All guarded guests are gone: the host runs the others on.
     fn spare(&self) {
-        warn!("all guarded guests are stopped; the host is not reset");
-        self.lock().guarded = Some(BTreeMap::new());
-        self.disarm();
+        let mut state = self.lock();
+        match self.disarm(&mut state) {
+            Ok(()) => {
+                warn!("all guarded guests are stopped; the host is not reset");
+                state.guarded = Some(BTreeMap::new());
+                self.align(&mut state);
+            }
+            Err(error) => warn!(%error, "the watchdog could not be disarmed"),
+        }
+    }
+
+    fn guards_any(&self) -> bool {
+        self.lock().guarded.as_ref().is_some_and(|guarded| !guarded.is_empty())
     }
 }

@@ -1,13 +1,13 @@
 //! Joins, renews, and moves the watchdog's deadline.
 
-use super::{Fence, Guarded, timing};
+use super::{Fence, WatchdogError, timing};
 use kubexen_crds::Profile;
 use kubexen_mutants::Mutant;
 use kubexen_ownership::{
-    Phase, StoreError,
+    Owner, Phase, StoreError, VmUid,
     liveness::{FenceRecord, Join, Standing, Timing},
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -16,7 +16,7 @@ use uuid::Uuid;
 const RETRY: Duration = Duration::from_millis(500);
 /// How often a boot that is fenced asks whether it still is.
 const FENCED_RETRY: Duration = Duration::from_secs(5);
-/// How often it is looked again whether the watchdog could be used.
+/// How often it is looked again whether the watchdog could be used, and a profile that could not be kept.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// What came of one request.
@@ -31,24 +31,50 @@ enum Beat {
     Fenced(FenceRecord),
 }
 
+/// The times that the host goes by.
+#[derive(Debug, Default)]
+struct Times {
+    /// Those that were asked for last of those that can be kept, or of all if none can, and why they cannot be kept.
+    current: Option<(Timing, Option<String>)>,
+    /// Those that cannot be kept, and when that was found out.
+    refused: Option<(Timing, Instant)>,
+}
+
+impl Times {
+    /// Whether it is to be found out whether these can be kept.
+    fn is_to_be_checked(&self, wanted: Timing, now: Instant) -> bool {
+        let is_current = self.current == Some((wanted, None));
+        let was_refused = |(timing, when)| timing == wanted && now - when < LOOK_AGAIN;
+        !is_current && !self.refused.is_some_and(was_refused)
+    }
+
+    /// It was found out why these cannot be kept, or that they can.
+    fn checked(&mut self, wanted: Timing, broken: Option<String>, now: Instant) {
+        self.refused = broken.is_some().then_some((wanted, now));
+        match (&self.current, broken) {
+            (Some((_, None)), Some(broken)) => {
+                warn!(broken, "the pool's profile cannot be kept, and the host goes by the one before");
+            }
+            (Some(_) | None, broken) => self.current = Some((wanted, broken)),
+        }
+    }
+}
+
 impl Fence {
     /// Keeps the host live, for ever.
     pub(super) async fn keep(&self, policy: impl Fn() -> (Profile, Option<String>)) {
-        let (mut checked, mut broken, mut joined, mut watchdog) = (None, None, None, None);
+        let (mut times, mut joined, mut watchdog) = (Times::default(), None, None);
         loop {
             let (profile, refusal) = policy();
-            let timing = timing(profile);
+            let wanted = timing(profile);
             let sent = Instant::now();
-            if checked != Some(timing) {
-                match self.check(timing).await {
-                    Ok(obstacle) => {
-                        broken = obstacle;
-                        checked = Some(timing);
-                    }
+            if times.is_to_be_checked(wanted, sent) {
+                match self.check(wanted).await {
+                    Ok(broken) => times.checked(wanted, broken, sent),
                     Err(error) => {
                         warn!(%error, "the pool's store could not be asked about its times");
                         if self.lock().vitals.lease().is_none() {
-                            sleep(RETRY).await;
+                            self.try_again().await;
                             continue;
                         }
                     }
@@ -57,17 +83,24 @@ impl Fence {
             // Before the renewal: what a store answers counts only when it is known which one it is.
             if let Err(error) = self.look().await {
                 warn!(%error, "how the pool's store stands could not be read");
-                sleep(RETRY).await;
+                self.try_again().await;
                 continue;
             }
-            match self.beat(timing, joined == Some(timing), checked == Some(timing)).await {
+            let (may_join, (timing, broken)) = match &times.current {
+                Some(current) => (true, current.clone()),
+                None => (false, (self.lock().vitals.timing(), None)),
+            };
+            let beat = self.beat(timing, joined == Some(timing), may_join).await;
+            self.tried.notify_one();
+            match beat {
                 Ok(beat @ (Beat::Answered | Beat::Kept)) => {
                     joined = matches!(beat, Beat::Answered).then_some(timing);
                     self.answered().await;
                     let watchdog = self.look_at_watchdog(&mut watchdog);
+                    let trouble = self.lock().trouble.clone();
                     match self.frozen() {
                         Some(standing) => self.set_obstacle(Some(self.freeze(&standing))),
-                        None => self.set_obstacle(refusal.or_else(|| broken.clone()).or(watchdog)),
+                        None => self.set_obstacle(refusal.or(broken).or(trouble).or(watchdog)),
                     }
                     sleep_until(sent + timing.renewal).await;
                 }
@@ -89,6 +122,12 @@ impl Fence {
         }
     }
 
+    /// It came to nothing.
+    async fn try_again(&self) {
+        self.tried.notify_one();
+        sleep(RETRY).await;
+    }
+
     /// Reads how the store stands. One that is not what it was, and does not say so itself, is made to say so, for all others.
     async fn look(&self) -> Result<(), StoreError> {
         let standing = self.liveness.standing().await?;
@@ -101,7 +140,11 @@ impl Fence {
 
     /// What is said while the store is frozen.
     fn freeze(&self, standing: &Standing) -> String {
-        match self.lock().on_record {
+        let state = self.lock();
+        if let Some(contested) = &state.contested {
+            return contested.clone();
+        }
+        match state.on_record {
             Some(epoch) if epoch == standing.seen_as() => "the pool's store was restored from a backup: no guest is started, stopped or \
                  moved before `spec.availability.confirmedEpoch` of the Pool is what its `status.availability.freeze` says"
                 .to_owned(),
@@ -149,7 +192,10 @@ impl Fence {
             if !may_join {
                 return Ok(Beat::Kept);
             }
-            self.prepare(timing);
+            if let Err(error) = self.prepare(timing) {
+                warn!(%error, "no other lease is asked for, since the next agent could not know of it");
+                return Ok(Beat::Kept);
+            }
         }
         let sent = Instant::now();
         match self.liveness.join(&self.me, env!("CARGO_PKG_VERSION"), timing.lease).await {
@@ -187,57 +233,76 @@ impl Fence {
         }
     }
 
-    /// Another lease is about to be asked for, and whether it was granted may stay unknown: a shorter one counts from now on.
-    fn prepare(&self, timing: Timing) {
-        {
-            let vitals = &mut self.lock().vitals;
-            if timing.deadline < vitals.timing().deadline && !Mutant::OldDeadlineKept.is_active() {
-                vitals.set_timing(timing);
-            }
+    /// Another lease is about to be asked for, and whether it was granted may stay unknown: a shorter one counts from now on,
+    /// and the next agent is not to rely on the one that there is.
+    fn prepare(&self, timing: Timing) -> Result<(), WatchdogError> {
+        let mut state = self.lock();
+        if timing.deadline < state.vitals.timing().deadline && !Mutant::OldDeadlineKept.is_active() {
+            state.vitals.set_timing(timing);
         }
-        self.move_watchdog();
+        self.align(&mut state);
+        self.write_down(&state, None)
     }
 
     /// A renewal was answered: the deadline moves, once it is known whether there is anything to guard.
     async fn answered(&self) {
-        if self.lock().guarded.is_none() {
-            match self.on_record().await {
-                Ok(guarded) => self.lock().guarded = Some(guarded),
-                Err(error) => {
-                    warn!(%error, "what this host guards could not be read");
-                    return;
-                }
-            }
-            if self.lock().guarded.as_ref().is_some_and(BTreeMap::is_empty) {
-                // An agent that was killed may have left it.
-                self.disarm();
-            }
+        let is_read = self.lock().is_read;
+        if !is_read && let Err(error) = self.read_records().await {
+            warn!(%error, "what this host guards could not be read");
         }
-        self.move_watchdog();
+        self.align(&mut self.lock());
         self.changed.notify_one();
     }
 
-    /// Sets the watchdog to the deadline, if there is anything to guard.
-    fn move_watchdog(&self) {
-        let remaining = {
-            let state = self.lock();
-            let guards = state.guarded.as_ref().is_some_and(|guarded| !guarded.is_empty());
-            let deadline = state.vitals.deadline().filter(|_| guards);
-            deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    /// Learns from the store which guests the agents of this boot have promised to stop. What the agent before this one has left
+    /// may be about to come true as well, where the record is this host's, and is forgotten of guests that are neither this
+    /// host's nor on it.
+    async fn read_records(&self) -> Result<(), StoreError> {
+        let left: BTreeSet<Uuid> = self.lock().guarded.iter().flatten().map(|(guest, _)| *guest).collect();
+        let owners = self.ownership.owners().await?;
+        let here = self.hypervisor.domains().await;
+        let is_mine = |owner: &Owner| owner.is(&self.me) && owner.phase == Phase::Running;
+        let is_here = |guest: Uuid| match &here {
+            Ok(domains) => domains.iter().any(|domain| domain.uuid == guest),
+            Err(_) => true,
         };
-        if let Some(remaining) = remaining
-            && let Err(error) = self.set_watchdog(remaining)
-        {
-            warn!(%error, "the watchdog's deadline could not be moved");
+        let mut state = self.lock();
+        let guarded = state.guarded.get_or_insert_default();
+        guarded.retain(|guest, _| {
+            !left.contains(guest) || owners.get(&VmUid(*guest)).is_some_and(is_mine) || is_here(*guest)
+        });
+        for (vm, _) in owners.iter().filter(|(_, owner)| is_mine(owner) && owner.guarded) {
+            guarded.entry(vm.0).or_default();
         }
+        state.is_read = true;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_that_cannot_be_kept_is_not_taken_over_from_one_that_can() {
+        let (mut times, now) = (Times::default(), Instant::now());
+        let (good, bad) = (Timing::DEFAULT, Timing::FAST);
+        assert!(times.is_to_be_checked(good, now));
+        times.checked(good, None, now);
+        assert!(!times.is_to_be_checked(good, now) && times.is_to_be_checked(bad, now));
+        times.checked(bad, Some("too slow".to_owned()), now);
+        assert_eq!(times.current, Some((good, None)));
+        assert!(!times.is_to_be_checked(bad, now), "not all the time");
+        assert!(times.is_to_be_checked(bad, now + LOOK_AGAIN));
+        times.checked(bad, None, now + LOOK_AGAIN);
+        assert_eq!(times.current, Some((bad, None)));
     }
 
-    /// The guests that an agent of this boot has promised to stop.
-    async fn on_record(&self) -> Result<BTreeMap<Uuid, Guarded>, StoreError> {
-        let owners = self.ownership.owners().await?;
-        let mine = owners
-            .into_iter()
-            .filter(|(_, owner)| owner.is(&self.me) && owner.guarded && owner.phase == Phase::Running);
-        Ok(mine.map(|(vm, _)| (vm.0, Guarded::default())).collect())
+    #[test]
+    fn where_no_profile_can_be_kept_it_is_said_why() {
+        let (mut times, now) = (Times::default(), Instant::now());
+        times.checked(Timing::DEFAULT, Some("much too slow".to_owned()), now);
+        times.checked(Timing::FAST, Some("too slow".to_owned()), now);
+        assert_eq!(times.current, Some((Timing::FAST, Some("too slow".to_owned()))));
     }
 }

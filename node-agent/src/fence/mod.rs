@@ -9,15 +9,20 @@
 //!   domain reconcile ── guard, unguard, may_work ──▶ Fence
 //! ```
 //!
-//! A guest is guarded in this order: the watchdog runs, the guest is in the list of the climber, and only then the store is
-//! told. It is let go in the opposite order. So whatever fails in between, more is kept than was promised.
+//! A guest is guarded in this order: it is in the list of the climber, and in the [`Checkpoint`] for the next agent; the watchdog
+//! runs; and only then the store is told. It is let go in the opposite order. So whatever fails in between, more is kept than was
+//! promised.
 //!
-//! The ladder spares the host when it finds none of the guarded guests, also while one is being built: that one stands still until
-//! it is guarded again.
+//! The ladder spares the host when it finds none of the guarded guests, also while one is being built. No guest is let run that
+//! stands still before its record was read: where that says that the guest is guarded, it is in the list again first, or the
+//! record is changed.
 //!
-//! An agent that ends takes nothing back: the watchdog runs on, and an agent that starts before its deadline takes lease,
-//! list and watchdog over, and no guest notices.
+//! An agent that ends takes nothing back: the watchdog runs on, and what the next one has to know is kept beside it. An agent
+//! that starts before the deadline renews the lease that there is, asks for one of its own if the store grants any, and goes on
+//! with list and watchdog, and no guest notices. While the store does not answer, it climbs the ladder from where the last one
+//! stood.
 
+mod checkpoint;
 mod climber;
 mod keeper;
 mod ladder;
@@ -27,7 +32,7 @@ mod tests;
 mod watchdog;
 
 pub use starting::Starting;
-pub use watchdog::{Watchdog, WatchdogError};
+pub use watchdog::{Checkpoint, Watchdog, WatchdogError};
 
 use crate::{domain::ReconcileError, hypervisor::Hypervisor};
 use kubexen_crds::{HostProtection, Profile, ProtectionState};
@@ -39,7 +44,6 @@ use kubexen_ownership::{
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 use tokio::{sync::Notify, time::Instant};
 use tracing::{info, warn};
@@ -60,6 +64,8 @@ pub struct Fence {
     news: Notify,
     /// Told whenever the store stands otherwise than before.
     turned: Notify,
+    /// Told when it was tried for the first time to renew a lease, or to get one.
+    tried: Notify,
 }
 
 #[derive(Debug)]
@@ -67,12 +73,22 @@ struct State {
     vitals: Vitals,
     /// Why no guest can be guarded; none if it can.
     obstacle: Option<String>,
-    /// The guests that are guarded, or may be; none before that was read from the store.
+    /// Whether that was found out by this process.
+    judged: bool,
+    /// The guests that are guarded, or may be; none before that is known.
     guarded: Option<BTreeMap<Uuid, Guarded>>,
+    /// Whether it was read from the store which guests are guarded.
+    is_read: bool,
+    /// Whether the watchdog runs, or may.
+    may_be_armed: bool,
+    /// Why the watchdog, or what is kept beside it, is not as it should be.
+    trouble: Option<String>,
     /// How the store stood when it last answered.
     standing: Option<Standing>,
     /// The epoch in which all guests of this host are on record.
     on_record: Option<Epoch>,
+    /// Why they cannot be put on record.
+    contested: Option<String>,
 }
 
 /// A guest that is guarded.
@@ -83,7 +99,7 @@ struct Guarded {
 }
 
 impl Fence {
-    /// Nothing is promised yet.
+    /// Nothing is promised yet but what an agent before it has left.
     #[must_use]
     pub fn new(
         me: HostBoot,
@@ -95,12 +111,21 @@ impl Fence {
         let state = State {
             vitals: Vitals::new(timing(Profile::Default)),
             obstacle: Some("the pool's store has not answered yet".to_owned()),
+            judged: false,
             guarded: None,
+            is_read: false,
+            may_be_armed: true,
+            trouble: None,
             standing: None,
             on_record: None,
+            contested: None,
         };
-        let (state, changed, news, turned) = (Mutex::new(state), Notify::new(), Notify::new(), Notify::new());
-        Self { me, liveness, ownership, hypervisor, watchdog, state, changed, news, turned }
+        let (state, changed, news) = (Mutex::new(state), Notify::new(), Notify::new());
+        let (turned, tried) = (Notify::new(), Notify::new());
+        let fence =
+            Self { me, liveness, ownership, hypervisor, watchdog, state, changed, news, turned, tried };
+        fence.adopt();
+        fence
     }
 
     /// Keeps the promise, for ever. `policy` tells the pool's profile, and why no guest is to be guarded, if none is: what was
@@ -120,8 +145,9 @@ impl Fence {
         }
         let state = self.lock();
         match state.vitals.rung(Instant::now()) {
-            Rung::Healthy => Ok(()),
-            Rung::Refuse | Rung::Pause | Rung::Stop | Rung::Reset => {
+            // What an agent before this one has heard says nothing of the store that answers now.
+            Rung::Healthy if state.standing.is_some() => Ok(()),
+            Rung::Healthy | Rung::Refuse | Rung::Pause | Rung::Stop | Rung::Reset => {
                 let why = state.obstacle.clone();
                 Err(ReconcileError::Unheard(
                     why.unwrap_or_else(|| "the pool's store does not answer".to_owned()),
@@ -182,10 +208,18 @@ impl Fence {
         if std::mem::replace(&mut state.on_record, on_record) != on_record {
             self.news.notify_one();
         }
+        state.contested.clone_from(&obstacle);
         drop(state);
         if let Some(obstacle) = obstacle {
             self.set_obstacle(Some(obstacle));
         }
+    }
+
+    /// Whether it was found out whether guests can be guarded. An agent that has just begun does not know, and the one before it may
+    /// have guarded some.
+    #[must_use]
+    pub fn has_judged(&self) -> bool {
+        self.lock().judged
     }
 
     /// What is said of the host.
@@ -210,7 +244,7 @@ impl Fence {
 
     fn set_obstacle(&self, obstacle: Option<String>) {
         let mut state = self.lock();
-        if state.obstacle != obstacle {
+        if !std::mem::replace(&mut state.judged, true) || state.obstacle != obstacle {
             if let Some(obstacle) = &obstacle {
                 warn!(obstacle, "no guest can be protected here");
             }
@@ -226,35 +260,51 @@ impl Fence {
     }
 
     /// Promises to stop a guest in time, which this host owns under `token`; with the token from then on. Does nothing while
-    /// the host cannot promise that.
+    /// the host cannot promise that: also while renewals go unanswered, when little is left of the time in which it would have to.
     ///
     /// # Errors
-    /// When the store does not answer: then the promise is kept, and may not be on record. [`ReconcileError::Outdated`] when
-    /// the host does not own the guest under this token.
+    /// When the store does not answer, or takes the host for gone: then the promise is kept, and may not be on record.
+    /// [`ReconcileError::Outdated`] when the host does not own the guest under this token.
     pub async fn guard(&self, guest: Uuid, token: Token) -> Result<Option<Token>, ReconcileError> {
-        {
+        let is_new = {
             let mut state = self.lock();
-            let Some(deadline) = state.vitals.deadline().filter(|_| state.obstacle.is_none()) else {
-                return Ok(None);
-            };
+            let can = state.obstacle.is_none() && state.vitals.rung(Instant::now()) == Rung::Healthy;
+            let Some(deadline) = state.vitals.deadline().filter(|_| can) else { return Ok(None) };
             let Some(guarded) = &mut state.guarded else { return Ok(None) };
+            let is_new = !guarded.contains_key(&guest);
             guarded.entry(guest).or_default();
-            self.set_watchdog(deadline.saturating_duration_since(Instant::now()))?;
-        }
+            let lease = state.vitals.lease();
+            let kept = self.write_down(&state, lease).and_then(|()| self.arm(&mut state, deadline));
+            if let Err(error) = kept {
+                if is_new {
+                    self.strike(&mut state, guest);
+                }
+                return Err(error.into());
+            }
+            is_new
+        };
         self.changed.notify_one();
         match self.ownership.guard(VmUid(guest), &self.me, token, true).await? {
             Guard::Written(token) => {
                 info!(%guest, %token, "guarded");
                 Ok(Some(token))
             }
+            Guard::NotLive => {
+                Err(ReconcileError::Unheard("the pool's store takes this host for gone".to_owned()))
+            }
+            // An earlier promise may have come through meanwhile.
+            Guard::Refused(Some(owner)) if owner.is(&self.me) => Err(ReconcileError::Outdated),
             Guard::Refused(_) => {
-                self.forget(guest);
+                if is_new {
+                    self.forget(guest);
+                }
                 Err(ReconcileError::Outdated)
             }
         }
     }
 
-    /// Takes the promise back for a guest that this host owns under `token`; with the token from then on.
+    /// Takes the promise back for a guest that this host owns under `token`; with the token from then on. After that no promise
+    /// that is still under way comes through.
     ///
     /// # Errors
     /// When the store does not answer: then the promise is kept. [`ReconcileError::Outdated`] when the host does not own the
@@ -266,30 +316,50 @@ impl Fence {
                 self.forget(guest);
                 Ok(token)
             }
-            Guard::Refused(_) => Err(ReconcileError::Outdated),
+            Guard::NotLive | Guard::Refused(_) => Err(ReconcileError::Outdated),
         }
     }
 
-    /// The guest is gone from here for good, or was never guarded.
+    /// What was promised of the guest need not be kept any more: it is not this host's, or there is no domain of it here, and
+    /// none is let run before its record was read.
     pub fn forget(&self, guest: Uuid) {
-        let mut state = self.lock();
-        let last = state
-            .guarded
-            .as_mut()
-            .is_some_and(|guarded| guarded.remove(&guest).is_some() && guarded.is_empty());
-        if last {
-            self.disarm();
+        self.strike(&mut self.lock(), guest);
+    }
+
+    /// Takes a guest off the list.
+    fn strike(&self, state: &mut State, guest: Uuid) {
+        let struck = state.guarded.as_mut().is_some_and(|guarded| guarded.remove(&guest).is_some());
+        if struck {
+            self.align(state);
         }
     }
 
-    fn set_watchdog(&self, remaining: Duration) -> Result<(), WatchdogError> {
-        if Mutant::WatchdogNotArmed.is_active() { Ok(()) } else { self.watchdog.set(remaining) }
+    /// Has the watchdog reset the host at its deadline if there is anything to guard, and stops it otherwise; then keeps for the
+    /// next agent what it has to know. What fails is tried again whenever a renewal is answered, and is said until then.
+    fn align(&self, state: &mut State) {
+        let Some(guarded) = &state.guarded else { return };
+        let aligned = match (guarded.is_empty(), state.vitals.deadline()) {
+            (false, Some(deadline)) => self.arm(state, deadline),
+            (true, _) if state.may_be_armed => self.disarm(state),
+            (true | false, _) => Ok(()),
+        };
+        let lease = state.vitals.lease();
+        let aligned = aligned.and(self.write_down(state, lease));
+        if let Err(error) = &aligned {
+            warn!(%error, "the watchdog is not as it should be");
+        }
+        state.trouble = aligned.err().map(|error| error.to_string());
     }
 
-    fn disarm(&self) {
-        if let Err(error) = self.watchdog.disarm() {
-            warn!(%error, "the watchdog could not be disarmed");
-        }
+    fn arm(&self, state: &mut State, deadline: Instant) -> Result<(), WatchdogError> {
+        state.may_be_armed = true;
+        if Mutant::WatchdogNotArmed.is_active() { Ok(()) } else { self.watchdog.set(deadline) }
+    }
+
+    fn disarm(&self, state: &mut State) -> Result<(), WatchdogError> {
+        self.watchdog.disarm()?;
+        state.may_be_armed = false;
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -302,7 +372,7 @@ impl Drop for Fence {
     fn drop(&mut self) {
         // What was promised outlives the agent.
         if Mutant::DisarmAtExit.is_active() {
-            self.disarm();
+            drop(self.watchdog.disarm());
         }
     }
 }

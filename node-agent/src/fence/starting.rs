@@ -4,7 +4,8 @@ use super::Fence;
 use uuid::Uuid;
 
 /// A guest that is being started, until this is dropped. If no domain was built, what was promised of it is not kept any longer:
-/// the watchdog runs for guests alone that are here.
+/// the watchdog runs for guests alone that are here. Whatever the record says of it by then, and comes to say, the next start and
+/// whatever lets the guest run read it first.
 #[derive(Debug)]
 pub struct Starting<'a> {
     fence: &'a Fence,

@@ -61,6 +61,8 @@ pub struct Measured {
     pub kernels: Vec<String>,
     /// Whether guests can be protected.
     pub protection: HostProtection,
+    /// Whether this agent has found that out yet.
+    pub judged: bool,
 }
 
 impl Measured {
@@ -109,13 +111,22 @@ impl Measured {
             boot_loaders: facts.boot_loaders.clone(),
             firmware: facts.firmware.clone(),
             unknown_domains: self.unknown_domains(),
-            protection: Some(self.protection.clone()),
+            protection: Some(self.protection(before)),
             observed_generation: None,
             evacuation: None,
             availability: None,
+            fencing: None,
             recovery: None,
             conditions: Vec::new(),
         }
+    }
+
+    /// What an earlier agent of the same boot has said stands as long as this one does not know better: guests that it guarded
+    /// are guarded.
+    fn protection(&self, before: &HostStatus) -> HostProtection {
+        let same_boot = before.boot_id.as_ref() == Some(&self.facts.boot_id);
+        let said = before.protection.as_ref().filter(|_| !self.judged && same_boot);
+        HostProtection { epoch: self.protection.epoch.clone(), ..said.unwrap_or(&self.protection).clone() }
     }
 
     fn memory(&self, before: &HostStatus) -> HostMemory {
@@ -177,6 +188,7 @@ pub fn of_the_agent(status: HostStatus) -> HostStatus {
         observed_generation: None,
         evacuation: None,
         availability: None,
+        fencing: None,
         recovery: None,
         conditions: Vec::new(),
         ..status
@@ -226,7 +238,30 @@ mod tests {
             migration_networks: BTreeMap::new(),
             kernels: Vec::new(),
             protection: HostProtection { state: ProtectionState::Ready, message: String::new(), epoch: None },
+            judged: true,
         }
+    }
+
+    #[test]
+    fn an_agent_that_has_just_begun_takes_back_nothing_that_was_said_of_the_same_boot() {
+        let before = measured(1024).status(&HostStatus::default());
+        let unknown = HostProtection {
+            state: ProtectionState::Unavailable,
+            message: "the pool's store has not answered yet".to_owned(),
+            epoch: None,
+        };
+        let mut begun = Measured { protection: unknown.clone(), judged: false, ..measured(1024) };
+        assert_eq!(begun.status(&before).protection, before.protection);
+        assert_eq!(
+            begun.status(&HostStatus::default()).protection,
+            Some(unknown.clone()),
+            "nothing was said"
+        );
+        begun.judged = true;
+        assert_eq!(begun.status(&before).protection, Some(unknown.clone()), "it knows better");
+        begun.judged = false;
+        begun.facts.boot_id = "another".to_owned();
+        assert_eq!(begun.status(&before).protection, Some(unknown), "nobody guards anything yet");
     }
 
     #[test]

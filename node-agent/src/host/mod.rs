@@ -95,6 +95,7 @@ impl Publisher {
             migration_networks: self.migrations.networks(),
             kernels: self.catalogue.keys().cloned().collect(),
             protection: self.fence.protection(),
+            judged: self.fence.has_judged(),
         })
     }
 }

@@ -449,6 +449,12 @@ pub trait Hypervisor: Send + Sync + fmt::Debug {
     /// this UUID, and no device or xenstore node of it is left. Succeeds when there is no such domain.
     async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError>;
 
+    /// As [`Hypervisor::destroy`], without waiting for anything that is under way of this domain or of others. What is being built
+    /// or changed of it fails, or is found by the next look.
+    async fn destroy_at_once(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        self.destroy(uuid).await
+    }
+
     /// The end of what the guest wrote to its console, at most 128 KiB, raw.
     async fn console(&self, uuid: Uuid) -> Result<Vec<u8>, HypervisorError>;
 

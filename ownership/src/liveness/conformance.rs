@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Epoch, Fence, FenceRecord, Join, Liveness, Proof};
+use super::{Epoch, Fence, FenceRecord, Join, Liveness, Proof, Unfence};
 use crate::conformance::{Subject, host, vm};
 use crate::names::{HostBoot, LeaseId, Owner, Phase, Token};
 use crate::store::{Guard, OwnershipStore, Reclaim, Start, Steal, StoreError};
@@ -139,8 +139,11 @@ async fn a_live_boot_is_not_fenced_and_a_fenced_one_never_live(
     let next = host("fence", "boot-2");
     let lease = joined(store.join(&next, "1", LONG).await?);
     store.leave(lease).await?;
+    let later = FenceRecord { revision: record.revision + 1, ..record.clone() };
+    assert_eq!(store.unfence(&me, &later).await?, Unfence::Refused(record.clone()));
+    assert_eq!(store.roll().await?.fenced.get(&me), Some(&record), "it is another record");
     for _ in 0..2 {
-        store.unfence(&me).await?;
+        assert_eq!(store.unfence(&me, &record).await?, Unfence::Unfenced);
     }
     let lease = joined(store.join(&me, "1", LONG).await?);
     store.leave(lease).await
@@ -156,7 +159,8 @@ async fn a_fence_record_is_replaced_by_one_that_proves_more(subject: &dyn Subjec
         Fence::Fenced(confirmed.clone()),
         "what it proves stays proved"
     );
-    store.unfence(&me).await
+    assert_eq!(store.unfence(&me, &confirmed).await?, Unfence::Unfenced);
+    Ok(())
 }
 
 /// The token under which `me` starts `name`.
@@ -170,7 +174,7 @@ async fn started(store: &dyn OwnershipStore, name: &str, me: &HostBoot) -> Resul
 fn written(guard: Guard) -> Token {
     match guard {
         Guard::Written(token) => token,
-        Guard::Refused(owner) => panic!("refused by {owner:?}"),
+        other @ (Guard::NotLive | Guard::Refused(_)) => panic!("not written but {other:?}"),
     }
 }
 
@@ -178,9 +182,12 @@ async fn a_promise_is_written_by_the_owner_alone_and_ends_with_its_ownership(
     subject: &dyn Subject,
 ) -> Result<(), StoreError> {
     let (store, name, me) = (subject.client(), "guard", host("guard", "boot-1"));
-    let vm = vm(name);
+    let (liveness, vm) = (subject.liveness(), vm(name));
     let first = started(&*store, name, &me).await?;
     let other = host("guard", "boot-2");
+    assert_eq!(store.guard(vm, &me, first, true).await?, Guard::NotLive);
+    assert_eq!(store.owner(vm).await?.map(|owner| (owner.guarded, owner.token)), Some((false, first)));
+    let lease = joined(liveness.join(&me, "1", LONG).await?);
     assert!(matches!(store.guard(vm, &other, first, true).await?, Guard::Refused(Some(_))));
     subject.lose_answers(1).await;
     let guarded = written(store.guard(vm, &me, first, true).await?);
@@ -190,6 +197,19 @@ async fn a_promise_is_written_by_the_owner_alone_and_ends_with_its_ownership(
     assert_eq!(store.start(vm, &me).await?, Start::AlreadyMine(guarded));
     assert_eq!(written(store.guard(vm, &me, guarded, true).await?), guarded, "it is not written twice");
     assert!(matches!(store.guard(vm, &me, first, false).await?, Guard::Refused(Some(_))), "a late one");
+
+    // It is taken back by a host that is not live too, and each time anew: what is under way must not make it again.
+    liveness.leave(lease).await?;
+    let mut token = guarded;
+    for _ in 0..2 {
+        let next = written(store.guard(vm, &me, token, false).await?);
+        assert!(next > token);
+        assert_eq!(store.owner(vm).await?.map(|owner| (owner.guarded, owner.token)), Some((false, next)));
+        token = next;
+    }
+    let lease = joined(liveness.join(&me, "1", LONG).await?);
+    assert!(written(store.guard(vm, &me, token, true).await?) > token);
+    liveness.leave(lease).await?;
 
     // A reboot makes another owner, which has promised nothing.
     let rebooted = started(&*store, name, &other).await?;
@@ -204,10 +224,10 @@ async fn only_what_a_dead_host_owns_is_stolen_and_by_a_live_one(
 ) -> Result<(), StoreError> {
     let (store, liveness) = (subject.client(), subject.liveness());
     let (dead, heir) = (host("dead", "boot-1"), host("heir", "boot-1"));
+    let lease = joined(liveness.join(&dead, "1", LONG).await?);
     let token = started(&*store, "stolen", &dead).await?;
     let token = written(store.guard(vm("stolen"), &dead, token, true).await?);
     let steal = || store.steal(vm("stolen"), &dead, token, &heir);
-    let lease = joined(liveness.join(&dead, "1", LONG).await?);
     let heirs = joined(liveness.join(&heir, "1", LONG).await?);
     assert_eq!(steal().await?, Steal::NotDead, "it is live");
     liveness.leave(lease).await?;
@@ -229,7 +249,7 @@ async fn only_what_a_dead_host_owns_is_stolen_and_by_a_live_one(
     assert_eq!(store.start(vm("stolen"), &dead).await?, Start::Refused(owner));
 
     liveness.leave(heirs).await?;
-    liveness.unfence(&dead).await
+    liveness.unfence(&dead, &record(Proof::LeaseEnded)).await.map(drop)
 }
 
 async fn a_lost_answer_steals_once(subject: &dyn Subject) -> Result<(), StoreError> {
@@ -242,5 +262,5 @@ async fn a_lost_answer_steals_once(subject: &dyn Subject) -> Result<(), StoreErr
     let stolen = store.steal(vm("lost answer of a steal"), &dead, token, &heir).await?;
     assert!(matches!(stolen, Steal::Stolen(new) if new > token), "{stolen:?}");
     liveness.leave(lease).await?;
-    liveness.unfence(&dead).await
+    liveness.unfence(&dead, &record(Proof::Confirmed)).await.map(drop)
 }

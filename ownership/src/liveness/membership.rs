@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::epoch::{Epoch, Standing, beginning};
 use super::transactions::{decode_fence, fencing, joining, unfencing};
-use super::{Fence, FenceRecord, Join, Roll};
+use super::{Fence, FenceRecord, Join, Roll, Unfence};
 use crate::drive::{self, Leases, MAX_REFUSALS, RequestError};
 use crate::names::HostBoot;
 use crate::protocol::{Outcome, Transaction};
@@ -57,8 +57,24 @@ pub(crate) async fn fence<B: Leases>(
     Err(StoreError::Contended { verb: "fence", key: fenced })
 }
 
-pub(crate) async fn unfence<B: Leases>(backend: &B, boot: &HostBoot) -> Result<(), StoreError> {
-    execute(backend, "unfence", &Key::Fenced(boot.clone()), &unfencing(boot)).await.map(drop)
+pub(crate) async fn unfence<B: Leases>(
+    backend: &B,
+    boot: &HostBoot,
+    record: &FenceRecord,
+) -> Result<Unfence, StoreError> {
+    let key = Key::Fenced(boot.clone());
+    for _ in 0..MAX_REFUSALS {
+        let Some(entry) = drive::read(backend, key.clone()).await? else { return Ok(Unfence::Unfenced) };
+        let stands = decode_fence(&key, &entry);
+        if stands != *record {
+            return Ok(Unfence::Refused(stands));
+        }
+        match execute(backend, "unfence", &key, &unfencing(boot, &entry)).await? {
+            Outcome::Executed { .. } => return Ok(Unfence::Unfenced),
+            Outcome::Refused(_) => {}
+        }
+    }
+    Err(StoreError::Contended { verb: "unfence", key })
 }
 
 pub(crate) async fn roll<B: Leases>(backend: &B) -> Result<Roll, StoreError> {

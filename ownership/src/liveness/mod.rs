@@ -37,12 +37,12 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::epoch::Trust;
 pub use self::epoch::{Epoch, Standing, beginning};
-pub use self::judge::{Brake, Judge, Silence, Verdict};
+pub use self::judge::{AT_ONCE, Brake, Evidence, Judge, Silence, Tolerance, Verdict};
 pub(crate) use self::membership::{begin_epoch, fence, join, roll, shortest_lease, unfence};
 pub use self::timing::{Timing, TimingBroken};
 pub use self::transactions::{fencing, joining, unfencing};
 pub use self::vitals::{Rung, Vitals};
-pub use self::voters::{Voter, lone_host};
+pub use self::voters::{Survival, Voter, survival};
 use crate::names::{HostBoot, LeaseId};
 use crate::store::StoreError;
 
@@ -62,6 +62,15 @@ pub enum Fence {
     Fenced(FenceRecord),
     /// The boot is live; nothing changed.
     Alive,
+}
+
+/// The answer to [`Liveness::unfence`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unfence {
+    /// The boot has no fence record, by this call or an earlier one.
+    Unfenced,
+    /// Another record stands than the one that was to be removed; nothing changed.
+    Refused(FenceRecord),
 }
 
 /// Why a boot counts as dead.
@@ -156,13 +165,15 @@ pub trait Liveness: Send + Sync + fmt::Debug {
     /// [`StoreError::Unknown`] when it may or may not be fenced now. Else [`StoreError`].
     async fn fence(&self, boot: &HostBoot, record: &FenceRecord) -> Result<Fence, StoreError>;
 
-    /// Removes the fence record of a boot, which may be live again then.
+    /// Removes the fence record of a boot, which may be live again then, if it is still this record: a request that arrives
+    /// late removes no later one.
     ///
-    /// To be called only when somebody has made sure that no guest of it belongs to another host by now.
+    /// To be called only when somebody has made sure that no guest of it belongs to another host by now, or that the boot is
+    /// over.
     ///
     /// # Errors
     /// [`StoreError::Unknown`] when it may or may not be removed. Else [`StoreError`].
-    async fn unfence(&self, boot: &HostBoot) -> Result<(), StoreError>;
+    async fn unfence(&self, boot: &HostBoot, record: &FenceRecord) -> Result<Unfence, StoreError>;
 
     /// The shortest lease that the store grants, which tells its election timeout: it is one and a half of that, rounded up to
     /// whole seconds (etcd 3.6, `server/etcdserver/server.go`, `minTTL`).

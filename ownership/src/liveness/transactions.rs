@@ -89,10 +89,11 @@ pub fn fencing(
     Ok(Transaction { compares, writes: vec![Write::Put { key, value }] })
 }
 
-/// UNFENCE: nothing is to be known against `boot`.
+/// UNFENCE: nothing is to be known against `boot`, whose fence key was seen to hold `fenced`.
 #[must_use]
-pub fn unfencing(boot: &HostBoot) -> Transaction {
-    Transaction { compares: Vec::new(), writes: vec![Write::Delete(Key::Fenced(boot.clone()))] }
+pub fn unfencing(boot: &HostBoot, fenced: &Entry) -> Transaction {
+    let key = Key::Fenced(boot.clone());
+    Transaction { compares: vec![as_seen(key.clone(), Some(fenced))], writes: vec![Write::Delete(key)] }
 }
 
 impl Roll {
@@ -129,6 +130,18 @@ fn as_seen(key: Key, entry: Option<&Entry>) -> Compare {
 mod tests {
     use super::*;
     use crate::conformance::host;
+
+    #[test]
+    fn a_request_to_unfence_that_comes_late_removes_no_later_record() {
+        let boot = host("xen-1", "boot-1");
+        let seen = Entry { value: Vec::new(), mod_revision: 7 };
+        let unfencing = unfencing(&boot, &seen);
+        assert_eq!(
+            unfencing.compares,
+            [Compare::Unchanged { key: Key::Fenced(boot.clone()), mod_revision: 7 }]
+        );
+        assert_eq!(unfencing.writes, [Write::Delete(Key::Fenced(boot))]);
+    }
 
     #[test]
     fn the_layout_of_the_values_is_the_one_that_other_versions_read() {

@@ -46,6 +46,8 @@ pub(super) struct State {
     pub(super) leased: BTreeMap<Key, LeaseId>,
     pub(super) last_lease: i64,
     pub(super) revision: u64,
+    /// Transactions whose comparisons failed.
+    pub(super) refusals: u64,
     pub(super) cluster: u64,
     pub(super) faults: Faults,
     /// By how much leases run faster than the clocks of others.
@@ -71,6 +73,7 @@ impl Default for State {
             leased: BTreeMap::new(),
             last_lease: 0,
             revision: 1,
+            refusals: 0,
             cluster: 1,
             faults: Faults::default(),
             percent_fast: 0,
@@ -156,6 +159,7 @@ impl State {
 
     pub(super) fn execute(&mut self, transaction: &Transaction) -> Outcome {
         if !transaction.compares.iter().all(|compare| self.holds(compare)) {
+            self.refusals += 1;
             let compared = transaction.compares.iter().map(Compare::key);
             let found = compared.filter_map(|key| Some((key.clone(), self.entries.get(&key)?.clone())));
             return Outcome::Refused(found.collect());

@@ -42,6 +42,18 @@ impl MemoryStore {
         self.standing_of(&self.lock()).is_current()
     }
 
+    /// The revision that the store is at: it grows with whatever is written or ends by itself, and not with a lease that is renewed.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.lock().revision
+    }
+
+    /// How many transactions changed nothing because what they compare was not so.
+    #[must_use]
+    pub fn refusals(&self) -> u64 {
+        self.lock().refusals
+    }
+
     /// The disks that there are records of, whatever fails.
     #[must_use]
     pub fn disks_on_record(&self) -> Vec<DiskUid> {

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use super::*;
 use crate::conformance::{self, host, vm};
 use crate::liveness::Liveness;
-use crate::store::{Abort, OwnershipStore, Release, Start};
+use crate::store::{Abort, Guard, OwnershipStore, Release, Start};
 
 #[async_trait]
 impl conformance::Subject for MemoryStore {
@@ -57,6 +57,19 @@ async fn a_commit_that_is_delayed_for_long_hands_over_only_what_was_not_aborted(
         store.deliver_delayed();
         assert!(store.owner(vm).await.unwrap().unwrap().is(if abort { &from } else { &to }));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_promise_that_is_delayed_for_long_does_nothing_once_it_is_taken_back() {
+    let (store, vm, me) = (MemoryStore::new(), vm("a"), host("xen-1", "boot-1"));
+    store.join(&me, "1", std::time::Duration::from_secs(600)).await.unwrap();
+    let Start::Acquired(token) = store.start(vm, &me).await.unwrap() else { panic!("not acquired") };
+    store.delay_requests(u32::MAX);
+    assert_eq!(store.guard(vm, &me, token, true).await.unwrap_err().category(), "unknown");
+    store.end_faults();
+    let Guard::Written(_) = store.guard(vm, &me, token, false).await.unwrap() else { panic!("not written") };
+    store.deliver_delayed();
+    assert!(!store.owner(vm).await.unwrap().unwrap().guarded, "and nobody would keep it");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,10 +1,14 @@
 //! What clients asked for and were told, in order of time, and whether one record can have told it.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
+use kubexen_ownership::liveness::{FenceRecord, Liveness, Proof};
 use kubexen_ownership::{
-    Abort, Commit, EtcdStore, Guard, HostBoot, Owner, OwnershipStore, Start, Steal, StoreError, VmUid,
+    Abort, Commit, Discard, EtcdStore, Guard, HostBoot, Owner, OwnershipStore, Resume, Run, Save, Start,
+    Steal, StoreError, VmUid,
 };
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
@@ -19,18 +23,20 @@ pub enum Event {
     Nothing(usize),
 }
 
-/// The operations on one virtual machine.
+/// How long a lease lasts: longer than a history, so that it ends only when it is given up.
+const LEASE: Duration = Duration::from_secs(600);
+
+/// The operations on one virtual machine, and on the hosts that want it.
 #[derive(Clone)]
 pub struct History {
     pub vm: VmUid,
-    pub hosts: Arc<Hosts>,
     events: Arc<Mutex<Vec<Event>>>,
     clients: Arc<AtomicUsize>,
 }
 
 impl History {
-    pub fn new(vm: VmUid, hosts: Arc<Hosts>) -> Self {
-        Self { vm, hosts, events: Arc::default(), clients: Arc::default() }
+    pub fn new(vm: VmUid) -> Self {
+        Self { vm, events: Arc::default(), clients: Arc::default() }
     }
 
     pub fn client(&self, store: Arc<EtcdStore>) -> Client {
@@ -43,7 +49,7 @@ impl History {
 
     /// Whether one record can have told all of it.
     pub fn is_linearizable(&self) -> bool {
-        linearizable(self.vm, &self.hosts, &self.events())
+        linearizable(self.vm, &Hosts::default(), &self.events())
     }
 }
 
@@ -53,7 +59,12 @@ impl History {
 ///
 /// All orders are looked at, but what is ahead of two that end in one state only once, which a tester does not that tries each
 /// order by itself.
-pub fn linearizable(vm: VmUid, hosts: &Arc<Hosts>, events: &[Event]) -> bool {
+pub fn linearizable(vm: VmUid, hosts: &Hosts, events: &[Event]) -> bool {
+    let fences = events.iter().filter_map(|event| match event {
+        Event::Invoke(_, Op::Fence { boot }) => Some(boot.clone()),
+        Event::Invoke(..) | Event::Return(..) | Event::Nothing(_) => None,
+    });
+    let mortal: BTreeSet<HostBoot> = hosts.fenced.iter().cloned().chain(fences).collect();
     let mut operations = Vec::new();
     for (begin, event) in events.iter().enumerate() {
         let Event::Invoke(client, op) = event else { continue };
@@ -67,23 +78,31 @@ pub fn linearizable(vm: VmUid, hosts: &Arc<Hosts>, events: &[Event]) -> bool {
             Some(Some(told)) => (op.clone(), Some(told)),
             None => (op.clone(), None),
         };
-        let found = told.as_ref().and_then(|(_, ret)| undone_by(hosts, &op, ret));
+        let found = told.as_ref().and_then(|(_, ret)| undone_by(&mortal, &op, ret));
         operations.push(Operation { op, begin, told, found });
     }
     assert!(operations.len() <= 128, "too many operations for a set of them in one word");
-    let orders = Orders { operations, start: Record::new(vm, Arc::clone(hosts)) };
+    let orders = Orders { operations, start: Record::new(vm, hosts.clone()) };
     orders.checker().finish_when(HasDiscoveries::Any).spawn_dfs().join().discovery(TOLD).is_some()
 }
 
 /// The owner who was named to an operation that was refused, if that may have undone it: nobody takes a machine from a host
-/// that is alive.
-fn undone_by(hosts: &Hosts, op: &Op, ret: &Ret) -> Option<Option<Owner>> {
-    let is_dead = |host: &HostBoot| hosts.fenced.contains(host);
+/// that is not `mortal`, because nobody ever fences it.
+fn undone_by(mortal: &BTreeSet<HostBoot>, op: &Op, ret: &Ret) -> Option<Option<Owner>> {
+    let is_dead = |host: &HostBoot| mortal.contains(host);
     match (op, ret) {
         (Op::Start { me }, Ret::Start(Start::Refused(owner))) if is_dead(me) => Some(Some(owner.clone())),
         (Op::Guard { me, .. }, Ret::Guard(Guard::Refused(owner))) if is_dead(me) => Some(owner.clone()),
         (Op::Abort { me, .. }, Ret::Abort(Abort::Refused(owner))) if is_dead(me) => Some(owner.clone()),
-        (_, Ret::Commit(Commit::Refused(owner)) | Ret::Steal(Steal::Refused(owner))) => Some(owner.clone()),
+        (
+            _,
+            Ret::Commit(Commit::Refused(owner))
+            | Ret::Steal(Steal::Refused(owner))
+            | Ret::Save(Save::Refused(owner))
+            | Ret::Resume(Resume::Refused(owner))
+            | Ret::Run(Run::Refused(owner)),
+        ) => Some(owner.clone()),
+        (_, Ret::Discard(Discard::Refused(owner))) => Some(Some(owner.clone())),
         (_, _) => None,
     }
 }
@@ -162,12 +181,14 @@ impl Model for Orders {
         let ends = self.operations.iter().enumerate().filter(|(number, _)| open(number));
         let first_end = ends.filter_map(|(_, operation)| Some(operation.told.as_ref()?.0)).min();
         for number in (0..self.operations.len()).filter(open) {
-            let Operation { begin, told, found, .. } = &self.operations[number];
+            let Operation { op, begin, told, found } = &self.operations[number];
             if first_end.is_some_and(|end| end < *begin) {
                 continue;
             }
             if let Some(next) = self.tells(past, number) {
-                if next.record == past.record && found.is_none() {
+                // What a disk holds is given up whether it holds anything or not, so that this may yet be needed.
+                let may_do_more = matches!(op, Op::Discard { .. });
+                if next.record == past.record && found.is_none() && !may_do_more {
                     // It disturbs no other: whatever order there is, there is one in which it comes now.
                     *actions = vec![Next::Tells(number)];
                     return;
@@ -225,11 +246,16 @@ impl Client {
                 events.push(Event::Return(self.number, ret.clone()));
                 Some(ret)
             }
-            Err(StoreError::Unavailable { .. } | StoreError::Contended { .. }) => {
+            // Whether a lease has ended that was to end is told by nothing but an answer.
+            Err(StoreError::Unavailable { .. } | StoreError::Contended { .. })
+                if !matches!(op, Op::Leave { .. }) =>
+            {
                 events.push(Event::Nothing(self.number));
                 None
             }
-            Err(StoreError::Unknown { .. }) => {
+            Err(
+                StoreError::Unknown { .. } | StoreError::Unavailable { .. } | StoreError::Contended { .. },
+            ) => {
                 self.number = self.history.clients.fetch_add(1, Ordering::SeqCst);
                 None
             }
@@ -247,6 +273,19 @@ impl Client {
             Op::Commit { from, token, to } => Ret::Commit(store.commit(vm, from, *token, to).await?),
             Op::Abort { me, token } => Ret::Abort(store.abort(vm, me, *token).await?),
             Op::Steal { from, token, to } => Ret::Steal(store.steal(vm, from, *token, to).await?),
+            Op::Save { me, token, disk } => Ret::Save(store.save(vm, me, *token, *disk).await?),
+            Op::Resume { me, disk } => Ret::Resume(store.resume(vm, me, *disk).await?),
+            Op::Run { me, token } => Ret::Run(store.run(vm, me, *token).await?),
+            Op::Discard { disk } => Ret::Discard(store.discard(vm, *disk).await?),
+            Op::Join { me } => Ret::Join(store.join(me, "1", LEASE).await?),
+            Op::Leave { me: _, lease } => {
+                store.leave(*lease).await?;
+                Ret::Left
+            }
+            Op::Fence { boot } => {
+                let record = FenceRecord { by: "test".to_owned(), proof: Proof::LeaseEnded, revision: 1 };
+                Ret::Fence(store.fence(boot, &record).await?)
+            }
         })
     }
 }
@@ -255,7 +294,8 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use kubexen_ownership::conformance::{host, vm};
-    use kubexen_ownership::{Phase, Release, Token};
+    use kubexen_ownership::liveness::{Fence, Join};
+    use kubexen_ownership::{DiskUid, LeaseId, Phase, Release, Token};
 
     use super::*;
 
@@ -289,8 +329,9 @@ mod tests {
     }
 
     fn holds(events: &[&[Event]]) -> bool {
-        let hosts = Hosts { live: [a(), b()].into(), fenced: [dead()].into() };
-        linearizable(vm("told"), &Arc::new(hosts), &events.concat())
+        let hosts =
+            Hosts { live: [a(), b()].into(), fenced: [dead()].into(), leases: [(a(), LeaseId(1))].into() };
+        linearizable(vm("told"), &hosts, &events.concat())
     }
 
     fn acquired(token: u64) -> Start {
@@ -341,6 +382,54 @@ mod tests {
         };
         assert!(holds(&[&start(0, dead(), acquired(5)), &steal(dead(), 5)]));
         assert!(!holds(&[&start(0, a(), acquired(5)), &steal(a(), 5)]));
+    }
+
+    fn told(client: usize, op: Op, ret: Ret) -> [Event; 2] {
+        [Event::Invoke(client, op), Event::Return(client, ret)]
+    }
+
+    #[test]
+    fn a_host_is_stolen_from_only_after_its_lease_has_ended_and_it_was_fenced() {
+        let record = FenceRecord { by: "test".to_owned(), proof: Proof::LeaseEnded, revision: 1 };
+        let fenced = told(1, Op::Fence { boot: a() }, Ret::Fence(Fence::Fenced(record.clone())));
+        let alive = told(1, Op::Fence { boot: a() }, Ret::Fence(Fence::Alive));
+        let left = told(0, Op::Leave { me: a(), lease: LeaseId(1) }, Ret::Left);
+        let joined = told(0, Op::Join { me: a() }, Ret::Join(Join::Joined(LeaseId(2))));
+        let refused = told(0, Op::Join { me: a() }, Ret::Join(Join::Fenced(record)));
+        let op = Op::Steal { from: a(), token: Token(5), to: b() };
+        let stolen = told(1, op, Ret::Steal(Steal::Stolen(Token(6))));
+        let started = start(0, a(), acquired(5));
+        assert!(holds(&[&started, &alive, &left, &fenced, &refused, &stolen]));
+        assert!(!holds(&[&started, &fenced]), "it is live");
+        assert!(!holds(&[&started, &left, &stolen]), "it is not fenced");
+        assert!(!holds(&[&left, &fenced, &joined]));
+        assert!(holds(&[&joined, &left, &alive]), "it is live on another lease");
+        let lost = [Event::Invoke(2, Op::Leave { me: a(), lease: LeaseId(1) })];
+        assert!(holds(&[&started, &lost, &alive, &fenced, &stolen]));
+    }
+
+    #[test]
+    fn what_is_saved_is_resumed_once() {
+        let disk = DiskUid(uuid::Uuid::from_u128(9));
+        let save = Op::Save { me: a(), token: Token(5), disk };
+        let saved = told(0, save, Ret::Save(Save::Saved(Token(6))));
+        let resumed = |client, me: HostBoot, token| {
+            told(client, Op::Resume { me, disk }, Ret::Resume(Resume::Resuming(Token(token))))
+        };
+        let run = Op::Run { me: b(), token: Token(7) };
+        let runs = told(1, run, Ret::Run(Run::Running(Token(8))));
+        let started = start(0, a(), acquired(5));
+        assert!(holds(&[&started, &saved, &resumed(1, b(), 7), &resumed(1, b(), 7), &runs]));
+        assert!(!holds(&[&started, &saved, &resumed(1, b(), 7), &resumed(0, a(), 8)]));
+        assert!(!holds(&[&started, &resumed(1, b(), 7)]), "it is not saved");
+        let discarded = told(2, Op::Discard { disk }, Ret::Discard(Discard::Discarded));
+        let [discard, done] = discarded.clone();
+        let [save, is_saved] = saved.clone();
+        assert!(
+            holds(&[&started, &[save, discard, is_saved, done], &read(1, None)]),
+            "it comes after the save"
+        );
+        assert!(!holds(&[&started, &saved, &discarded, &resumed(1, b(), 7)]));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use etcd_client::{Client, Txn, TxnOp};
 use kubexen_ownership::conformance::{self, Subject, host, vm};
-use kubexen_ownership::liveness::Liveness;
+use kubexen_ownership::liveness::{Liveness, Timing};
 use kubexen_ownership::lock::{self, EtcdLocks, LockError, LockName, Locks};
 use kubexen_ownership::{
     Abort, Commit, EtcdConfig, EtcdStore, HostBoot, HostName, OwnershipStore, Release, Start, StoreError,
@@ -361,6 +361,23 @@ async fn enable_access_rules(etcd: &Etcd, tls: &TlsFiles) {
     client.role_add("root").await.unwrap();
     client.user_grant_role("root", "root").await.unwrap();
     client.auth_enable().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_whose_leaders_take_long_to_step_down_is_refused_with_the_sum() {
+    let refusal = async |milliseconds| {
+        let etcd = Etcd::start_with_election_timeout(Duration::from_millis(milliseconds)).await;
+        let store = store(&[etcd.endpoint()]);
+        let shortest = until_answered(|| store.shortest_lease()).await;
+        Timing::DEFAULT.check(shortest * 2 / 3).err().map(|broken| broken.to_string())
+    };
+    assert_eq!(refusal(1_000).await, None, "etcd's own");
+    let broken = refusal(3_000).await.unwrap();
+    // Its shortest lease is 4.5 s, rounded up.
+    assert!(
+        broken.contains("election timeout of 3.33 s + margin 3 s = 30.87 s, which is not below"),
+        "{broken}"
+    );
 }
 
 #[tokio::test]

@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
 use tempfile::TempDir;
 
 /// How long etcd may take to be ready, on a machine that is busy with other tests.
@@ -21,7 +22,10 @@ pub struct ServerTls {
     pub key: PathBuf,
 }
 
-/// etcd, killed and its data removed when this is dropped.
+/// The election timeout of an etcd that is to change its leader soon.
+const ELECTION: Duration = Duration::from_millis(500);
+
+/// etcd, killed and its data removed when this is dropped, and killed too when the test's process is.
 pub struct Etcd {
     name: &'static str,
     child: Option<Child>,
@@ -30,6 +34,7 @@ pub struct Etcd {
     /// The peer URLs of all members, with their names.
     members: String,
     tls: Option<ServerTls>,
+    election: Duration,
     directory: TempDir,
 }
 
@@ -41,9 +46,19 @@ impl Etcd {
     pub async fn start_with(tls: Option<ServerTls>) -> Self {
         let mut etcd = Self::named("pool");
         etcd.tls = tls;
-        etcd.members = etcd.as_member();
-        etcd.restart().await;
-        etcd
+        etcd.alone().await
+    }
+
+    pub async fn start_with_election_timeout(election: Duration) -> Self {
+        let mut etcd = Self::named("pool");
+        etcd.election = election;
+        etcd.alone().await
+    }
+
+    async fn alone(mut self) -> Self {
+        self.members = self.as_member();
+        self.restart().await;
+        self
     }
 
     /// Three members, each with a process of its own.
@@ -63,7 +78,16 @@ impl Etcd {
     fn named(name: &'static str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (client_port, peer_port) = (ReservedPort::new(), ReservedPort::new());
-        Self { name, child: None, client_port, peer_port, members: String::new(), tls: None, directory }
+        Self {
+            name,
+            child: None,
+            client_port,
+            peer_port,
+            members: String::new(),
+            tls: None,
+            election: ELECTION,
+            directory,
+        }
     }
 
     fn as_member(&self) -> String {
@@ -132,7 +156,7 @@ impl Etcd {
     }
 
     fn run(&mut self) {
-        self.child = Some(self.command().spawn().unwrap());
+        self.child = Some(tied(self.command()).spawn().unwrap());
     }
 
     /// Waits until it answers.
@@ -163,7 +187,8 @@ impl Etcd {
             .args(["--initial-cluster", &self.members, "--log-level", "warn"])
             // A kill of the process loses nothing that was written; only a power cut would.
             .args(["--unsafe-no-fsync", "--socket-reuse-port"])
-            .args(["--heartbeat-interval", "50", "--election-timeout", "500"])
+            .args(["--heartbeat-interval", "50"])
+            .args(["--election-timeout", &self.election.as_millis().to_string()])
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
@@ -180,6 +205,28 @@ impl Drop for Etcd {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Has the kernel kill what is started when this process dies, `SIGKILL` included.
+///
+/// The request is tied to the thread that forks. Here that is the test's own, which outlives its [`Etcd`].
+fn tied(mut command: Command) -> Command {
+    let parent = getpid();
+    let tie = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The parent may have died before the request was made; then nobody would ever send the signal.
+        if getppid() != Some(parent) {
+            return Err(rustix::io::Errno::SRCH.into());
+        }
+        Ok(())
+    };
+    // SAFETY: the closure runs between fork and exec, where only async-signal-safe work is allowed. It makes two system
+    // calls through rustix, allocates nothing (an errno converts to an io::Error without allocation) and takes no lock.
+    #[expect(unsafe_code, reason = "std offers no safe way to set the parent-death signal")]
+    unsafe {
+        command.pre_exec(tie);
+    }
+    command
 }
 
 fn binary() -> PathBuf {

@@ -1,29 +1,77 @@
-//! What the pure core makes of one virtual machine's record, as a thing to hold histories against.
+//! What the pure core makes of one virtual machine's record and of the hosts that want it, as a thing to hold histories against.
 //!
 //! The verbs are the core's own. What is added is what a history does not tell: the revision of a write whose answer was lost
 //! is known only once somebody has read it.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 
+use kubexen_ownership::liveness::{Fence, Join};
 use kubexen_ownership::protocol::{
-    AbortVerb, CommitVerb, Compare, Decision, GuardVerb, ReleaseVerb, StartVerb, StealVerb, Transaction,
-    Verb, Write,
+    AbortVerb, CommitVerb, Compare, Decision, DiscardVerb, GuardVerb, ReleaseVerb, ResumeVerb, RunVerb,
+    SaveVerb, StartVerb, StealVerb, Transaction, Verb, Write,
 };
 use kubexen_ownership::{
-    Abort, Commit, Entry, Guard, HostBoot, Key, Owner, Release, Start, Steal, Token, VmUid,
+    Abort, Commit, Discard, DiskUid, Entry, Guard, HostBoot, Key, LeaseId, Owner, Phase, Release, Resume,
+    Run, Save, Start, Steal, Token, VmUid,
 };
 
 /// What a client asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
     Read,
-    Start { me: HostBoot },
-    Release { me: HostBoot, token: Token },
-    Guard { me: HostBoot, token: Token, guarded: bool },
-    Commit { from: HostBoot, token: Token, to: HostBoot },
-    Abort { me: HostBoot, token: Token },
-    Steal { from: HostBoot, token: Token, to: HostBoot },
+    Start {
+        me: HostBoot,
+    },
+    Release {
+        me: HostBoot,
+        token: Token,
+    },
+    Guard {
+        me: HostBoot,
+        token: Token,
+        guarded: bool,
+    },
+    Commit {
+        from: HostBoot,
+        token: Token,
+        to: HostBoot,
+    },
+    Abort {
+        me: HostBoot,
+        token: Token,
+    },
+    Steal {
+        from: HostBoot,
+        token: Token,
+        to: HostBoot,
+    },
+    Save {
+        me: HostBoot,
+        token: Token,
+        disk: DiskUid,
+    },
+    Resume {
+        me: HostBoot,
+        disk: DiskUid,
+    },
+    Run {
+        me: HostBoot,
+        token: Token,
+    },
+    Discard {
+        disk: DiskUid,
+    },
+    Join {
+        me: HostBoot,
+    },
+    /// The end of a lease.
+    Leave {
+        me: HostBoot,
+        lease: LeaseId,
+    },
+    Fence {
+        boot: HostBoot,
+    },
 }
 
 /// What it was told.
@@ -36,20 +84,61 @@ pub enum Ret {
     Commit(Commit),
     Abort(Abort),
     Steal(Steal),
+    Save(Save),
+    Resume(Resume),
+    Run(Run),
+    Discard(Discard),
+    Join(Join),
+    Left,
+    Fence(Fence),
 }
 
-/// Which hosts are live, and which are dead for good; that does not change during a history.
-#[derive(Clone, Debug, PartialEq, Hash)]
+/// Which hosts are live, and which are dead for good.
+#[derive(Clone, Debug, Default, PartialEq, Hash)]
 pub struct Hosts {
     pub live: BTreeSet<HostBoot>,
     pub fenced: BTreeSet<HostBoot>,
+    /// The leases on which hosts are live, as far as anybody was told of them.
+    pub leases: BTreeMap<HostBoot, LeaseId>,
+}
+
+impl Hosts {
+    /// A host joins, and may have been told of its lease; whether it may.
+    fn join(&mut self, me: &HostBoot, lease: Option<LeaseId>) -> bool {
+        if self.fenced.contains(me) {
+            return false;
+        }
+        self.live.insert(me.clone());
+        match lease {
+            Some(lease) => drop(self.leases.insert(me.clone(), lease)),
+            None => drop(self.leases.remove(me)),
+        }
+        true
+    }
+
+    /// A lease ends, and with it the host's life, unless it has joined on another one since.
+    fn end(&mut self, me: &HostBoot, lease: LeaseId) {
+        if self.leases.get(me) == Some(&lease) {
+            self.leases.remove(me);
+            self.live.remove(me);
+        }
+    }
+
+    /// A boot is fenced, if it is not already; whether it may be.
+    fn fence(&mut self, boot: &HostBoot) -> bool {
+        if self.live.contains(boot) {
+            return false;
+        }
+        self.fenced.insert(boot.clone());
+        true
+    }
 }
 
 /// The record of one virtual machine.
 #[derive(Clone, Debug, PartialEq, Hash)]
 pub struct Record {
     vm: VmUid,
-    hosts: Arc<Hosts>,
+    hosts: Hosts,
     /// Its token is the greatest that it can be.
     owner: Option<Owner>,
     /// Its token is greater than this, and so is that of any later owner.
@@ -69,7 +158,7 @@ impl Revision {
 
 impl Record {
     /// Nobody owns it.
-    pub fn new(vm: VmUid, hosts: Arc<Hosts>) -> Self {
+    pub fn new(vm: VmUid, hosts: Hosts) -> Self {
         Self { vm, hosts, owner: None, above: Token(0) }
     }
 
@@ -201,6 +290,23 @@ impl Record {
                 self.bind(*token);
                 self.try_verb(&StealVerb { vm, from, token: *token, to });
             }
+            Op::Save { me, token, disk } => {
+                self.bind(*token);
+                self.try_verb(&SaveVerb { vm, me, token: *token, disk: *disk });
+            }
+            Op::Resume { me, disk } => self.try_verb(&ResumeVerb { vm, me, disk: *disk }),
+            Op::Run { me, token } => {
+                self.bind(*token);
+                self.try_verb(&RunVerb { vm, me, token: *token });
+            }
+            Op::Discard { disk } => self.try_verb(&DiscardVerb { vm, disk: *disk }),
+            Op::Join { me } => {
+                self.hosts.join(me, None);
+            }
+            Op::Leave { me, lease } => self.hosts.end(me, *lease),
+            Op::Fence { boot } => {
+                self.hosts.fence(boot);
+            }
         }
     }
 
@@ -235,6 +341,8 @@ impl Record {
                     Guard::Written(new) => {
                         self.bind(*token) && self.answers(&verb, told, Some(Revision::Exactly(*new)))
                     }
+                    // This is about the host, whoever owns the machine by then.
+                    Guard::NotLive => *guarded && !self.hosts.live.contains(me),
                     Guard::Refused(owner) => self.refuses(&verb, told, owner.as_ref()),
                 }
             }
@@ -271,6 +379,51 @@ impl Record {
                     Steal::Refused(owner) => self.refuses(&verb, told, owner.as_ref()),
                 }
             }
+            (Op::Save { me, token, disk }, Ret::Save(told)) => {
+                let verb = SaveVerb { vm, me, token: *token, disk: *disk };
+                match told {
+                    Save::Saved(new) => {
+                        self.bind(*token) && self.answers(&verb, told, Some(Revision::Exactly(*new)))
+                    }
+                    Save::Refused(owner) => self.refuses(&verb, told, owner.as_ref()),
+                }
+            }
+            (Op::Resume { me, disk }, Ret::Resume(told)) => {
+                let verb = ResumeVerb { vm, me, disk: *disk };
+                let resumes = |owner: &Owner| owner.is(me) && owner.phase == Phase::Resuming(*disk);
+                match told {
+                    Resume::Resuming(token) if self.owner.as_ref().is_some_and(resumes) => {
+                        self.bind(*token) && self.answers(&verb, told, None)
+                    }
+                    Resume::Resuming(new) => self.answers(&verb, told, Some(Revision::Exactly(*new))),
+                    Resume::Refused(owner) => self.refuses(&verb, told, owner.as_ref()),
+                }
+            }
+            (Op::Run { me, token }, Ret::Run(told)) => {
+                let verb = RunVerb { vm, me, token: *token };
+                match told {
+                    Run::Running(new) if self.bind(*token) => {
+                        self.answers(&verb, told, Some(Revision::Exactly(*new)))
+                    }
+                    Run::Running(new) => self.has(me, *new),
+                    Run::Refused(owner) => self.refuses(&verb, told, owner.as_ref()),
+                }
+            }
+            (Op::Discard { disk }, Ret::Discard(told)) => {
+                let verb = DiscardVerb { vm, disk: *disk };
+                match told {
+                    Discard::Discarded => self.answers(&verb, told, Some(Revision::UNKNOWN)),
+                    Discard::Refused(owner) => self.refuses(&verb, told, Some(owner)),
+                }
+            }
+            (Op::Join { me }, Ret::Join(Join::Joined(lease))) => self.hosts.join(me, Some(*lease)),
+            (Op::Join { me }, Ret::Join(Join::Fenced(_))) => self.hosts.fenced.contains(me),
+            (Op::Leave { me, lease }, Ret::Left) => {
+                self.hosts.end(me, *lease);
+                true
+            }
+            (Op::Fence { boot }, Ret::Fence(Fence::Fenced(_))) => self.hosts.fence(boot),
+            (Op::Fence { boot }, Ret::Fence(Fence::Alive)) => self.hosts.live.contains(boot),
             (_, _) => false,
         }
     }

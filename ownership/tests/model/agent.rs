@@ -1,16 +1,19 @@
 //! What hosts and their agents do.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kubexen_ownership::liveness::{Rung, joining};
-use kubexen_ownership::protocol::{AbortVerb, CommitVerb, GuardVerb, Outcome, ReleaseVerb, StartVerb};
-use kubexen_ownership::{Abort, Commit, Guard, Key, Release, Start, Token};
+use kubexen_ownership::protocol::{
+    AbortVerb, CommitVerb, Decision, GuardVerb, Outcome, ReleaseVerb, StartVerb, Verb,
+};
+use kubexen_ownership::{Abort, Commit, Entry, Guard, Key, Owner, Release, Start, Token, VmUid};
 use tokio::time::Instant;
 
-use crate::clock::{GRACE, LEASE, TICK, instant, timing};
+use crate::clock::{LATE, LEASE, TICK, instant, timing};
 use crate::event::Event;
 use crate::flaw::Flaw;
-use crate::pool::Pool;
+use crate::pool::{Pool, Sight};
 use crate::state::{Call, Guest, HOSTS, Held, LateWrite, State, VMS, is_guarded, uid};
 
 impl Pool {
@@ -20,24 +23,26 @@ impl Pool {
         let now = instant(state.now);
         for host in 0..HOSTS {
             let due = state.hosts[host].vitals(timing(self.flaw)).deadline().is_some_and(|due| due <= now);
-            if state.hosts[host].is_up() && state.hosts[host].armed && due {
+            let armed = state.hosts[host].guards && !self.has(Flaw::NoWatchdog);
+            if state.hosts[host].is_up() && armed && due {
                 self.reset(state, host);
             }
         }
         if !state.outage {
             let gone = Arc::make_mut(&mut state.store).end_leases(state.now);
             if self.has(Flaw::OwnerKeyOnLease) {
-                let owned = |key: &Key, entry: &kubexen_ownership::Entry| {
-                    matches!(key, Key::Owner(_)) && gone.iter().any(|boot| entry.owner().unwrap().is(boot))
+                let owned = |vm: &VmUid| {
+                    state.store.owner(*vm).is_some_and(|owner| gone.iter().any(|boot| owner.is(boot)))
                 };
-                Arc::make_mut(&mut state.store).entries.retain(|key, entry| !owned(key, entry));
+                let keys: Vec<Key> = (0..VMS).map(uid).filter(owned).map(Key::Owner).collect();
+                keys.iter().for_each(|key| Arc::make_mut(&mut state.store).remove(key));
             }
         }
         for host in 0..HOSTS {
             if state.reaches(host) && state.hosts[host].renewing.is_none() {
                 self.renew(state, host, false);
             }
-            self.climb(state, host, false);
+            self.climb(state, host, 0);
         }
     }
 
@@ -45,7 +50,7 @@ impl Pool {
     pub fn reset(&self, state: &mut State, host: usize) {
         for vm in 0..VMS {
             if let Guest::Running(token) = state.hosts[host].guests[vm] {
-                state.late.push(LateWrite { vm, token, until: state.now + GRACE });
+                state.late.push(LateWrite { vm, token, until: state.now + LATE });
             }
         }
         let host = &mut state.hosts[host];
@@ -53,7 +58,7 @@ impl Pool {
         host.stalled = false;
         host.held = None;
         host.renewing = None;
-        host.armed = false;
+        host.guards = false;
         host.guests = [Guest::Absent; VMS];
         host.calls = [None; VMS];
     }
@@ -64,11 +69,11 @@ impl Pool {
         Arc::make_mut(&mut state.store).leases.values_mut().for_each(|lease| *lease = ends);
     }
 
-    /// The agent does what its ladder has due, now or, with `later`, shortly before the next tick.
-    pub fn climb(&self, state: &mut State, number: usize, later: bool) {
-        let now: Instant = instant(state.now) + if later { TICK / 4 } else { std::time::Duration::ZERO };
+    /// The agent does what its ladder has due when so many quarters of this tick have passed.
+    pub fn climb(&self, state: &mut State, number: usize, quarters: u32) {
+        let now: Instant = instant(state.now) + TICK * quarters / 4;
         let host = &mut state.hosts[number];
-        if !host.acts() || host.held.is_none() {
+        if !host.acts() || !host.guards || host.held.is_none() {
             return;
         }
         let rung = host.vitals(timing(self.flaw)).rung(now);
@@ -81,11 +86,10 @@ impl Pool {
                 ) => {
                     host.guests[vm] = Guest::Absent;
                     host.calls[vm] = None;
-                    host.armed = false;
                 }
                 (Rung::Healthy, Guest::Paused(token)) => {
                     host.guests[vm] = Guest::Running(token);
-                    state.past.resumed = true;
+                    self.see(Sight::GoesOn);
                 }
                 (Rung::Healthy | Rung::Refuse | Rung::Pause | Rung::Stop | Rung::Reset, _) => {}
             }
@@ -96,9 +100,15 @@ impl Pool {
         let (me, sent) = (state.me(host), state.now);
         let store = Arc::make_mut(&mut state.store);
         let lease = store.grant(sent + LEASE);
-        let transaction = joining(me, "", lease, store.entries.get(&Key::Live(me.clone())));
+        let transaction = joining(me, "", lease, store.entry(&Key::Live(me.clone())));
+        let again = state.hosts[host].held.is_some_and(|held| held.ended);
         match self.send(state, transaction, lost) {
-            Some(Outcome::Executed { .. }) => self.answered(state, host, Held { lease, sent, ended: false }),
+            Some(Outcome::Executed { .. }) => {
+                if again {
+                    self.see(Sight::Rejoins);
+                }
+                self.answered(state, host, Held { lease, sent, ended: false });
+            }
             Some(Outcome::Refused(_)) | None => {}
         }
     }
@@ -127,6 +137,17 @@ impl Pool {
         }
     }
 
+    /// A deposed leader that is cut off with the host acknowledges a renewal, of a lease that it knows: one that had not ended
+    /// before the new leader was promoted, and so has not ended yet.
+    pub fn renew_deposed(&self, state: &mut State, host: usize) {
+        let lease = state.hosts[host].vitals(timing(self.flaw)).lease();
+        if let Some(lease) = lease.filter(|lease| state.store.leases.contains_key(lease)) {
+            self.see(Sight::HearsTheDeposed);
+            let sent = state.now;
+            self.answered(state, host, Held { lease, sent, ended: false });
+        }
+    }
+
     /// A slow answer comes.
     pub fn answer(&self, state: &mut State, host: usize) {
         if let Some((lease, sent)) = state.hosts[host].renewing.take() {
@@ -142,15 +163,18 @@ impl Pool {
             let sent = before.map_or(held.sent, |before| before.sent.max(held.sent));
             state.hosts[host].held = Some(Held { sent, ..held });
         }
-        self.climb(state, host, false);
+        self.climb(state, host, 0);
     }
 
     /// A guest executes from now on.
     fn run(&self, state: &mut State, host: usize, vm: usize, token: u64) {
-        let guest = &mut state.hosts[host];
-        guest.guests[vm] = Guest::Running(token);
-        guest.armed |= is_guarded(vm) && !self.has(Flaw::NoWatchdog);
-        state.past.stolen_runs |= state.past.stolen;
+        let here = &mut state.hosts[host];
+        here.guests[vm] = Guest::Running(token);
+        here.guards |= is_guarded(vm);
+        let is_heir = state.store.owner(uid(vm)).is_some_and(|owner| owner.succeeds.is_some());
+        if is_heir && state.store.entries().keys().any(|key| matches!(key, Key::Fenced(_))) {
+            self.see(Sight::FailsOver);
+        }
     }
 
     /// A host calls a verb, sends it and loses the answer, or, if `unresolved`, learns what became of a call that was lost.
@@ -169,11 +193,27 @@ impl Pool {
                     Guest::Running(running) if token == 0 => running,
                     _ => token,
                 };
+                state.hosts[host].guards |= matches!(guest, Guest::Running(_));
                 let verb = GuardVerb { vm: id, me, token: Token(token), guarded: true };
-                self.carry(state, &verb, unresolved, lost).map(|guard| match (guard, guest) {
-                    (Guard::Written(token), Guest::Running(_)) => self.run(state, host, vm, token.0),
-                    (Guard::Written(_), _) => {}
-                    (Guard::Refused(_), _) => state.hosts[host].guests[vm] = Guest::Absent,
+                self.carry(state, &verb, unresolved, lost).map(|guard| {
+                    if let (Guard::Written(token), Guest::Running(_)) = (&guard, guest) {
+                        self.run(state, host, vm, token.0);
+                    } else if let Guard::Refused(owner) = guard {
+                        self.outdated(state, host, vm, owner.as_ref());
+                    }
+                })
+            }
+            Call::Unguard(token) => {
+                let verb = GuardVerb { vm: id, me, token: Token(token), guarded: false };
+                let verb = TakeBack { verb, by_reading: self.has(Flaw::TakenBackByReading) };
+                self.carry(state, &verb, unresolved, lost).map(|guard| {
+                    if let (Guard::Written(token), Guest::Running(_)) = (&guard, guest) {
+                        state.hosts[host].guests[vm] = Guest::Running(token.0);
+                        state.hosts[host].guards = false;
+                        self.see(Sight::TakesBack);
+                    } else if let Guard::Refused(owner) = guard {
+                        self.outdated(state, host, vm, owner.as_ref());
+                    }
                 })
             }
             Call::Commit => {
@@ -181,14 +221,17 @@ impl Pool {
                 let verb = CommitVerb { vm: id, from: me, token: Token(token), to: state.me(to) };
                 self.carry(state, &verb, unresolved, lost).map(|commit| {
                     state.hosts[host].guests[vm] = Guest::Absent;
-                    state.past.committed |= matches!(commit, Commit::Committed(_));
+                    if let Commit::Committed(_) = commit {
+                        self.see(Sight::Commits);
+                    }
                 })
             }
             Call::Abort => {
                 let Guest::Suspended(token, _) = guest else { return };
                 if self.has(Flaw::ResumeOnRead) {
-                    match state.store.owner(id).filter(|owner| owner.is(me)) {
-                        Some(owner) => self.run(state, host, vm, owner.token.0),
+                    let token = state.store.owner(id).filter(|owner| owner.is(me)).map(|owner| owner.token);
+                    match token {
+                        Some(token) => self.run(state, host, vm, token.0),
                         None => state.hosts[host].guests[vm] = Guest::Absent,
                     }
                     Ok(())
@@ -197,7 +240,7 @@ impl Pool {
                     self.carry(state, &verb, unresolved, lost).map(|abort| match abort {
                         Abort::Aborted(token) => {
                             self.run(state, host, vm, token.0);
-                            state.past.aborted = true;
+                            self.see(Sight::Aborts);
                         }
                         Abort::Refused(_) => state.hosts[host].guests[vm] = Guest::Absent,
                     })
@@ -208,7 +251,10 @@ impl Pool {
                 state.hosts[host].guests[vm] = Guest::Releasing(token);
                 let verb = ReleaseVerb { vm: id, me, token: Token(token) };
                 self.carry(state, &verb, unresolved, lost).map(|release| match release {
-                    Release::Released | Release::NotOwner(_) => state.hosts[host].guests[vm] = Guest::Absent,
+                    Release::Released | Release::NotOwner(_) => {
+                        state.hosts[host].guests[vm] = Guest::Absent;
+                        self.see(Sight::Releases);
+                    }
                 })
             }
         };
@@ -224,6 +270,16 @@ impl Pool {
             }
             Err(false) => {}
         }
+    }
+
+    /// A host learns that its token is none any more: it goes on under the one that it has, or drops the guest.
+    fn outdated(&self, state: &mut State, host: usize, vm: usize, owner: Option<&Owner>) {
+        let mine = owner.filter(|owner| owner.is(state.me(host)));
+        let guest = &mut state.hosts[host].guests[vm];
+        *guest = match (*guest, mine) {
+            (Guest::Running(_), Some(owner)) => Guest::Running(owner.token.0),
+            (_, _) => Guest::Absent,
+        };
     }
 
     pub fn depart(&self, state: &mut State, from: usize, vm: usize, to: usize) {
@@ -246,13 +302,13 @@ impl Pool {
     /// What may happen at one host.
     pub fn host_events(&self, state: &State, number: usize, faulty: bool, events: &mut Vec<Event>) {
         let host = &state.hosts[number];
-        let owns = |vm: usize| state.store.owner(uid(vm)).is_some_and(|owner| owner.is(state.me(number)));
+        let record = |vm: usize| state.store.owner(uid(vm)).filter(|owner| owner.is(state.me(number)));
         if !state.reaches(number) {
             return;
         }
         if host.vitals(timing(self.flaw)).lease().is_none() {
             events.push(Event::Join(number));
-            if faulty && (self.scope.lifecycle || self.scope.blank && number == 0) {
+            if faulty {
                 events.push(Event::JoinLost(number));
             }
         }
@@ -260,9 +316,9 @@ impl Pool {
             if host.calls[vm].is_some() {
                 events.push(Event::Resolve(number, vm));
             }
-            let mut call = |call, lost: bool| {
+            let mut call = |call| {
                 events.push(Event::Call(number, vm, call));
-                if lost && faulty {
+                if faulty {
                     events.push(Event::CallLost(number, vm, call));
                 }
             };
@@ -274,18 +330,31 @@ impl Pool {
                     let startable =
                         state.store.owner(uid(vm)).is_none_or(|owner| owner.host == state.me(number).host);
                     if startable {
-                        call(Call::Start, lifecycle);
+                        call(Call::Start);
                     }
                 }
-                Guest::Running(token) if idle => {
+                Guest::Running(token) => {
                     let guarded = state.store.owner(uid(vm)).is_some_and(|owner| owner.guarded);
-                    if is_guarded(vm) && ready && !guarded {
-                        call(Call::Guard(token), lifecycle);
+                    let token = record(vm).map_or(token, |owner| owner.token.0);
+                    // One that is asked for again under another token, or the other way round, does not wait for the first.
+                    let turns = |call: Option<Call>| matches!(call, Some(Call::Guard(_) | Call::Unguard(_)));
+                    let before = host.calls[vm].filter(|call| turns(Some(*call)));
+                    let may_turn = idle || before.is_some() && self.scope.unguard;
+                    if is_guarded(vm) && ready && !guarded && may_turn && before != Some(Call::Guard(token)) {
+                        call(Call::Guard(token));
                     }
-                    if lifecycle {
-                        call(Call::Release, true);
+                    if is_guarded(vm)
+                        && self.scope.unguard
+                        && (guarded || before.is_some())
+                        && may_turn
+                        && before != Some(Call::Unguard(token))
+                    {
+                        call(Call::Unguard(token));
                     }
-                    if migration {
+                    if lifecycle && idle {
+                        call(Call::Release);
+                    }
+                    if migration && idle {
                         let fits = |to: &usize| {
                             let there = &state.hosts[*to];
                             *to != number
@@ -294,18 +363,20 @@ impl Pool {
                                 && there.calls[vm].is_none()
                                 && self.may_run(state, *to)
                         };
-                        events.extend((0..HOSTS).filter(fits).map(|to| Event::Depart(number, vm, to)));
+                        events.extend(
+                            (0..self.scope.hosts).filter(fits).map(|to| Event::Depart(number, vm, to)),
+                        );
                     }
                 }
                 Guest::Suspended(..) => {
                     if idle {
-                        call(Call::Commit, true);
+                        call(Call::Commit);
                     }
                     if ready && host.calls[vm] != Some(Call::Abort) {
-                        call(Call::Abort, true);
+                        call(Call::Abort);
                     }
                 }
-                Guest::Restored if owns(vm) => {
+                Guest::Restored if record(vm).is_some() => {
                     if ready {
                         events.push(Event::Unpause(number, vm));
                     }
@@ -316,14 +387,14 @@ impl Pool {
                         events.push(Event::Unpause(number, vm));
                     }
                 }
-                Guest::Absent | Guest::Running(_) | Guest::Paused(_) | Guest::Releasing(_) => {}
+                Guest::Absent | Guest::Paused(_) | Guest::Releasing(_) => {}
             }
         }
     }
 
     /// What may befall hosts and the store.
     pub fn weather(&self, state: &State, faulty: bool, events: &mut Vec<Event>) {
-        for number in 0..HOSTS {
+        for number in 0..self.scope.hosts {
             let host = &state.hosts[number];
             if !host.is_up() {
                 if state.is_long_down(number) && host.boot + 1 < crate::state::BOOTS {
@@ -356,8 +427,12 @@ impl Pool {
                     events.push(Event::Renew(number));
                 }
             }
-            if host.acts() && host.rung(timing(self.flaw), state.now) == Rung::Pause {
-                events.push(Event::Ladder(number));
+            let cut_off = host.acts() && !host.connected && state.now <= state.deposed;
+            if cut_off && host.held.is_some_and(|held| held.sent < state.now && !held.ended) {
+                events.push(Event::RenewDeposed(number));
+            }
+            if host.acts() && host.guards && host.rung(timing(self.flaw), state.now) >= Rung::Refuse {
+                events.extend([1, 2].map(|quarters| Event::Ladder(number, quarters)));
             }
         }
         if state.outage {
@@ -366,5 +441,38 @@ impl Pool {
             events.push(Event::Outage);
             events.push(Event::StoreLeader);
         }
+    }
+}
+
+/// GUARD, as a host takes its promise back.
+struct TakeBack<'a> {
+    verb: GuardVerb<'a>,
+    by_reading: bool,
+}
+
+impl Verb for TakeBack<'_> {
+    type Answer = Guard;
+
+    fn name(&self) -> &'static str {
+        self.verb.name()
+    }
+
+    fn vm(&self) -> VmUid {
+        self.verb.vm()
+    }
+
+    fn decide(&self, owner: Option<&Owner>, unresolved: bool) -> Decision<Guard> {
+        match owner.filter(|owner| owner.token == self.verb.token) {
+            Some(owner) if self.by_reading && !owner.guarded => Decision::Answer(Guard::Written(owner.token)),
+            Some(_) | None => self.verb.decide(owner, unresolved),
+        }
+    }
+
+    fn executed(&self, revision: u64) -> Guard {
+        self.verb.executed(revision)
+    }
+
+    fn refused(&self, found: &BTreeMap<Key, Entry>) -> Option<Guard> {
+        self.verb.refused(found)
     }
 }

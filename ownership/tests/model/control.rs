@@ -2,23 +2,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kubexen_ownership::liveness::{FenceRecord, Judge, Proof, Roll, Verdict, fencing};
+use kubexen_ownership::liveness::{
+    Evidence, FenceRecord, Judge, Proof, Roll, Tolerance, Verdict, fencing, unfencing,
+};
 use kubexen_ownership::protocol::StealVerb;
-use kubexen_ownership::{HostBoot, Key, Owner, Steal};
+use kubexen_ownership::{HostBoot, HostName, Key, Owner};
 
-use crate::clock::{instant, timing};
+use crate::clock::{BLIND, instant, timing};
 use crate::event::Event;
 use crate::flaw::Flaw;
 use crate::pool::Pool;
-use crate::state::{HOSTS, State, VMS, name, uid};
+use crate::state::{Controller, State, VMS, name, uid};
 
 /// Every host may be silent at once: the brake is no part of the proof, and would only hide states.
-const NO_BRAKE: u32 = 100;
+const NO_BRAKE: Tolerance = Tolerance { share: 100, least: usize::MAX };
 
 impl Pool {
     /// A controller reads the roll and the owners, and judges. `confirmed` is what a person says is off.
     pub fn look(&self, state: &mut State, controller: usize, confirmed: Option<&HostBoot>) -> Verdict {
         let mut judge = Judge::new(timing(self.flaw).grace);
+        if state.now > state.controllers[controller].looked + BLIND && !self.has(Flaw::BlindRemembers) {
+            state.controllers[controller] = Controller::default();
+        }
         let memory = &state.controllers[controller];
         if let Some(first) = memory.gone.values().min() {
             // A judge remembers only what it saw itself, so it is shown that again.
@@ -29,13 +34,13 @@ impl Pool {
                     .filter(|(_, gone)| **gone <= tick)
                     .map(|(boot, _)| boot.clone())
                     .collect();
-                judge.look(instant(tick), &Roll::default(), &owning, &BTreeSet::new(), NO_BRAKE);
+                judge.look(instant(tick), &Roll::default(), &evidence(&owning, &BTreeSet::new()));
             }
         }
         let owners = (0..VMS).filter_map(|vm| state.store.owner(uid(vm)));
-        let owning = owners.map(|Owner { host, boot_id, .. }| HostBoot { host, boot_id }).collect();
+        let owning = owners.map(boot_of).collect();
         let confirmed = confirmed.into_iter().cloned().collect();
-        let verdict = judge.look(instant(state.now), &state.store.roll(), &owning, &confirmed, NO_BRAKE);
+        let verdict = judge.look(instant(state.now), &state.store.roll(), &evidence(&owning, &confirmed));
         let before = &memory.gone;
         let gone: BTreeMap<_, _> = verdict
             .silent
@@ -57,7 +62,7 @@ impl Pool {
         let due = verdict.silent.iter().find(|silence| silence.boot == *boot).and_then(|silence| silence.due);
         let Some(proof) = due else { return };
         let record = FenceRecord { by: String::new(), proof, revision: state.store.revision };
-        let before = state.store.entries.get(&Key::Fenced(boot.clone()));
+        let before = state.store.entry(&Key::Fenced(boot.clone()));
         if let Ok(transaction) = fencing(boot, &record, before) {
             self.send(state, transaction, lost);
         }
@@ -66,17 +71,24 @@ impl Pool {
     /// A controller gives a virtual machine of a dead host to another host.
     pub fn steal(&self, state: &mut State, vm: usize, to: usize, lost: bool) {
         let Some(owner) = state.store.owner(uid(vm)) else { return };
-        let from = HostBoot { host: owner.host.clone(), boot_id: owner.boot_id.clone() };
-        let verb = StealVerb { vm: uid(vm), from: &from, token: owner.token, to: state.me(to) };
-        if let Ok(Steal::Stolen(_)) = self.carry(state, &verb, false, lost) {
-            state.past.stolen = true;
+        let (from, token) = (boot_of(owner), owner.token);
+        let verb = StealVerb { vm: uid(vm), from: &from, token, to: state.me(to) };
+        // What became of it is read from the record by whoever asks next.
+        drop(self.carry(state, &verb, false, lost));
+    }
+
+    /// A controller lets a boot in again.
+    pub fn unfence(&self, state: &mut State, boot: &HostBoot, lost: bool) {
+        if let Some(fenced) = state.store.entry(&Key::Fenced(boot.clone())) {
+            let transaction = unfencing(boot, fenced);
+            self.send(state, transaction, lost);
         }
     }
 
     /// Whether a controller would try to steal, by what it reads.
     fn may_steal(&self, state: &State, vm: usize) -> bool {
         let Some(owner) = state.store.owner(uid(vm)) else { return false };
-        let from = HostBoot { host: owner.host.clone(), boot_id: owner.boot_id.clone() };
+        let from = boot_of(owner);
         let roll = state.store.roll();
         match roll.fenced.get(&from) {
             Some(record) => {
@@ -92,8 +104,8 @@ impl Pool {
             return;
         }
         let roll = state.store.roll();
-        let owners: Vec<Owner> = (0..VMS).filter_map(|vm| state.store.owner(uid(vm))).collect();
-        let silent: Vec<(usize, usize)> = (0..HOSTS)
+        let owners: Vec<&Owner> = (0..VMS).filter_map(|vm| state.store.owner(uid(vm))).collect();
+        let silent: Vec<(usize, usize)> = (0..self.scope.hosts)
             .flat_map(|host| (0..=state.hosts[host].boot).map(move |boot| (host, boot)))
             .filter(|(host, boot)| {
                 let boot = name(*host, *boot);
@@ -127,12 +139,37 @@ impl Pool {
             }
         }
         for vm in (0..VMS).filter(|vm| self.may_steal(state, *vm)) {
-            for to in (0..HOSTS).filter(|to| roll.live.contains_key(state.me(*to))) {
+            for to in (0..self.scope.hosts).filter(|to| roll.live.contains_key(state.me(*to))) {
                 events.push(Event::Steal(vm, to));
-                if faulty && self.scope.lifecycle {
+                if faulty {
                     events.push(Event::StealLost(vm, to));
                 }
             }
         }
+        if !self.scope.unfence {
+            return;
+        }
+        // As the controller has it: not while guests of the boot are to be started elsewhere.
+        for host in 0..self.scope.hosts {
+            for number in 0..=state.hosts[host].boot {
+                let boot = name(host, number);
+                let robbed = owners.iter().all(|owner| !owner.guarded || !owner.is(boot));
+                if robbed && roll.fenced.contains_key(boot) {
+                    events.push(Event::Unfence(host, number));
+                    if faulty {
+                        events.push(Event::UnfenceLost(host, number));
+                    }
+                }
+            }
+        }
     }
+}
+
+fn evidence<'a>(owning: &'a BTreeSet<HostBoot>, confirmed: &'a BTreeSet<HostBoot>) -> Evidence<'a> {
+    static NO_HOSTS: BTreeSet<HostName> = BTreeSet::new();
+    Evidence { hosts: &NO_HOSTS, owning, guarding: owning, confirmed, tolerance: NO_BRAKE }
+}
+
+fn boot_of(owner: &Owner) -> HostBoot {
+    HostBoot { host: owner.host.clone(), boot_id: owner.boot_id.clone() }
 }

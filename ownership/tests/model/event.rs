@@ -7,8 +7,8 @@ use crate::state::Call;
 pub enum Event {
     /// Time goes on: watchdogs, ends of leases, renewals and the ladder are due.
     Tick,
-    /// An agent looks at its ladder once more before the next tick.
-    Ladder(usize),
+    /// An agent looks at its ladder once more before the next tick, when so many quarters of this one have passed.
+    Ladder(usize, u32),
     /// A host loses its power.
     Crash(usize),
     /// A host that is off boots.
@@ -25,7 +25,7 @@ pub enum Event {
     Outage,
     /// It answers again, under a new leader.
     OutageEnds,
-    /// The store has a new leader: every lease gets its whole time anew.
+    /// The store has a new leader: every lease gets its whole time anew, and the old leader goes on for a while.
     StoreLeader,
     /// An agent joins with a new lease.
     Join(usize),
@@ -35,6 +35,8 @@ pub enum Event {
     Renew(usize),
     /// The same, and the answer is slow.
     RenewSlow(usize),
+    /// The same, and the leader that acknowledges it was deposed, so that the lease lasts no longer for it.
+    RenewDeposed(usize),
     /// The slow answer comes.
     Answer(usize),
     /// A host calls a verb.
@@ -67,4 +69,8 @@ pub enum Event {
     Steal(usize, usize),
     /// The same, and the transaction is delayed, doubled or lost.
     StealLost(usize, usize),
+    /// A person says that a host may join again with its present boot, or the one before it.
+    Unfence(usize, usize),
+    /// The same, and the transaction is delayed, doubled or lost.
+    UnfenceLost(usize, usize),
 }

@@ -18,6 +18,8 @@ pub enum Flaw {
     DeadlineOfTheLease,
     /// The controller does not wait after it has seen a host gone.
     NoGrace,
+    /// The controller counts the grace from before a time in which it did not look.
+    BlindRemembers,
     /// The destination of a migration runs the guest without having seen itself as the owner.
     UnpauseBeforeCommit,
     /// The source of a migration runs the guest again when the answer to COMMIT is lost.
@@ -36,19 +38,22 @@ pub enum Flaw {
     JoinOverAnother,
     /// The watchdog is not armed for guarded guests.
     NoWatchdog,
+    /// A promise counts as taken back where the record does not have it, and one that was made before may be under way.
+    TakenBackByReading,
     /// The token is the version of the key, which begins anew when the key does.
     TokenOfTheKey,
 }
 
 impl Flaw {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::StealWithoutFence,
         Self::StealUnguarded,
         Self::OwnerKeyOnLease,
         Self::DeadlineFromReceipt,
         Self::DeadlineOfTheLease,
         Self::NoGrace,
+        Self::BlindRemembers,
         Self::UnpauseBeforeCommit,
         Self::ResumeOnTimeout,
         Self::ResumeOnRead,
@@ -58,6 +63,7 @@ impl Flaw {
         Self::JoinWhenFenced,
         Self::JoinOverAnother,
         Self::NoWatchdog,
+        Self::TakenBackByReading,
         Self::TokenOfTheKey,
     ];
 
@@ -79,11 +85,13 @@ impl Flaw {
                 | Self::DeadlineFromReceipt
                 | Self::DeadlineOfTheLease
                 | Self::NoGrace
+                | Self::BlindRemembers
                 | Self::UnpauseBeforeCommit
                 | Self::ResumeOnTimeout
                 | Self::ResumeOnRead
                 | Self::TtlZeroIgnored
                 | Self::NoWatchdog
+                | Self::TakenBackByReading
                 | Self::TokenOfTheKey => false,
             };
             !dropped

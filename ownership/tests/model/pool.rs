@@ -1,49 +1,74 @@
 //! The model: which events may happen in a state, and what is promised of every state.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 use kubexen_ownership::Key;
 use kubexen_ownership::liveness::Rung;
 use kubexen_ownership::protocol::{Decision, Outcome, Transaction, Verb, Write};
 use stateright::{Model, Property};
 
-use crate::clock::{GRACE, Tick, timing};
+use crate::clock::{DEPOSED, LATE, timing};
 use crate::event::Event;
 use crate::flaw::Flaw;
-use crate::state::{Call, Controller, Guest, HOSTS, Host, Parcel, Past, State, VMS, name, uid};
+use crate::state::{Call, Controller, Guest, HOSTS, Host, Parcel, State, VMS, Wrongs, name, uid};
 use crate::store::Store;
 
 /// Which events a run explores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scope {
-    /// How many ticks may pass.
-    pub ticks: Tick,
-    /// How many faults may happen: crashes, stalls, cuts, outages, new leaders, slow and lost messages.
+    /// How many faults may happen: crashes, stalls, cuts, outages, new leaders, slow, late and lost messages.
     pub faults: u8,
     /// Whether time passes and hosts fail, fall silent, and are fenced and robbed.
     pub failover: bool,
     /// Whether guests are handed over.
     pub migration: bool,
-    /// Whether guests are started and released, and hosts join, with messages lost, beyond what the rest needs.
+    /// Whether guests are started and released beyond what the rest needs.
     pub lifecycle: bool,
+    /// Whether promises are taken back, and made again.
+    pub unguard: bool,
+    /// Whether fenced boots are let in again.
+    pub unfence: bool,
     /// How many controllers take themselves for the leader.
     pub controllers: usize,
-    /// Whether faults befall the first host alone, and the first virtual machine is the only one that is dealt with.
+    /// How many hosts there are.
+    pub hosts: usize,
+    /// Whether faults befall the first host alone, and there is the first virtual machine alone.
     pub focus: bool,
     /// Whether the first host has yet to join, and no guest runs.
     pub blank: bool,
 }
 
+/// What a run may come across.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Sight {
+    FailsOver,
+    GoesOn,
+    Commits,
+    Aborts,
+    Releases,
+    TakesBack,
+    Rejoins,
+    HearsTheDeposed,
+    LateCopy,
+}
+
 /// The pool, with a fault in its protocol or none.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Pool {
     pub flaw: Option<Flaw>,
     pub scope: Scope,
+    /// What was seen so far. It is no part of the state, in which it would tell apart what is the same.
+    pub sights: Arc<Mutex<BTreeSet<Sight>>>,
 }
 
 impl Pool {
     pub fn has(&self, flaw: Flaw) -> bool {
         self.flaw == Some(flaw)
+    }
+
+    pub fn see(&self, sight: Sight) {
+        self.sights.lock().unwrap().insert(sight);
     }
 
     /// Whether a host may take a virtual machine and run it now: it may not without a lease that it has just renewed.
@@ -59,7 +84,7 @@ impl Pool {
                 let puts =
                     |write: &Write| matches!(write, Write::Put { key, .. } if *key == Key::Owner(uid(vm)));
                 if transaction.writes.iter().any(puts) {
-                    state.past.token_shrank |= revision <= state.tokens[vm];
+                    state.wrongs.token_shrank |= revision <= state.tokens[vm];
                     state.tokens[vm] = state.tokens[vm].max(revision);
                 }
             }
@@ -90,7 +115,7 @@ impl Pool {
         unresolved: bool,
         lost: bool,
     ) -> Result<V::Answer, bool> {
-        match verb.decide(state.store.owner(verb.vm()).as_ref(), unresolved) {
+        match verb.decide(state.store.owner(verb.vm()), unresolved) {
             Decision::Answer(_) if lost => Err(false),
             Decision::Answer(answer) => Ok(answer),
             Decision::Execute(transaction) => match self.send(state, transaction, lost) {
@@ -106,14 +131,21 @@ impl Pool {
         for host in &state.hosts {
             for vm in 0..VMS {
                 if let Guest::Running(token) = host.guests[vm] {
-                    state.past.stale_write |= token < state.disks[vm];
+                    state.wrongs.stale_write |= token < state.disks[vm];
                     state.disks[vm] = state.disks[vm].max(token);
                 }
             }
         }
+        for host in &mut state.hosts {
+            host.guards &= host.guests[0] != Guest::Absent;
+        }
         let now = state.now;
         state.late.retain(|write| now <= write.until);
-        state.wire.retain(|parcel| parcel.copies > 0);
+        let comes_back = self.has(Flaw::TokenOfTheKey);
+        let store = &state.store;
+        state
+            .wire
+            .retain(|parcel| parcel.copies > 0 && (comes_back || store.may_execute(&parcel.transaction)));
     }
 
     /// All hosts up; each has joined, but perhaps the first.
@@ -122,7 +154,8 @@ impl Pool {
             now: 0,
             faults: 0,
             outage: false,
-            store: Arc::new(Store { revision: 1, ..Store::default() }),
+            deposed: 0,
+            store: Arc::new(Store::new()),
             wire: Vec::new(),
             hosts: std::array::from_fn(|_| Host {
                 boot: 0,
@@ -131,7 +164,7 @@ impl Pool {
                 connected: true,
                 held: None,
                 renewing: None,
-                armed: false,
+                guards: false,
                 guests: [Guest::Absent; VMS],
                 calls: [None; VMS],
             }),
@@ -139,14 +172,17 @@ impl Pool {
             disks: [0; VMS],
             late: Vec::new(),
             tokens: [0; VMS],
-            past: Past::default(),
+            wrongs: Wrongs::default(),
+            exact: self.has(Flaw::TokenOfTheKey),
         };
-        for host in usize::from(self.scope.blank)..HOSTS {
+        for host in usize::from(self.scope.blank)..self.scope.hosts {
             self.join(&mut state, host, false);
         }
         if !self.scope.blank {
-            for (vm, call) in [(0, Call::Start), (0, Call::Guard(0)), (1, Call::Start)] {
-                self.call(&mut state, vm, vm, call, false, false);
+            self.call(&mut state, 0, 0, Call::Start, false, false);
+            self.call(&mut state, 0, 0, Call::Guard(0), false, false);
+            if !self.scope.focus {
+                self.call(&mut state, 1, 1, Call::Start, false, false);
             }
         }
         self.settle(&mut state);
@@ -165,13 +201,11 @@ impl Model for Pool {
     fn actions(&self, state: &State, events: &mut Vec<Event>) {
         let faulty = state.faults < self.scope.faults;
         if self.scope.failover {
-            if state.now < self.scope.ticks {
-                events.push(Event::Tick);
-            }
+            events.push(Event::Tick);
             self.weather(state, faulty, events);
             self.judgements(state, faulty, events);
         }
-        for host in 0..HOSTS {
+        for host in 0..self.scope.hosts {
             self.host_events(state, host, faulty, events);
         }
         events.extend((0..state.wire.len()).map(Event::Deliver));
@@ -182,7 +216,7 @@ impl Model for Pool {
         let mut state = last.clone();
         match event {
             Event::Tick => self.tick(&mut state),
-            Event::Ladder(host) => self.climb(&mut state, host, true),
+            Event::Ladder(host, quarters) => self.climb(&mut state, host, quarters),
             Event::Crash(host) => {
                 state.faults += 1;
                 self.reset(&mut state, host);
@@ -211,6 +245,7 @@ impl Model for Pool {
             }
             Event::StoreLeader => {
                 state.faults += 1;
+                state.deposed = state.now + DEPOSED;
                 self.promote(&mut state);
             }
             Event::Join(host) => self.join(&mut state, host, false),
@@ -220,6 +255,7 @@ impl Model for Pool {
                 state.faults += 1;
                 self.renew(&mut state, host, true);
             }
+            Event::RenewDeposed(host) => self.renew_deposed(&mut state, host),
             Event::Answer(host) => self.answer(&mut state, host),
             Event::Call(host, vm, call) => self.call(&mut state, host, vm, call, false, false),
             Event::CallLost(host, vm, call) => self.call(&mut state, host, vm, call, false, true),
@@ -230,14 +266,16 @@ impl Model for Pool {
             Event::Deliver(parcel) => {
                 let transaction = state.wire[parcel].transaction.clone();
                 state.wire[parcel].copies -= 1;
-                self.execute(&mut state, &transaction);
+                if let Some(Outcome::Executed { .. }) = self.execute(&mut state, &transaction) {
+                    self.see(Sight::LateCopy);
+                }
             }
             Event::Depart(from, vm, to) => self.depart(&mut state, from, vm, to),
             Event::Unpause(host, vm) => self.unpause(&mut state, host, vm),
             Event::Drop(host, vm) => state.hosts[host].guests[vm] = Guest::Absent,
             Event::LateWrite(write) => {
                 let late = state.late.remove(write);
-                state.past.stale_write |= late.token < state.disks[late.vm];
+                state.wrongs.stale_write |= late.token < state.disks[late.vm];
                 state.disks[late.vm] = state.disks[late.vm].max(late.token);
             }
             Event::Look(controller) => drop(self.look(&mut state, controller, None)),
@@ -257,6 +295,8 @@ impl Model for Pool {
             }
             Event::Steal(vm, to) => self.steal(&mut state, vm, to, false),
             Event::StealLost(vm, to) => self.steal(&mut state, vm, to, true),
+            Event::Unfence(host, boot) => self.unfence(&mut state, name(host, boot), false),
+            Event::UnfenceLost(host, boot) => self.unfence(&mut state, name(host, boot), true),
         }
         self.settle(&mut state);
         (state != *last).then_some(state)
@@ -265,13 +305,10 @@ impl Model for Pool {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always("I1", |_, state: &State| (0..VMS).all(|vm| state.running(vm) <= 1)),
-            Property::always("I2", |_, state: &State| !state.past.stale_write),
-            Property::always("I3", |_, state: &State| !state.past.token_shrank),
+            Property::always("I2", |_, state: &State| !state.wrongs.stale_write),
+            Property::always("I3", |_, state: &State| !state.wrongs.token_shrank),
             Property::always("I5", |_, state: &State| !state.fenced_while_live()),
-            Property::sometimes("a stolen guest runs elsewhere", |_, state: &State| state.past.stolen_runs),
-            Property::sometimes("a migration commits", |_, state: &State| state.past.committed),
-            Property::sometimes("an abort wins", |_, state: &State| state.past.aborted),
-            Property::sometimes("a paused guest goes on", |_, state: &State| state.past.resumed),
+            Property::always("kept", |_, state: &State| state.promises_are_kept()),
         ]
     }
 }
@@ -279,7 +316,7 @@ impl Model for Pool {
 impl State {
     /// Whether a boot is fenced whose live key is there, or whose host holds a lease that has not ended.
     fn fenced_while_live(&self) -> bool {
-        let fenced = self.store.entries.keys().filter_map(|key| match key {
+        let fenced = self.store.entries().keys().filter_map(|key| match key {
             Key::Fenced(boot) => Some(boot),
             Key::Owner(_) | Key::Disk(_) | Key::Live(_) | Key::Epoch => None,
         });
@@ -292,12 +329,25 @@ impl State {
             .collect();
         fenced
             .into_iter()
-            .any(|boot| self.store.entries.contains_key(&Key::Live(boot.clone())) || holders.contains(&boot))
+            .any(|boot| self.store.entry(&Key::Live(boot.clone())).is_some() || holders.contains(&boot))
+    }
+
+    /// Whether no guest executes on a host that is on record as guarding it, and has no lease any more.
+    fn promises_are_kept(&self) -> bool {
+        (0..VMS).all(|vm| {
+            let guarding = self.store.owner(uid(vm)).filter(|owner| owner.guarded);
+            guarding.is_none_or(|owner| {
+                (0..HOSTS).filter(|host| owner.is(self.me(*host))).all(|host| {
+                    !matches!(self.hosts[host].guests[vm], Guest::Running(_))
+                        || self.store.entry(&Key::Live(self.me(host).clone())).is_some()
+                })
+            })
+        })
     }
 
     /// Whether what a host had under way when it went off has landed, so that it may have booted, or a person may have
     /// walked there.
     pub fn is_long_down(&self, host: usize) -> bool {
-        self.hosts[host].down.is_some_and(|since| self.now > since + GRACE)
+        self.hosts[host].down.is_some_and(|since| self.now > since + LATE)
     }
 }

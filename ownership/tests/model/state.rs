@@ -59,6 +59,8 @@ pub enum Guest {
 pub enum Call {
     Start,
     Guard(u64),
+    /// The promise is taken back.
+    Unguard(u64),
     Commit,
     Abort,
     Release,
@@ -73,7 +75,7 @@ pub struct Held {
 }
 
 /// A host with its agent.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     pub boot: usize,
     /// Since when it is off, if it is.
@@ -85,8 +87,8 @@ pub struct Host {
     pub held: Option<Held>,
     /// A renewal that the store has carried out, whose answer is under way.
     pub renewing: Option<(LeaseId, Tick)>,
-    /// Whether Xen's watchdog resets the host at the deadline.
-    pub armed: bool,
+    /// Whether it keeps the promise for what it guards: by its ladder, and by Xen's watchdog.
+    pub guards: bool,
     pub guests: [Guest; VMS],
     pub calls: [Option<Call>; VMS],
 }
@@ -118,7 +120,7 @@ impl Host {
 }
 
 /// A controller, as far as its judge remembers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Controller {
     /// When it first saw a boot gone that owns guests.
     pub gone: BTreeMap<HostBoot, Tick>,
@@ -127,7 +129,7 @@ pub struct Controller {
 }
 
 /// A transaction on its way to the store. What is lost is never delivered.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parcel {
     pub transaction: Transaction,
     /// How often it may be delivered yet.
@@ -135,33 +137,30 @@ pub struct Parcel {
 }
 
 /// A write of a host that was reset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LateWrite {
     pub vm: usize,
     pub token: u64,
     pub until: Tick,
 }
 
-/// What has happened at least once, so that properties can tell.
+/// What has gone wrong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Past {
-    pub stolen: bool,
-    pub stolen_runs: bool,
-    pub committed: bool,
-    pub aborted: bool,
-    pub resumed: bool,
+pub struct Wrongs {
     /// An older token was written to a disk after a newer one.
     pub stale_write: bool,
     /// A token was given that is not greater than those before it.
     pub token_shrank: bool,
 }
 
-/// The pool at one moment.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// The pool at one moment. Two that can never be told apart count as one: see [`crate::sameness`].
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
     pub now: Tick,
     pub faults: u8,
     pub outage: bool,
+    /// Until when a deposed leader acknowledges renewals.
+    pub deposed: Tick,
     pub store: Arc<Store>,
     pub wire: Vec<Parcel>,
     pub hosts: [Host; HOSTS],
@@ -171,7 +170,9 @@ pub struct State {
     pub late: Vec<LateWrite>,
     /// The greatest token that each virtual machine had.
     pub tokens: [u64; VMS],
-    pub past: Past,
+    pub wrongs: Wrongs,
+    /// Whether tokens are told apart by more than their order.
+    pub exact: bool,
 }
 
 impl State {

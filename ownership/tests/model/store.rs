@@ -9,10 +9,12 @@ use kubexen_ownership::{Entry, HostBoot, Key, LeaseId, Owner, VmUid};
 use crate::clock::Tick;
 
 /// What etcd holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Store {
     pub revision: u64,
-    pub entries: BTreeMap<Key, Entry>,
+    entries: BTreeMap<Key, Entry>,
+    /// What the entries of owners say.
+    owners: BTreeMap<VmUid, Owner>,
     pub leased: BTreeMap<Key, LeaseId>,
     /// When each lease ends.
     pub leases: BTreeMap<LeaseId, Tick>,
@@ -20,8 +22,28 @@ pub struct Store {
 }
 
 impl Store {
-    pub fn owner(&self, vm: VmUid) -> Option<Owner> {
-        self.entries.get(&Key::Owner(vm)).map(|entry| entry.owner().unwrap())
+    pub fn new() -> Self {
+        Self { revision: 1, ..Self::default() }
+    }
+
+    pub fn owner(&self, vm: VmUid) -> Option<&Owner> {
+        self.owners.get(&vm)
+    }
+
+    pub fn entry(&self, key: &Key) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    pub fn entries(&self) -> &BTreeMap<Key, Entry> {
+        &self.entries
+    }
+
+    pub fn remove(&mut self, key: &Key) {
+        self.entries.remove(key);
+        self.leased.remove(key);
+        if let Key::Owner(vm) = key {
+            self.owners.remove(vm);
+        }
     }
 
     pub fn roll(&self) -> Roll {
@@ -35,7 +57,22 @@ impl Store {
         lease
     }
 
-    fn holds(&self, compare: &Compare) -> bool {
+    /// Whether a transaction may be executed at some time, if its conditions are what they were when it was sent: revisions and
+    /// leases never come back.
+    pub fn may_execute(&self, transaction: &Transaction) -> bool {
+        let is_past =
+            |compare: &Compare| matches!(compare, Compare::Unchanged { .. }) && !self.holds(compare);
+        !self.names_no_lease(transaction) && !transaction.compares.iter().any(is_past)
+    }
+
+    fn names_no_lease(&self, transaction: &Transaction) -> bool {
+        transaction.writes.iter().any(|write| match write {
+            Write::PutLeased { lease, .. } => !self.leases.contains_key(lease),
+            Write::Put { .. } | Write::Delete(_) => false,
+        })
+    }
+
+    pub fn holds(&self, compare: &Compare) -> bool {
         let entry = self.entries.get(&compare.key());
         match compare {
             Compare::Absent(_) => entry.is_none(),
@@ -48,11 +85,7 @@ impl Store {
 
     /// Executes a transaction; none if it names a lease that has ended. With `versions` a key counts its own writes.
     pub fn execute(&mut self, transaction: &Transaction, versions: bool) -> Option<Outcome> {
-        let names_no_lease = transaction.writes.iter().any(|write| match write {
-            Write::PutLeased { lease, .. } => !self.leases.contains_key(lease),
-            Write::Put { .. } | Write::Delete(_) => false,
-        });
-        if names_no_lease {
+        if self.names_no_lease(transaction) {
             return None;
         }
         if !transaction.compares.iter().all(|compare| self.holds(compare)) {
@@ -72,10 +105,7 @@ impl Store {
                     revision = self.put(key, value, versions);
                     self.leased.insert(key.clone(), *lease);
                 }
-                Write::Delete(key) => {
-                    self.entries.remove(key);
-                    self.leased.remove(key);
-                }
+                Write::Delete(key) => self.remove(key),
             }
         }
         Some(Outcome::Executed { revision })
@@ -84,7 +114,11 @@ impl Store {
     fn put(&mut self, key: &Key, value: &[u8], versions: bool) -> u64 {
         let version = self.entries.get(key).map_or(0, |entry| entry.mod_revision) + 1;
         let mod_revision = if versions { version } else { self.revision };
-        self.entries.insert(key.clone(), Entry { value: value.to_vec(), mod_revision });
+        let entry = Entry { value: value.to_vec(), mod_revision };
+        if let Key::Owner(vm) = key {
+            self.owners.insert(*vm, entry.owner().unwrap());
+        }
+        self.entries.insert(key.clone(), entry);
         mod_revision
     }
 
@@ -99,8 +133,7 @@ impl Store {
                 self.leased.iter().filter(|(_, of)| **of == lease).map(|(key, _)| key.clone()).collect();
             self.revision += u64::from(!keys.is_empty());
             for key in keys {
-                self.leased.remove(&key);
-                self.entries.remove(&key);
+                self.remove(&key);
                 if let Key::Live(boot) = key {
                     gone.push(boot);
                 }

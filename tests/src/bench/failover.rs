@@ -6,7 +6,7 @@
 
 use super::{
     measure::{kinds_are_served, this_profile},
-    report::{FailoverReport, Round, Rounds, rounded},
+    report::{FailoverReport, Profiles, Round, Rounds, rounded},
     workload::{create_namespace, name},
 };
 use crate::{
@@ -48,7 +48,7 @@ const TAKEOVERS: usize = 3;
 ///
 /// # Errors
 /// When something does not start, or a guest is not back in time.
-pub async fn run(rounds: usize) -> Result<FailoverReport> {
+pub async fn run(rounds: u32) -> Result<FailoverReport> {
     let step =
         Step::begin("Starting two pools of four simulated hosts, each with a pool etcd of three members");
     let (mut default, mut fast) = tokio::try_join!(Bed::start(Profile::Default), Bed::start(Profile::Fast))?;
@@ -59,14 +59,15 @@ pub async fn run(rounds: usize) -> Result<FailoverReport> {
     let step = Step::begin(format!("Killing the leading controller, {TAKEOVERS} times"));
     let takeover = fast.takeover().await?;
     step.done();
-    let step = Step::begin("Stopping the pools' etcd for 10 s, and killing a member");
-    let (one, other) = tokio::try_join!(default.false_fences(), fast.false_fences())?;
+    let step = Step::begin("Stopping the pools' etcd for 10 s, and killing the member that leads");
+    let (default_harm, fast_harm) = tokio::try_join!(default.outages(), fast.outages())?;
     step.done();
     Ok(FailoverReport {
-        default: default_rounds,
-        fast: fast_rounds,
+        default: Rounds::of(&default_rounds, runs::overlaps(&default.pool)?),
+        fast: Rounds::of(&fast_rounds, runs::overlaps(&fast.pool)?),
         controller_takeover_seconds: rounded(takeover.as_secs_f64()),
-        false_fences: one + other,
+        false_fences: default_harm.fences + fast_harm.fences,
+        guests_stopped_by_outage: Profiles { default: default_harm.stopped, fast: fast_harm.stopped },
     })
 }
 
@@ -82,7 +83,8 @@ struct Bed {
 impl Bed {
     async fn start(profile: Profile) -> Result<Self> {
         let control_plane =
-            ControlPlane::start(&Options { pool_etcd_members: 3, ..Options::default() }).await?;
+            ControlPlane::start(&Options { pool_etcd_members: 3, durable: true, ..Options::default() })
+                .await?;
         let options = PoolOptions {
             hosts: HOSTS,
             hosts_per_process: 1,
@@ -135,10 +137,7 @@ impl Bed {
     async fn until_protects(&self, number: usize) -> Result<()> {
         let hosts = Api::<Host>::all(self.client.clone());
         let name = &self.pool.host_names()[number];
-        let timing = match self.profile {
-            Profile::Default => Timing::DEFAULT,
-            Profile::Fast => Timing::FAST,
-        };
+        let timing = self.timing();
         wait_until("the host protects guests", LIMIT, async || {
             let status = hosts.get(name).await?.status.unwrap_or_default();
             ensure!(condition::is_true(&status.conditions, "Ready"), "{name} is not Ready");
@@ -169,20 +168,30 @@ impl Bed {
         .await
     }
 
-    async fn rounds(&mut self, count: usize) -> Result<Rounds> {
-        let mut rounds = Vec::with_capacity(count);
-        for number in 1..=count {
-            let round = self.round().await?;
-            eprintln!("{:?}, round {number}: {round}", self.profile);
-            rounds.push(round);
+    fn timing(&self) -> Timing {
+        match self.profile {
+            Profile::Default => Timing::DEFAULT,
+            Profile::Fast => Timing::FAST,
         }
-        Ok(Rounds::of(&rounds, runs::overlaps(&self.pool)?))
     }
 
-    /// Cuts the power of the first machine's host; how long it took until that machine ran elsewhere.
-    async fn round(&mut self) -> Result<Round> {
+    /// What is waited for before a cut ends in step with the host's renewals, so that each cut is put off by another part of the
+    /// time between two of them.
+    async fn rounds(&mut self, count: u32) -> Result<Vec<Round>> {
+        let mut rounds = Vec::new();
+        for number in 0..count {
+            let round = self.round(self.timing().renewal * number / count).await?;
+            eprintln!("{:?}, round {}: {round}", self.profile, number + 1);
+            rounds.push(round);
+        }
+        Ok(rounds)
+    }
+
+    /// Cuts the power of the first machine's host, once this time is over; how long it took until that machine ran elsewhere.
+    async fn round(&mut self, after: Duration) -> Result<Round> {
         let name = name(0);
         let host = self.until_guarded(&name).await?;
+        sleep(after).await;
         let number = self.pool.host_names().iter().position(|other| *other == host);
         let number = number.with_context(|| format!("there is no host {host}"))?;
         let machine = self.machines().get(&name).await?;
@@ -238,21 +247,39 @@ impl Bed {
         Ok(longest)
     }
 
-    /// How many boots were fenced for an outage of the pool's etcd, and for the loss of one member.
-    async fn false_fences(&mut self) -> Result<usize> {
-        let before = self.fenced().await?;
+    /// What an outage of the pool's etcd does, and the loss of the member that leads.
+    async fn outages(&mut self) -> Result<Harm> {
+        for machine in 0..MACHINES {
+            self.until_guarded(&name(machine)).await?;
+        }
+        let (fenced, ended) = (self.fenced().await?, self.ended()?);
         self.control_plane.pause(Part::PoolEtcd)?;
         sleep(OUTAGE).await;
         self.control_plane.resume(Part::PoolEtcd)?;
         sleep(WATCHED).await;
-        self.control_plane.crash(Part::PoolEtcdMember(0))?;
+        let stopped = self.ended()?.saturating_sub(ended);
+        let leader = Part::PoolEtcdMember(self.control_plane.pool_etcd_leader().await?);
+        self.control_plane.crash(leader)?;
         sleep(WATCHED).await;
-        self.control_plane.restart(Part::PoolEtcdMember(0)).await?;
-        Ok(self.fenced().await?.saturating_sub(before))
+        self.control_plane.restart(leader).await?;
+        Ok(Harm { fences: self.fenced().await?.saturating_sub(fenced), stopped })
+    }
+
+    /// How many runs of guests have ended.
+    fn ended(&self) -> Result<usize> {
+        Ok(runs::runs(&self.pool)?.values().flatten().filter(|run| run.to.is_some()).count())
     }
 
     async fn fenced(&self) -> Result<usize> {
         let keys = self.control_plane.pool_keys("/kubexen/hosts/").await?;
         Ok(keys.iter().filter(|key| key.contains("/fenced/")).count())
     }
+}
+
+/// What outages of the pool's etcd did.
+struct Harm {
+    /// Boots that were fenced.
+    fences: usize,
+    /// Guests that were stopped while all members stood still.
+    stopped: usize,
 }

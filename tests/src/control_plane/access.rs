@@ -189,6 +189,21 @@ impl ControlPlane {
         Ok(lease["granted-ttl"].as_u64().map(Duration::from_secs))
     }
 
+    /// The member of the pool's etcd that leads, counted from 0.
+    ///
+    /// # Errors
+    /// When a member does not answer, or none of them leads.
+    pub async fn pool_etcd_leader(&self) -> Result<usize> {
+        let said: Value =
+            serde_json::from_str(&self.etcdctl(&["endpoint", "status", "--write-out=json"]).await?)?;
+        let statuses = said.as_array().context("no list of members")?;
+        let leads = |status: &Value| status["Status"]["leader"] == status["Status"]["header"]["member_id"];
+        let leader = statuses.iter().find(|status| leads(status)).context("no member leads")?;
+        let endpoint = leader["Endpoint"].as_str().context("a member without an endpoint")?;
+        let endpoints = self.pool_etcd_endpoints();
+        endpoints.iter().position(|other| other == endpoint).context("an unknown member leads")
+    }
+
     /// What `etcdctl` prints when it is run against the pool's etcd, all members of it.
     ///
     /// # Errors

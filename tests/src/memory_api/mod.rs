@@ -62,6 +62,9 @@ pub struct Write<'a> {
 pub trait Observer: Send + Sync {
     /// A write took effect.
     fn wrote(&self, write: Write<'_>);
+
+    /// A client is answered with this object as it is at this moment, which it has asked for by its name.
+    fn read(&self, client: &str, object: &Value);
 }
 
 /// The server. Clones are handles to the same one.
@@ -143,10 +146,11 @@ impl MemoryApi {
         self.lock().find(resource, namespace, name).cloned()
     }
 
-    /// All objects of one of KubeXen's kinds, by plural; sorted by namespace and name.
+    /// All objects of one of KubeXen's kinds, or of a core one, by plural; sorted by namespace and name.
     #[must_use]
     pub fn objects(&self, plural: &str) -> Vec<Arc<Value>> {
         resources::Resource::find(kubexen_crds::names::GROUP, "v1alpha1", plural)
+            .or_else(|| resources::Resource::find("", "v1", plural))
             .map(|resource| self.lock().list(resource, &Selection::default()))
             .unwrap_or_default()
     }
@@ -231,7 +235,14 @@ impl MemoryApi {
         let now = self.clock.now();
         let mut store = self.lock();
         let written = match (method.as_str(), place.name.is_some()) {
-            ("GET", true) => return Ok(whole(StatusCode::OK, &*store.get(place)?)),
+            ("GET", true) => {
+                let found = store.get(place)?;
+                drop(store);
+                if let Some(observer) = &self.observer {
+                    observer.read(client, &found);
+                }
+                return Ok(whole(StatusCode::OK, &found));
+            }
             ("GET", false) => {
                 let listed = store.list(place.resource, selection);
                 let items: Vec<&Value> = listed.iter().map(|object| &**object).collect();

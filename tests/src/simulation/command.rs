@@ -1,6 +1,13 @@
 //! The command line of the simulation.
 
-use super::{Outcome, faults::Faults, replay, scenario::story, shrink, simulate_all, simulate_under};
+use super::{
+    Outcome,
+    faults::Faults,
+    floor::{Counts, too_seldom},
+    replay,
+    scenario::story,
+    shrink, simulate_all, simulate_under,
+};
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
@@ -34,7 +41,7 @@ pub struct SimulateCommand {
     #[arg(long, conflicts_with = "seeds")]
     shrink: bool,
     /// Print one JSON object for each seed, and for several a last one with `schedules`, `violations`,
-    /// `schedules_per_minute`, and in `effects` how often each fault had its effect.
+    /// `schedules_per_minute` and `counts`: how often what happened.
     #[arg(long)]
     json: bool,
 }
@@ -88,14 +95,14 @@ impl SimulateCommand {
     fn many(&self, seeds: Range<u64>, faults: &Faults) -> ExitCode {
         let (count, began) = (seeds.clone().count(), Instant::now());
         let (mut done, mut broken, mut virtual_seconds) = (0_usize, 0_usize, 0.0);
-        let mut effects = BTreeMap::<&str, u64>::new();
         let mut told = began;
+        let mut counts = Counts::new();
         simulate_all(seeds, faults, |outcome| {
+            for (name, times) in &outcome.counts {
+                *counts.entry(name.clone()).or_default() += times;
+            }
             virtual_seconds += outcome.lasted.as_secs_f64();
             done += 1;
-            for (fault, count) in &outcome.effects {
-                *effects.entry(fault).or_default() += count;
-            }
             broken += usize::from(show(&outcome, self.json));
             if told.elapsed() > PROGRESS {
                 told = Instant::now();
@@ -109,7 +116,7 @@ impl SimulateCommand {
                 "schedules": count,
                 "violations": broken,
                 "schedules_per_minute": per_minute.round(),
-                "effects": effects,
+                "counts": counts,
             });
             println!("{summary}");
         }
@@ -118,6 +125,10 @@ impl SimulateCommand {
              a second",
             virtual_seconds / took,
         );
+        if self.faults.is_empty() {
+            let schedules = u64::try_from(count).unwrap_or(u64::MAX);
+            too_seldom(&counts, schedules).iter().for_each(|what| eprintln!("too seldom: {what}"));
+        }
         if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
 }
@@ -131,7 +142,7 @@ fn show(outcome: &Outcome, as_json: bool) -> bool {
             "violations": outcome.violations,
             "writes": outcome.writes,
             "virtualSeconds": outcome.lasted.as_secs_f64(),
-            "effects": outcome.effects,
+            "counts": outcome.counts,
         });
         println!("{line}");
     } else if let Some(complaint) = &complaint {

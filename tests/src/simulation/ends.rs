@@ -41,12 +41,20 @@ pub(super) struct Ends {
 impl World {
     /// When something that lasts ends next.
     pub(super) fn next_end(&self) -> Option<Instant> {
-        self.ends.due.iter().map(|(at, _)| *at).chain(self.judge.next_due()).min()
+        let due = self.ends.due.iter().map(|(at, _)| *at).chain(self.judge.next_due());
+        due.chain(self.next_recovery()).min()
+    }
+
+    /// Whether nothing lasts but that hosts are off.
+    pub(super) fn nothing_lasts(&self) -> bool {
+        let is_off = |end: &End| matches!(end, End::Start(process) if process.starts_with("agent-"));
+        self.ends.due.iter().all(|(_, end)| is_off(end))
     }
 
     /// Ends all faults, those included that wait for their moment.
     pub(super) fn end_faults(&mut self) {
         self.judge.note("faults end");
+        self.are_faults_over = true;
         std::mem::take(&mut self.ends.due).into_iter().for_each(|(_, end)| self.end(end));
         self.judge.disarm();
         self.weather.calm_down();

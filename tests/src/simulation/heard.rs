@@ -1,10 +1,10 @@
 //! What a host has heard of the pool's store, with the judge beside it.
 
-use super::judge::Judge;
+use super::{judge::Judge, silence::shorter};
 use async_trait::async_trait;
 use kubexen_ownership::{
     HostBoot, LeaseId, MemoryStore, StoreError, VmUid,
-    liveness::{Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Timing, Voter},
+    liveness::{Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Timing, Unfence, Voter},
 };
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -19,22 +19,24 @@ pub(super) struct Heard {
     pub(super) host: String,
     pub(super) inner: MemoryStore,
     pub(super) judge: Arc<Judge>,
-    /// The times that the host has joined with.
+    /// The times that the host goes by.
     pub(super) timing: Mutex<Timing>,
 }
 
 impl Heard {
+    /// An agent that starts has the lease of the one before it, if it finds one.
     pub(super) fn new(host: &str, inner: MemoryStore, judge: Arc<Judge>) -> Self {
-        Self { host: host.to_owned(), inner, judge, timing: Mutex::new(Timing::DEFAULT) }
+        let timing = Mutex::new(judge.timing_of(host));
+        Self { host: host.to_owned(), inner, judge, timing }
     }
 
     fn heard(&self, sent: Instant) {
-        let deadline = self.timing.lock().unwrap_or_else(PoisonError::into_inner).deadline;
+        let timing = *self.timing.lock().unwrap_or_else(PoisonError::into_inner);
         let is_guarded = |guest: Uuid| {
             let owner = self.inner.owner_on_record(VmUid(guest));
             owner.is_some_and(|owner| owner.guarded && owner.host.as_str() == self.host)
         };
-        self.judge.heard(&self.host, sent, deadline, is_guarded);
+        self.judge.heard(&self.host, sent, timing, is_guarded);
     }
 }
 
@@ -42,9 +44,14 @@ impl Heard {
 impl Liveness for Heard {
     async fn join(&self, me: &HostBoot, agent: &str, lease: Duration) -> Result<Join, StoreError> {
         let sent = Instant::now();
+        let joined = if lease == Timing::FAST.lease { Timing::FAST } else { Timing::DEFAULT };
+        {
+            let timing = &mut *self.timing.lock().unwrap_or_else(PoisonError::into_inner);
+            *timing = shorter(*timing, joined);
+        }
+        self.judge.asks_for(&self.host, joined);
         let answer = self.inner.join(me, agent, lease).await?;
         if let Join::Joined(_) = answer {
-            let joined = if lease == Timing::FAST.lease { Timing::FAST } else { Timing::DEFAULT };
             *self.timing.lock().unwrap_or_else(PoisonError::into_inner) = joined;
             self.heard(sent);
         }
@@ -72,8 +79,8 @@ impl Liveness for Heard {
         self.inner.fence(boot, record).await
     }
 
-    async fn unfence(&self, boot: &HostBoot) -> Result<(), StoreError> {
-        self.inner.unfence(boot).await
+    async fn unfence(&self, boot: &HostBoot, record: &FenceRecord) -> Result<Unfence, StoreError> {
+        self.inner.unfence(boot, record).await
     }
 
     async fn standing(&self) -> Result<Standing, StoreError> {

@@ -30,7 +30,8 @@ pub(super) struct Judged {
 
 impl Judged {
     fn using(&self, config: &DomainConfig) {
-        let devices = config.disks.iter().map(|disk| disk.device.clone()).collect();
+        let written = config.disks.iter().filter(|disk| !disk.read_only);
+        let devices = written.map(|disk| disk.device.clone()).collect();
         self.judge.using(self.clock.now(), &self.host, config.uuid, devices);
     }
 }
@@ -87,7 +88,7 @@ impl Hypervisor for Judged {
     }
 
     async fn request_shutdown(&self, uuid: Uuid) -> Result<(), HypervisorError> {
-        self.judge.touching(&self.host, "shutdown", uuid);
+        self.judge.asking_to_stop(&self.host, uuid);
         self.inner.request_shutdown(uuid).await
     }
 
@@ -97,7 +98,19 @@ impl Hypervisor for Judged {
 
     async fn change(&self, uuid: Uuid, change: &Change) -> Result<(), HypervisorError> {
         self.judge.touching(&self.host, change.name(), uuid);
-        self.inner.change(uuid, change).await
+        if let Change::AttachDisk(disk) = change
+            && !disk.read_only
+        {
+            self.judge.plugging(&self.host, uuid, &disk.device);
+        }
+        let changed = self.inner.change(uuid, change).await;
+        if let Change::AttachDisk(disk) = change
+            && changed.is_ok()
+            && !disk.read_only
+        {
+            self.judge.plugging(&self.host, uuid, &disk.device);
+        }
+        changed
     }
 
     async fn suspend(

@@ -1,23 +1,25 @@
 //! The judge: sees every write and every start and stop of a domain as it happens, keeps the trace, and says which
 //! promise was broken. It looks from outside, at the server's and the hosts' own state.
 
-use super::disks::Disks;
+use super::{
+    disks::Disks,
+    silence::Heard,
+    stops::{Wishes, may_be_stopped, may_run},
+};
 use crate::memory_api::{Observer, Write};
 use jiff::Timestamp;
 use kubexen_crds::names::host_namespace;
 use kubexen_node_agent::hypervisor::{
-    DomainInfo, DomainState,
+    DomainInfo,
     simulated::{SimulatedHost, StartEvent, StartRecord},
 };
-use kubexen_ownership::liveness::Timing;
 use kubexen_runtime::Clock;
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 use tokio::{sync::Notify, time::Instant};
 use uuid::Uuid;
@@ -26,39 +28,14 @@ use uuid::Uuid;
 #[derive(Debug)]
 pub(super) struct Judge {
     began: Instant,
-    clock: Arc<dyn Clock>,
+    pub(super) clock: Arc<dyn Clock>,
     state: Mutex<State>,
     /// Told when the write came after which a process is to crash.
     pub(super) wake: Notify,
 }
 
-/// When a host sent its last two requests to the pool's store that were answered with a lease, and when the last answer came.
-#[derive(Clone, Debug)]
-struct Heard {
-    before: Option<Instant>,
-    last: Instant,
-    told: Instant,
-    /// When the host is to have stopped what it guards; none once that was judged.
-    due: Option<Instant>,
-    /// What it guarded then, as far as the store said. It may not be told that the store has taken that back.
-    promised: BTreeSet<Uuid>,
-}
-
-/// What a host has more than its deadline: its watchdog counts in whole seconds.
-const ROUNDING: Duration = Duration::from_secs(1);
-
-impl Heard {
-    /// Whether the host was silent for so long that it stops what it guards. What it has begun then it may end within a
-    /// second after it has heard of the store again.
-    fn is_silent(&self) -> bool {
-        let counts =
-            if self.told.elapsed() <= Duration::from_secs(1) { self.before } else { Some(self.last) };
-        counts.is_none_or(|counts| counts.elapsed() >= Timing::FAST.stop())
-    }
-}
-
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
     trace: Vec<String>,
     violations: Vec<String>,
     /// The largest token seen of each virtual machine, by uid.
@@ -67,14 +44,17 @@ struct State {
     builds: BTreeMap<Uuid, (String, u64)>,
     /// Present Domain objects, by namespace and the uid of their virtual machine.
     domains: BTreeMap<(String, String), Arc<Value>>,
-    machines: BTreeSet<Uuid>,
-    hosts: BTreeMap<String, SimulatedHost>,
+    pub(super) machines: BTreeSet<Uuid>,
+    pub(super) hosts: BTreeMap<String, SimulatedHost>,
     disks: Disks,
     /// When each host began to build its copy of a guest.
     copies: BTreeMap<(String, Uuid), Timestamp>,
     /// When hosts last heard of the pool's store.
-    heard: BTreeMap<String, Heard>,
+    pub(super) heard: BTreeMap<String, Heard>,
     foreign: BTreeSet<Uuid>,
+    /// Guests that stop by themselves, or did, and were not built anew since.
+    stopped: BTreeSet<Uuid>,
+    wishes: Wishes,
     /// Hosts that are said to be evacuated, with the machines that were left there.
     evacuated: BTreeMap<String, BTreeSet<String>>,
     /// The process whose writes are counted down, and how many are left.
@@ -101,6 +81,8 @@ impl Judge {
                 copies: BTreeMap::new(),
                 heard: BTreeMap::new(),
                 foreign: BTreeSet::new(),
+                stopped: BTreeSet::new(),
+                wishes: Wishes::default(),
                 evacuated: BTreeMap::new(),
                 armed: None,
                 last_write: now,
@@ -110,7 +92,7 @@ impl Judge {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -204,7 +186,9 @@ impl Judge {
                 format_args!("{host} builds {uuid} under {token}, the token of an earlier boot"),
             );
         }
-        self.lock().tokens.insert(uuid.to_string(), token.max(newest));
+        let state = &mut *self.lock();
+        state.tokens.insert(uuid.to_string(), token.max(newest));
+        state.stopped.remove(&uuid);
     }
 
     /// A guest is about to be on this host. Nobody comes to one that automation may be switching off.
@@ -213,6 +197,16 @@ impl Judge {
         if left.is_some_and(|left| !left.contains(&uuid.to_string())) {
             self.violated("L5", format_args!("{uuid} comes to {host}, which is said to be evacuated"));
         }
+    }
+
+    /// A guest stops by itself, at once or when it runs.
+    pub(super) fn stops_by_itself(&self, uuid: Uuid) {
+        self.lock().stopped.insert(uuid);
+    }
+
+    /// Whether a guest has stopped by itself, and was not built since.
+    pub(super) fn has_stopped(&self, uuid: Uuid) -> bool {
+        self.lock().stopped.contains(&uuid)
     }
 
     /// A host begins to build a copy of a guest from what is sent to it.
@@ -241,65 +235,61 @@ impl Judge {
         self.lock().disks.give(at, host, uuid, devices);
     }
 
-    /// A host sent a request at this moment that made it live for longer, and is to have stopped what it guards a `deadline`
-    /// later.
-    pub(super) fn heard(
-        &self,
-        host: &str,
-        sent: Instant,
-        deadline: Duration,
-        is_guarded: impl Fn(Uuid) -> bool,
-    ) {
-        let mut state = self.lock();
-        let promised = state.machines.iter().copied().filter(|guest| is_guarded(*guest)).collect();
-        let before = state.heard.get(host).map(|heard| heard.last);
-        let due = sent + deadline + ROUNDING;
-        state.heard.insert(
-            host.to_owned(),
-            Heard { before, last: sent, told: Instant::now(), due: Some(due), promised },
-        );
-    }
-
-    /// The next moment at which a host is to have stopped what it guards, if it hears nothing until then.
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        self.lock().heard.values().filter_map(|heard| heard.due).min()
-    }
-
-    /// Judges hosts that have heard nothing for their deadline: what they guard has stopped by then, or they were reset.
-    pub(super) fn judge_silence(&self, is_guarded: impl Fn(&str, Uuid) -> bool) {
-        let now = Instant::now();
-        let mut silent = Vec::new();
-        for (host, heard) in &mut self.lock().heard {
-            if let Some(due) = heard.due.take_if(|due| *due <= now) {
-                silent.push((host.clone(), due));
-            }
+    /// A guest is about to be given one more device, or was.
+    pub(super) fn plugging(&self, host: &str, uuid: Uuid, device: &Path) {
+        let now = self.clock.now();
+        let disks = &mut self.lock().disks;
+        let mut devices = disks.of(host, uuid).cloned().unwrap_or_default();
+        if devices.insert(device.to_owned()) {
+            disks.give(now, host, uuid, devices);
         }
-        for (host, due) in silent {
-            for guest in self.running_since(&host, due) {
-                if is_guarded(&host, guest) {
-                    self.violated("I8", format_args!("{guest} runs on {host}, which should have stopped it"));
+    }
+
+    /// Sees which devices guests have let go of.
+    pub(super) fn look_at_disks(&self) {
+        let now = self.clock.now();
+        let state = &mut *self.lock();
+        for (name, host) in &state.hosts {
+            for (uuid, devices) in devices_of(host) {
+                let Some(known) = state.disks.of(name, uuid) else { continue };
+                if !known.is_subset(&devices) {
+                    let left = known.intersection(&devices).cloned().collect();
+                    state.disks.give(now, name, uuid, left);
                 }
             }
         }
     }
 
-    /// The guests that run on a host, and have since this moment or longer.
-    fn running_since(&self, host: &str, since: Instant) -> Vec<Uuid> {
-        let Some(host) = self.lock().hosts.get(host).cloned() else { return Vec::new() };
-        let (domains, log) = (host.domains().unwrap_or_default(), host.start_log().unwrap_or_default());
-        let (now, age) = (self.clock.now(), since.elapsed());
-        let runs_for = |guest: Uuid| {
-            let begins = |record: &&StartRecord| record.uuid == guest && record.event != StartEvent::Claim;
-            Duration::try_from(now.duration_since(log.iter().rev().find(begins)?.at)).ok()
-        };
-        let running = domains.into_iter().filter(|domain| domain.state == DomainState::Running);
-        let running = running.map(|domain| domain.uuid);
-        running.filter(|guest| runs_for(*guest).is_some_and(|time| time >= age)).collect()
+    /// The guests that can run and have a device with this in its name, each with its host.
+    pub(super) fn users_of(&self, device: &str) -> Vec<String> {
+        let mut users = Vec::new();
+        for (name, host) in &self.lock().hosts {
+            let has = |devices: &BTreeSet<PathBuf>| {
+                devices.iter().any(|path| path.to_string_lossy().contains(device))
+            };
+            let found = devices_of(host).into_iter().filter(|(_, devices)| has(devices));
+            users.extend(found.map(|(uuid, _)| format!("{uuid} on {name}")));
+        }
+        users
     }
 
     /// A host lost its power or was reset, and its guests with it.
     pub(super) fn lost(&self, host: &str, at: Timestamp) {
         self.lock().disks.lose(host, at);
+    }
+
+    /// An agent is about to ask a guest to power off.
+    pub(super) fn asking_to_stop(&self, host: &str, uuid: Uuid) {
+        self.touching(host, "shutdown", uuid);
+        let (present, record) = {
+            let state = self.lock();
+            (state.domain(host, uuid), state.domains.get(&(host_namespace(host), uuid.to_string())).cloned())
+        };
+        if let Some(present) = present
+            && let Err(why) = may_be_stopped(&present, record.as_deref(), false)
+        {
+            self.violated("I4", format_args!("{host} shuts {uuid} down: {why}"));
+        }
     }
 
     /// An agent is about to take a domain apart. `is_elsewhere` says that the guest is another host's by the store, or in a volume;
@@ -310,15 +300,13 @@ impl Judge {
             let heard = state.heard.get(host);
             let is_silent = heard.is_some_and(Heard::is_silent);
             let was_guarded = heard.is_some_and(|heard| heard.promised.contains(&uuid));
-            let domains = state.hosts.get(host).and_then(|host| host.domains().ok()).unwrap_or_default();
             let record = state.domains.get(&(host_namespace(host), uuid.to_string())).cloned();
             let runs = |domain: &DomainInfo| domain.uuid == uuid && may_run(domain.state);
             // A restored store may say otherwise.
             let mut others = state.hosts.iter().filter(|(other, _)| *other != host);
             let runs_elsewhere =
                 others.any(|(_, other)| other.domains().is_ok_and(|all| all.iter().any(runs)));
-            let present = domains.into_iter().find(|domain| domain.uuid == uuid);
-            (present, record, is_silent, was_guarded, runs_elsewhere)
+            (state.domain(host, uuid), record, is_silent, was_guarded, runs_elsewhere)
         };
         let Some(present) = present else { return };
         self.note(format_args!("{host} destroy {uuid} {:?}", present.state));
@@ -330,7 +318,7 @@ impl Judge {
             // What a host guards stops when it hears nothing of the pool's store.
             return;
         }
-        if let Err(why) = may_be_destroyed(&present, record.as_deref(), is_elsewhere || runs_elsewhere) {
+        if let Err(why) = may_be_stopped(&present, record.as_deref(), is_elsewhere || runs_elsewhere) {
             self.violated("I4", format_args!("{host} destroys {uuid}: {why}"));
         }
     }
@@ -406,35 +394,36 @@ impl Judge {
     }
 }
 
-/// Whether a domain in this state can execute without another word of the pool's store.
-fn may_run(state: DomainState) -> bool {
-    match state {
-        DomainState::Running | DomainState::Paused => true,
-        // What a dying domain still writes is judged in the end.
-        DomainState::Dying
-        | DomainState::HalfBuilt
-        | DomainState::Suspended
-        | DomainState::Restored
-        | DomainState::Shutdown(_) => false,
+impl State {
+    /// The domain of a guest on a host, if it is there.
+    fn domain(&self, host: &str, uuid: Uuid) -> Option<DomainInfo> {
+        let domains = self.hosts.get(host)?.domains().ok()?;
+        domains.into_iter().find(|domain| domain.uuid == uuid)
+    }
+
+    /// Why this write may not be, as it ends a guest that runs and is wanted; none if it may.
+    fn forbid(&self, write: &Write<'_>) -> Option<String> {
+        let before = write.before.filter(|_| write.kind == "Domain")?;
+        let domain = write.object;
+        let uuid = domain["spec"]["virtualMachine"]["uid"].as_str()?.parse().ok()?;
+        let host = domain["metadata"]["namespace"].as_str()?.strip_prefix(&host_namespace(""))?;
+        self.domain(host, uuid).filter(|present| may_run(present.state))?;
+        let is_deleting = |object: &Value| !object["metadata"]["deletionTimestamp"].is_null();
+        if !is_deleting(before) && (is_deleting(domain) || write.deleted) {
+            return self.wishes.forbid_deletion(write.client, domain);
+        }
+        self.wishes.forbid_restart(before, domain)
     }
 }
 
-/// Why this domain must not be destroyed now, given the truth about its object.
-///
-/// A copy of a guest that stands still here while the guest is elsewhere may go, and nothing else that is whole.
-fn may_be_destroyed(present: &DomainInfo, record: Option<&Value>, is_elsewhere: bool) -> Result<(), String> {
-    let Some(record) = record else { return Err("it has no object on this host".to_owned()) };
-    match present.state {
-        DomainState::HalfBuilt | DomainState::Shutdown(_) | DomainState::Dying => return Ok(()),
-        DomainState::Suspended | DomainState::Restored if is_elsewhere => return Ok(()),
-        DomainState::Running | DomainState::Paused | DomainState::Suspended | DomainState::Restored => {}
-    }
-    let asked = &record["spec"]["restartRequested"];
-    let restart = !asked.is_null() && *asked != record["status"]["restartHandled"];
-    if restart || !record["metadata"]["deletionTimestamp"].is_null() {
-        return Ok(());
-    }
-    Err(format!("it is {:?}, and its object is wanted", present.state))
+/// The devices of each guest that can run on a host.
+fn devices_of(host: &SimulatedHost) -> Vec<(Uuid, BTreeSet<PathBuf>)> {
+    let running = host.domains().unwrap_or_default().into_iter().filter(|domain| may_run(domain.state));
+    let devices = |guest: DomainInfo| {
+        let settings = host.settings(guest.uuid).ok()?;
+        Some((guest.uuid, settings.disks.into_iter().filter_map(|disk| disk.device).collect()))
+    };
+    running.filter_map(devices).collect()
 }
 
 fn name_of(object: &Value) -> String {
@@ -472,6 +461,8 @@ impl Observer for Judge {
             let name = meta["name"].as_str().unwrap_or_default();
             state.trace.push(format!("             machine {name} has the uid {uid}"));
         }
+        state.wishes.wrote(&write);
+        let forbidden = state.forbid(&write);
         if write.kind == "Domain" {
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             let key = (text(&meta["namespace"]), text(&object["spec"]["virtualMachine"]["uid"]));
@@ -490,11 +481,20 @@ impl Observer for Judge {
             }
         }
         drop(state);
+        if let Some(why) = forbidden {
+            self.violated("I4", format_args!("{} ends the guest of {name}: {why}", write.client));
+        }
         if write.kind == "VirtualMachine" || write.kind == "Domain" {
             self.token_written(&write);
         }
         if write.kind == "Host" {
             self.host_written(object);
+        }
+    }
+
+    fn read(&self, client: &str, object: &Value) {
+        if object["kind"] == "VirtualMachine" {
+            self.lock().wishes.read(client, object);
         }
     }
 }

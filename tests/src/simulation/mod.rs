@@ -5,7 +5,7 @@
 //!   users ──▶ MemoryApi ◀──wire──▶ 2 controllers         wires delay, lose and break; watches are late
 //!                │  ▲  ◀──wire──▶ 3 agents ──▶ simulated hosts, storage, pool store: each with its faults
 //!                ▼  │                                    any process crashes at any moment
-//!              the judge: I1 I3 I4 I7 I8 I9 L6 while it happens, I1 I2 I3 I5 by the whole history,
+//!              the judge: I1 I2 I3 I4 I5 I7 I8 I9 L2 L6 while it happens, I1 I2 I3 I5 by the whole history,
 //!                         L1 L3 L4 L5 I6 after faults have stopped
 //! ```
 //!
@@ -20,6 +20,7 @@ mod dom0;
 mod effects;
 mod ends;
 pub mod faults;
+pub mod floor;
 #[cfg(test)]
 mod freeze_tests;
 mod gate;
@@ -31,6 +32,7 @@ mod ladder_tests;
 #[cfg(feature = "mutants")]
 pub mod mutants;
 mod perform;
+mod recoveries;
 mod reached;
 #[cfg(test)]
 mod recovery_tests;
@@ -38,7 +40,12 @@ pub mod scenario;
 mod seam;
 mod settle;
 mod shrink;
+mod silence;
 pub mod step;
+mod stops;
+mod storage;
+#[cfg(test)]
+mod takeover_tests;
 #[cfg(test)]
 mod tests;
 mod users;
@@ -101,8 +108,8 @@ pub struct Outcome {
     pub writes: usize,
     /// How long it took in virtual time.
     pub lasted: Duration,
-    /// How often each fault had its effect.
-    pub effects: BTreeMap<&'static str, u64>,
+    /// How often what happened.
+    pub counts: floor::Counts,
 }
 
 /// Most lines of a trace that are shown with a violation.
@@ -283,6 +290,9 @@ impl World {
     async fn act(&mut self, action: Action) {
         let at = self.now();
         self.perform(&action).await;
+        // Whatever was done, the time of lost guests begins anew.
+        self.recoveries.clear();
+        self.judge_recoveries();
         self.taken.push(Step { at, action });
     }
 
@@ -323,7 +333,9 @@ impl World {
                 self.wait(Duration::from_secs(1)).await;
             }
             self.end_faults();
-            settle::judge(self).await;
+            // What is written down is judged longer.
+            let silence = if bad_weather { settle::QUIET } else { settle::QUIET * 6 };
+            settle::judge(self, silence).await;
             self.judge.judge_history();
         }
         if self.judge.is_upset() {
@@ -336,7 +348,7 @@ impl World {
             self.judge.violated("I7", format_args!("{vm} was saved, and was started afresh"));
         }
         let (violations, trace, writes) = self.judge.verdict();
-        let (lasted, effects) = (self.began.elapsed(), self.effects());
-        Outcome { seed, violations, schedule, trace, writes, lasted, effects }
+        let counts = floor::count(self, &trace);
+        Outcome { seed, violations, schedule, trace, writes, lasted: self.began.elapsed(), counts }
     }
 }

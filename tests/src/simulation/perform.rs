@@ -14,7 +14,7 @@ use kube::{
     core::Resource,
 };
 use kubexen_crds::{
-    Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineMigration,
+    Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, VirtualMachineMigration,
     cloud_init::seed_secret_name,
     names::{host_namespace, host_object_name},
 };
@@ -45,6 +45,7 @@ impl World {
             Action::Change { kind, name, change } => self.change(*kind, name, change.clone()).await,
             Action::Delete { kind, name } => self.delete(*kind, name).await,
             Action::DeleteCopy { host, machine } => self.delete_copy(host, machine).await,
+            Action::DeleteDomain { host, machine } => self.delete_domain(host, machine).await,
             Action::Machine { name, availability, disk } => {
                 for action in users::plain_machine(name, availability, disk.as_deref()) {
                     Box::pin(self.carry_out(&action)).await;
@@ -132,6 +133,7 @@ impl World {
                     // A domain that is not there, half built or being taken apart has no guest to stop.
                     if self.hosts[number].host.stop_guest(uid, *reason).is_ok() {
                         self.effects.had("stop-guest");
+                        self.judge.stops_by_itself(uid);
                     }
                 }
             }
@@ -253,6 +255,7 @@ impl World {
         }
         self.crash_at_calls().await;
         self.check_processes().await;
+        self.judge_recoveries();
     }
 
     /// Ends processes whose last call has acted.
@@ -364,9 +367,15 @@ impl World {
         self.said(copies.delete(&name, &DeleteParams::default()).await.map(drop));
     }
 
+    async fn delete_domain(&self, host: &str, machine: &str) {
+        let name = host_object_name(USERS, machine);
+        let domains = Api::<Domain>::namespaced(self.people(), &host_namespace(host));
+        self.said(domains.delete(&name, &DeleteParams::default()).await.map(drop));
+    }
+
     /// A client of people, who are never cut off.
     fn people(&self) -> Client {
-        self.api.client("user", Arc::new(Perfect))
+        self.api.client(users::PEOPLE, Arc::new(Perfect))
     }
 
     /// The objects of a kind as people see them.

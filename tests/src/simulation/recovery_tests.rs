@@ -38,7 +38,7 @@ impl Stage {
         let mut world = World::new(1);
         world.weather.calm_down();
         world.begin().await;
-        let client = world.api.client("user", Arc::new(Perfect));
+        let client = world.api.client(super::users::PEOPLE, Arc::new(Perfect));
         let pools: Api<Pool> = Api::all(client.clone());
         let pool = object(json!({"metadata": {"name": "default"}, "spec": {"availability": policy}}));
         pools.create(&PostParams::default(), &pool).await.unwrap();
@@ -196,7 +196,7 @@ async fn guests_of_a_dead_host_run_elsewhere_in_their_order_and_leave_a_timeline
         ];
         stage.machines_on("host-a", &machines).await;
         stage.cut_power("host-a").await;
-        let cut = Instant::now();
+        let (cut, cut_at) = (Instant::now(), stage.world.clock.now());
         for name in ["db-0", "db-1"] {
             stage.until("it is back", |stage| stage.is_ready_on(name).is_some_and(|on| on != "host-a")).await;
         }
@@ -212,10 +212,11 @@ async fn guests_of_a_dead_host_run_elsewhere_in_their_order_and_leave_a_timeline
         stage.until("it is back", |stage| stage.is_ready_on("spare").is_some_and(|on| on != "host-a")).await;
         let timeline = |name: &str| stage.recovery(name).unwrap();
         for name in ["db-0", "db-1", "web-0", "spare"] {
-            let MachineRecovery { from, fenced, stolen, ready, to, .. } = timeline(name);
+            let MachineRecovery { from, fenced, stolen, started, ready, to, .. } = timeline(name);
             assert_eq!((from.as_str(), Some(to)), ("host-a", stage.is_ready_on(name)));
-            let ready = ready.unwrap();
-            assert!(fenced.0 <= stolen.0 && stolen.0 <= ready.0, "{name}: {fenced:?} {stolen:?} {ready:?}");
+            let (started, ready) = (started.unwrap(), ready.unwrap());
+            let in_order = fenced.0 <= stolen.0 && stolen.0 <= started.0 && started.0 <= ready.0;
+            assert!(in_order, "{name}: {fenced:?} {stolen:?} {started:?} {ready:?}");
         }
         let waited = timeline("web-0").stolen.0.duration_since(timeline("db-1").ready.unwrap().0);
         assert!(waited.as_secs() >= 29, "the delay was {waited}");
@@ -228,6 +229,12 @@ async fn guests_of_a_dead_host_run_elsewhere_in_their_order_and_leave_a_timeline
             })
             .await;
         let host = stage.world.api.object("hosts", "", "host-a").unwrap();
+        let last_sign = host["status"]["recovery"]["lastSign"].as_str().unwrap().parse().unwrap();
+        let silent_for = cut_at.duration_since(last_sign).as_secs();
+        assert!(
+            (0..=10).contains(&silent_for),
+            "the agent's last heartbeat was {silent_for} s before it ended"
+        );
         assert_eq!(condition(&host["status"], "Ready").unwrap()["reason"], "Fenced");
         let not_recovering =
             |stage: &Stage| stage.recovering().is_some_and(|said| said.1 == "NothingToRecover");
@@ -398,7 +405,7 @@ async fn a_store_with_most_of_its_members_on_one_host_protects_nobody_until_anot
         stage.until("the machine says so", |stage| reason(stage) == Some(false)).await;
         sleep(Duration::from_mins(1)).await;
         assert!(!stage.owner_of("one").await.unwrap().guarded, "nobody could give it to another host");
-        stage.world.pool_store.set_voters(members(["host-a", "host-b", "elsewhere"]));
+        stage.world.pool_store.set_voters(members(["host-a", "host-b", "10.9.9.9"]));
         stage.until("the Pool says that it is mended", redundant).await;
         stage.until_guarded("one").await;
         stage.cut_power("host-b").await;
@@ -406,4 +413,39 @@ async fn a_store_with_most_of_its_members_on_one_host_protects_nobody_until_anot
         stage.nothing_is_broken();
     };
     LocalSet::new().run_until(test).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_controller_that_takes_over_writes_nothing_anew_of_what_is_protected() {
+    for addresses in
+        [["host-a", "host-a", "host-b"], ["host-a", "host-b", "10.9.9.9"], ["host-a", "host-b", "etcd-3"]]
+    {
+        let test = async {
+            let mut stage = Stage::set(json!({"hostFailuresToTolerate": 1})).await;
+            let member = |address: &str| Voter::new(address, [format!("https://{address}:2380").as_str()]);
+            stage.world.pool_store.set_voters(addresses.map(member).to_vec());
+            stage.machines_on("host-b", &[("one", json!({}))]).await;
+            let protect = json!({"spec": {"availability": protected()}});
+            stage.machines.patch("one", &PatchParams::default(), &Patch::Merge(protect)).await.unwrap();
+            let said = |stage: &Stage| condition(&stage.machine("one")["status"], "Protected").is_some();
+            stage.until("the machine says whether it is protected", said).await;
+            sleep(Duration::from_mins(1)).await;
+            let (known, leader) = (stage.world.judge.verdict().1.len(), stage.leading().await);
+            let judge = Arc::clone(&stage.world.judge);
+            stage.world.controllers[leader].crash(&judge).await;
+            sleep(Duration::from_mins(2)).await;
+            assert_ne!(stage.leading().await, leader);
+            let (_, trace, _) = stage.world.judge.verdict();
+            let written = |line: &&String| match line.split_whitespace().collect::<Vec<_>>().as_slice() {
+                [_, _, "creates" | "changes" | "ends", kind, ..] => {
+                    ["VirtualMachine", "Domain", "Host", "Pool"].contains(kind)
+                }
+                _ => false,
+            };
+            let written: Vec<&String> = trace.iter().skip(known).filter(written).collect();
+            assert_eq!(written, Vec::<&String>::new(), "{addresses:?}");
+            stage.nothing_is_broken();
+        };
+        LocalSet::new().run_until(test).await;
+    }
 }

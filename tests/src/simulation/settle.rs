@@ -1,6 +1,10 @@
 //! What must hold once faults have stopped.
 
-use super::{step::Action, users, world::World};
+use super::{
+    step::Action,
+    users,
+    world::{USERS, World},
+};
 use kube::ResourceExt;
 use kubexen_crds::{
     ByteQuantity, MigrationPhase, VirtualMachine, VirtualMachineMigration, condition,
@@ -10,7 +14,7 @@ use kubexen_node_agent::{
     hypervisor::{DomainInfo, DomainState},
     storage::{Seeds, Storage},
 };
-use kubexen_ownership::OwnershipStore;
+use kubexen_ownership::{OwnershipStore, VmUid};
 use serde::Deserialize;
 use serde_json::Value;
 use std::time::Duration;
@@ -19,8 +23,9 @@ use tokio::time::{Instant, sleep};
 /// Within this time after the last fault every machine is as its spec says (L1) and every migration is over (L3): longest back-off after crashes, and
 /// longest back-off of a queue, each with room.
 const REACHED_WITHIN: Duration = Duration::from_mins(15);
-/// How long nothing is written at the fixpoint (L4).
-const QUIET: Duration = Duration::from_mins(1);
+/// How long nothing is written at the fixpoint (L4), neither to the API server nor to the pool's store, whose leases are renewed all
+/// the same.
+pub(super) const QUIET: Duration = Duration::from_mins(1);
 /// A fixpoint comes within this time: a machine's crashes are forgotten after 15 minutes at the most.
 const QUIET_WITHIN: Duration = Duration::from_mins(30);
 /// Within this time after the last object was deleted nothing is left of anything (I6).
@@ -28,8 +33,8 @@ const GONE_WITHIN: Duration = Duration::from_mins(10);
 /// How often it is looked whether something has come about.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Judges L5, L1, L4 and I6, in this order.
-pub(super) async fn judge(world: &mut World) {
+/// Judges L5, L1, L4 and I6, in this order. At the fixpoint nothing is to be written for as long as `silence`.
+pub(super) async fn judge(world: &mut World, silence: Duration) {
     for settles in [Settles::Emptied, Settles::Reached, Settles::Quiet, Settles::Reached] {
         if world.judge.is_upset() {
             return;
@@ -37,7 +42,7 @@ pub(super) async fn judge(world: &mut World) {
         match settles {
             Settles::Emptied => emptied(world).await,
             Settles::Reached => reached(world).await,
-            Settles::Quiet => quiet(world).await,
+            Settles::Quiet => quiet(world, silence).await,
         }
     }
     if !world.judge.is_upset() {
@@ -70,6 +75,9 @@ async fn emptied(world: &mut World) {
     world.judge.note(format_args!("{host} is emptied after {} s", began.elapsed().as_secs()));
 }
 
+/// Why a guest waits only for something that ends by itself.
+const PASSES: [&str; 2] = ["HostSilent", "Arriving"];
+
 fn not_emptied(world: &World, host: &str) -> Option<String> {
     let Some(object) = world.api.object("hosts", "", host) else {
         return Some(format!("there is no {host}"));
@@ -80,9 +88,12 @@ fn not_emptied(world: &World, host: &str) -> Option<String> {
         return Some(format!("{host} is in maintenance and says nothing of it"));
     };
     let steps = status["evacuation"]["machines"].as_array().cloned().unwrap_or_default();
+    // A boot that is fenced takes no guests until somebody reboots it.
+    let is_fenced = world.fenced_hosts().iter().any(|fenced| fenced == host);
     let named = |step: &Value| {
         let stays = step["action"] == "Wait" || step["action"] == "Leave";
-        stays && step["reason"].is_string() && step["message"].is_string()
+        let lasts = |reason: &str| is_fenced || !PASSES.contains(&reason);
+        stays && step["reason"].as_str().is_some_and(lasts) && step["message"].is_string()
     };
     let told = evacuated["observedGeneration"] == object["metadata"]["generation"] && steps.iter().all(named);
     let blocked = steps.iter().any(|step| step["action"] == "Wait");
@@ -112,13 +123,25 @@ async fn reached(world: &mut World) {
 }
 
 /// Nothing is written for a while.
-async fn quiet(world: &mut World) {
+async fn quiet(world: &mut World, silence: Duration) {
     let began = Instant::now();
-    while world.judge.last_write().elapsed() < QUIET {
+    let (mut revision, mut stays_since) = (world.pool_store.revision(), began);
+    while world.judge.last_write().elapsed() < silence || stays_since.elapsed() < silence {
         if began.elapsed() > QUIET_WITHIN {
-            return world.judge.violated("L4", "no minute passes without a write");
+            let (last, changed) = (world.judge.last_write().elapsed(), stays_since.elapsed());
+            let how = format_args!(
+                "{} s never pass without a write: the last was {} s ago, and the pool's store changed {} s ago",
+                silence.as_secs(),
+                last.as_secs(),
+                changed.as_secs()
+            );
+            return world.judge.violated("L4", how);
         }
         sleep(LOOK).await;
+        let present = world.pool_store.revision();
+        if present != revision {
+            (revision, stays_since) = (present, Instant::now());
+        }
     }
     world.tick().await;
 }
@@ -184,6 +207,15 @@ fn machine_unmet(world: &World, machine: &VirtualMachine) -> Option<String> {
         return Some(told());
     }
     let stopped_by_guest = ready.is_some_and(|ready| ready.reason == "StoppedByGuest");
+    let uid = machine.uid().and_then(|uid| uid.parse().ok()).unwrap_or_default();
+    if stopped_by_guest && !world.judge.has_stopped(uid) {
+        return Some(format!("{name} is said to have stopped by itself, and did not: {said:?}"));
+    }
+    let owner = world.pool_store.owner_on_record(VmUid(uid));
+    let is_saved = owner.is_some_and(|owner| !matches!(owner.phase, kubexen_ownership::Phase::Running));
+    if is_saved && ready.is_some_and(|ready| ready.reason == "NothingToSuspend") {
+        return Some(format!("{name} is said to have had nothing to suspend, and its guest is saved"));
+    }
     let wanted = match machine.spec.power_state {
         _ if stopped_by_guest && machine.spec.power_state != PowerState::Halted => Phase::Halted,
         PowerState::Running => Phase::Running,
@@ -214,9 +246,9 @@ fn machine_unmet(world: &World, machine: &VirtualMachine) -> Option<String> {
     domains.first().and_then(|(host, _)| unsynchronized(world, machine, host))
 }
 
-/// What a machine may say at rest why its guest does not have its spec: what only a restart, another place for a disk or
-/// the end of a pause changes.
-const MAY_REST: [&str; 5] = ["RestartRequired", "DiskElsewhere", "NoRoom", "GuestPaused", "DiskDeleting"];
+/// What a machine may say at rest why its guest does not have its spec, whatever else is so: what only a restart or another place
+/// for a disk changes.
+const MAY_REST: [&str; 3] = ["RestartRequired", "DiskElsewhere", "NoRoom"];
 
 /// How a machine that says that its guest has its spec differs from what its host shows.
 fn unsynchronized(world: &World, machine: &VirtualMachine, host: &str) -> Option<String> {
@@ -229,8 +261,16 @@ fn unsynchronized(world: &World, machine: &VirtualMachine, host: &str) -> Option
         // Two machines that each want what the other has wait for people, but no guest here keeps a disk for itself.
         let of_another = said.reason == "DiskInUse" && said.message.starts_with("VirtualDisk");
         // A guest that stands still lets go of nothing.
-        let stands = said.reason == "DiskInUse" && machine.spec.power_state == PowerState::Paused;
-        let rests = of_another || stands || MAY_REST.contains(&said.reason.as_str());
+        let stands = machine.spec.power_state == PowerState::Paused;
+        let rests = match said.reason.as_str() {
+            "DiskInUse" => of_another || stands,
+            "GuestPaused" => stands,
+            "DiskDeleting" => machine.spec.disks.iter().any(|disk| {
+                let disk = world.api.object("virtualdisks", USERS, &disk.disk);
+                disk.is_none_or(|disk| !disk["metadata"]["deletionTimestamp"].is_null())
+            }),
+            reason => MAY_REST.contains(&reason),
+        };
         return (!rests).then(|| format!("{name} is not synchronized: {}: {}", said.reason, said.message));
     }
     let side = world.hosts.iter().find(|side| side.name == host)?;
@@ -285,12 +325,25 @@ async fn gone(world: &mut World) {
     }
 }
 
+/// Whether a Secret in a host's namespace belongs to no Domain, with which garbage collection, which there is none of here, would take
+/// it away.
+fn is_left(secret: &Value) -> bool {
+    let metadata = &secret["metadata"];
+    let owners = metadata["ownerReferences"].as_array();
+    let of_domain = |owner: &Value| owner["kind"] == "Domain" && owner["uid"].is_string();
+    let is_copy = metadata["namespace"].as_str().is_some_and(|namespace| namespace != USERS);
+    is_copy && !owners.is_some_and(|owners| owners.iter().any(of_domain))
+}
+
 /// The first thing that is left.
 async fn left(world: &World) -> Option<String> {
     for plural in ["virtualmachines", "virtualmachinemigrations", "virtualdisks", "domains", "volumes"] {
         if let Some(object) = world.api.objects(plural).first() {
             return Some(format!("of {plural} is left: {object}"));
         }
+    }
+    if let Some(secret) = world.api.objects("secrets").iter().find(|secret| is_left(secret)) {
+        return Some(format!("a Secret is left that nobody would collect: {}", secret["metadata"]));
     }
     match world.pool_store.owners().await {
         Ok(owners) if owners.is_empty() => {}

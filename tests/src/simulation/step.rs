@@ -107,6 +107,8 @@ pub enum Action {
     Delete { kind: Kind, name: String },
     /// Somebody deletes the copy of a machine's user data in a host's namespace.
     DeleteCopy { host: String, machine: String },
+    /// Somebody deletes the Domain of a machine on a host.
+    DeleteDomain { host: String, machine: String },
     /// Somebody makes a machine, and a disk for it in this repository, if one is named.
     Machine {
         name: String,

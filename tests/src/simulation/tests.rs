@@ -1,6 +1,13 @@
 //! The judge notices what it is there for.
 
-use super::{faults, judge::Judge, settle, users, world::World};
+use super::{
+    faults,
+    judge::Judge,
+    settle,
+    step::{Action, Kind, Seconds},
+    users,
+    world::World,
+};
 use crate::memory_api::{Observer, Perfect, Write};
 use kube::{
     Api,
@@ -11,7 +18,7 @@ use kubexen_node_agent::hypervisor::{
     DomainConfig, Hypervisor, Scheduling,
     simulated::{Profile, SimulatedHost, SimulatedHypervisor},
 };
-use kubexen_ownership::{BootId, HostBoot, HostName, OwnershipStore, VmUid};
+use kubexen_ownership::{BootId, HostBoot, HostName, OwnershipStore, VmUid, liveness::Timing};
 use kubexen_runtime::clock::VirtualClock;
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -129,10 +136,9 @@ async fn a_domain_that_is_built_at_another_boot_under_an_old_token_breaks_a_prom
 
 #[tokio::test(start_paused = true)]
 async fn a_guarded_guest_that_runs_on_a_silent_host_breaks_a_promise() {
-    let deadline = Duration::from_secs(20);
     for (silence, guarded, promises) in [(20, true, 0), (22, false, 0), (22, true, 1)] {
         let judge = judge_with_a_domain_on("host-a").await;
-        judge.heard("host-a", Instant::now(), deadline, |_| false);
+        judge.heard("host-a", Instant::now(), Timing::DEFAULT, |_| false);
         sleep(Duration::from_secs(silence)).await;
         judge.judge_silence(|_, _| guarded);
         judge.judge_silence(|_, _| guarded);
@@ -163,7 +169,7 @@ async fn broken_by(sabotage: impl AsyncFnOnce(&World)) -> Vec<String> {
             world.perform(&action).await;
         }
         sabotage(&world).await;
-        settle::judge(&mut world).await;
+        settle::judge(&mut world, settle::QUIET).await;
         broken(&world.judge)
     };
     LocalSet::new().run_until(judge).await
@@ -206,4 +212,54 @@ async fn an_owner_record_that_outlives_its_machine_breaks_a_promise() {
         world.pool_store.start(VmUid(UUID), &me).await.unwrap();
     };
     assert_eq!(broken_by(sabotage).await, ["I6"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_protected_guest_that_runs_nowhere_after_its_host_died_breaks_a_promise() {
+    for (refused, promises) in [(0, vec![]), (u32::MAX, vec!["L2"])] {
+        let judge = async {
+            let mut world = World::new(1);
+            world.weather.calm_down();
+            world.begin().await;
+            let pool = json!({"metadata": {"name": "default"}, "spec": {}});
+            world.act(Action::Create { kind: Kind::Pool, object: pool }).await;
+            for action in users::plain_machine("web", "Protected", Some("san")) {
+                world.act(action).await;
+            }
+            world.wait(Duration::from_mins(1)).await;
+            world.act(Action::Expect { machine: "web".to_owned(), on: Some("host-a".to_owned()) }).await;
+            world.hosts.iter().for_each(|side| side.host.refuse_creates(refused));
+            world.act(Action::CutPower { host: "host-a".to_owned(), r#for: Seconds(600.0) }).await;
+            world.wait(Duration::from_secs(110)).await;
+            broken(&world.judge)
+        };
+        assert_eq!(LocalSet::new().run_until(judge).await, promises, "with {refused} builds refused");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_is_asked_to_power_off_without_a_reason_breaks_a_promise() {
+    let judge = judge_with_a_domain_on("host-a").await;
+    judge.wrote(write(None, &domain(false)));
+    judge.asking_to_stop("host-a", UUID);
+    assert_eq!(broken(&judge), ["I4"]);
+    judge.wrote(write(Some(&domain(false)), &domain(true)));
+    judge.asking_to_stop("host-a", UUID);
+    assert_eq!(broken(&judge).len(), 1, "its object is being deleted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_domain_of_a_guest_that_runs_and_is_wanted_is_not_deleted() {
+    let judge = judge_with_a_domain_on("host-a").await;
+    let machine = json!({"metadata": {"uid": UUID.to_string()}, "spec": {"powerState": "Running"}});
+    judge.wrote(Write {
+        client: super::users::PEOPLE,
+        kind: "VirtualMachine",
+        before: None,
+        object: &machine,
+        deleted: false,
+    });
+    judge.wrote(write(None, &domain(false)));
+    judge.wrote(write(Some(&domain(false)), &domain(true)));
+    assert_eq!(broken(&judge), ["I4"]);
 }

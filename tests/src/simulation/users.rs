@@ -8,6 +8,8 @@ use kubexen_crds::names::RESTART_REQUESTED_AT;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
+/// What the API server calls them.
+pub(super) const PEOPLE: &str = "user";
 /// How many machines people work with.
 pub(super) const MACHINES: usize = 5;
 

@@ -36,7 +36,8 @@ impl Weather {
         self.slow.store(false, Ordering::Relaxed);
     }
 
-    fn is_bad(&self) -> bool {
+    /// Whether they do.
+    pub(super) fn is_bad(&self) -> bool {
         self.bad.load(Ordering::Relaxed)
     }
 

@@ -10,8 +10,10 @@ use super::{
     hypervisor::Judged,
     judge::Judge,
     reached::{Failing, Reached},
+    recoveries::Recoveries,
     seam::{Seam, Stopping},
     step::Step,
+    storage::JudgedStorage,
     wire::{Standstill, Weather, Wire},
 };
 use crate::memory_api::{MemoryApi, Observer};
@@ -132,6 +134,10 @@ pub(super) struct World {
     pub(super) taken: Vec<Step>,
     /// Which faults had their effect.
     pub(super) effects: Effects,
+    /// Whether all faults have ended, those included that wait for their moment.
+    pub(super) are_faults_over: bool,
+    /// The guests that are to run again on another host.
+    pub(super) recoveries: Recoveries,
 }
 
 impl Process {
@@ -280,6 +286,8 @@ impl World {
             backup: None,
             taken: Vec::new(),
             effects,
+            are_faults_over: false,
+            recoveries: Recoveries::new(),
         }
     }
 
@@ -344,7 +352,11 @@ impl World {
                 effects: self.effects.clone(),
                 failing: side.failing.clone(),
             }),
-            storage: Arc::new(side.storage.clone()),
+            storage: Arc::new(JudgedStorage {
+                host: name.to_owned(),
+                inner: side.storage.clone(),
+                judge: Arc::clone(&judge),
+            }),
             seeds: Arc::new(side.seeds.clone()),
             network: Arc::new(SimulatedNetwork::new(["lan".to_owned()])),
             ownership: Arc::new(side.agent.store.clone()),
@@ -412,6 +424,7 @@ impl World {
             let boot_id = side.host.boot_id().unwrap_or_default();
             if boot_id != side.boot_id {
                 side.boot_id = boot_id;
+                self.judge.was_reset(side.name);
                 match side.host.booted_at() {
                     Ok(at) => self.judge.lost(side.name, at),
                     Err(error) => self.judge.violated("set-up", error),

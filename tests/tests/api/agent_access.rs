@@ -266,9 +266,26 @@ async fn an_agent_does_not_judge_its_own_host() -> Result<()> {
                 "must not change `status.conditions`",
             ),
             (
-                status,
+                status.clone(),
                 json!({"status": {"observedGeneration": 1}}),
                 "must not change `status.observedGeneration`",
+            ),
+            (
+                status.clone(),
+                json!({"status": {"availability": {"disarmed": true}}}),
+                "must not change `status.availability`",
+            ),
+            (
+                status.clone(),
+                json!({"status": {"recovery": {
+                    "bootID": "b-1", "leaseGone": "2026-01-31T12:00:00.000000Z", "machines": 1, "recovered": 1,
+                }}}),
+                "must not change `status.recovery`",
+            ),
+            (
+                status,
+                json!({"status": {"evacuation": {"migrating": 0, "restarting": 0, "waiting": 0, "staying": 0}}}),
+                "must not change `status.evacuation`",
             ),
         ],
     )

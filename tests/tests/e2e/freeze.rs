@@ -1,18 +1,20 @@
 //! The pool's etcd is restored from a snapshot: the pool holds still until an operator confirms it.
 
 use crate::{
-    recovery::{cut_power, pool_of, protected, until_back},
+    recovery::{cut_power, protected, protecting, until_back},
     scene::{PATIENCE, Scene, host},
+    world::World,
 };
 use anyhow::{Context, Result, ensure};
 use kube::{
     Api, ResourceExt,
-    api::{Patch, PatchParams},
+    api::{Patch, PatchParams, PostParams},
 };
-use kubexen_crds::{Pool, VirtualMachine, condition};
+use kubexen_crds::{Pool, VirtualMachine, VirtualMachineMigration, condition};
 use kubexen_testbed::{
+    control_plane::Options,
     pool::{
-        Pool as Hosts,
+        Pool as Hosts, PoolOptions,
         runs::{nothing_ran_twice, runs_of},
     },
     process::wait_until,
@@ -38,6 +40,20 @@ async fn until_on_record(scene: &Scene) -> Result<String> {
     .await
 }
 
+/// Moves a guest to another host; says which.
+async fn moved(scene: &Scene, machine: &str) -> Result<String> {
+    let migrations = scene.api::<VirtualMachineMigration>();
+    let migration = json!({"metadata": {"name": machine}, "spec": {"virtualMachine": machine}});
+    migrations.create(&PostParams::default(), &serde_json::from_value(migration)?).await?;
+    wait_until("it has moved", PATIENCE, async || {
+        let status = migrations.get(machine).await?.status.unwrap_or_default();
+        ensure!(condition::is_true(&status.conditions, "Succeeded"), "it says {:?}", status.conditions);
+        Ok(())
+    })
+    .await?;
+    Ok(host(&scene.api::<VirtualMachine>().get(machine).await?)?.to_owned())
+}
+
 /// The hosts on which a machine can run at this moment.
 fn running_on(hosts: &Hosts, uid: &str) -> Result<Vec<String>> {
     let open = runs_of(hosts, uid)?.into_iter().filter(|run| run.to.is_none());
@@ -46,11 +62,17 @@ fn running_on(hosts: &Hosts, uid: &str) -> Result<Vec<String>> {
 
 #[tokio::test]
 async fn a_pool_whose_etcd_was_restored_holds_still_until_an_operator_confirms_it() -> Result<()> {
-    let (mut world, scene) = pool_of(3, json!({"profile": "Fast"})).await?;
+    let three = Options { pool_etcd_members: 3, ..Options::default() };
+    let options = PoolOptions { hosts: 3, hosts_per_process: 1, controllers: 2, ..PoolOptions::default() };
+    let (mut world, scene) =
+        protecting(World::start_on(&three, options).await?, json!({"profile": "Fast"})).await?;
     let on = protected(&world, &scene, "web", None).await?;
+    let left = protected(&world, &scene, "moved", None).await?;
     let snapshot = world.control_plane.save_pool_snapshot().await?;
-    // The snapshot knows nothing of it.
+    // The snapshot knows nothing of it, and says that the other is where it was.
     let made_on = protected(&world, &scene, "made", None).await?;
+    let moved_on = moved(&scene, "moved").await?;
+    ensure!(moved_on != left, "it is where it was");
     world.control_plane.restore_pool_etcd(&snapshot).await?;
     let epoch = until_on_record(&scene).await?;
     ensure!(epoch.starts_with("2-"), "{epoch}");
@@ -62,7 +84,7 @@ async fn a_pool_whose_etcd_was_restored_holds_still_until_an_operator_confirms_i
     scene.create_machine("later", json!({})).await?;
     scene.change("made", json!({"spec": {"powerState": "Halted"}})).await?;
     tokio::time::sleep(STILL).await;
-    for (name, host_name) in [("web", &on), ("made", &made_on)] {
+    for (name, host_name) in [("web", &on), ("made", &made_on), ("moved", &moved_on)] {
         let machine = scene.api::<VirtualMachine>().get(name).await?;
         ensure!(host(&machine)? == host_name, "{}", crate::scene::described(&machine));
     }
@@ -92,8 +114,7 @@ async fn a_pool_whose_etcd_was_restored_holds_still_until_an_operator_confirms_i
     .await?;
     nothing_ran_twice(&world.pool)?;
     // Everything works as before.
-    cut_power(&mut world, &on)?;
-    until_back(&scene, "web", &on).await?;
-    nothing_ran_twice(&world.pool)?;
-    Ok(())
+    cut_power(&mut world, &moved_on)?;
+    until_back(&scene, "moved", &moved_on).await?;
+    nothing_ran_twice(&world.pool).map(drop)
 }

@@ -141,6 +141,17 @@ async fn loses_the_store(case: Case<'_>, cut: Cut) -> Result<()> {
     .await
 }
 
+/// The agent is killed and started again within the deadline: nobody notices, for longer than a lease and the grace last.
+async fn restarted(world: &mut World, scene: &Scene, host: &str) -> Result<()> {
+    let number = number_of(world, host)?;
+    world.pool.kill_agent(number)?;
+    world.pool.start_agent(number)?;
+    sleep(Timing::FAST.lease + Timing::FAST.grace + Duration::from_secs(2)).await;
+    until_protects(world, scene, host).await?;
+    let uid = scene.api::<VirtualMachine>().get(host).await?.uid().context("no uid")?;
+    Case { world, scene, host: host.to_owned(), uid }.is_untouched().await
+}
+
 /// The wire to the API server is cut for longer than a lease and the grace last.
 async fn loses_the_api_server(case: Case<'_>) -> Result<()> {
     case.world.pool.cut(&case.host, Far::ApiServer, Cut::BOTH)?;
@@ -175,6 +186,7 @@ async fn agents_that_stand_still_or_are_cut_off_lose_their_guests_in_time_and_on
     let (one, two, three, four, five, six) = outcomes;
     one.and(two).and(three).and(four).and(five).and(six)?;
     nothing_ran_twice(&world.pool)?;
+    restarted(&mut world, &scene, "host-1").await.context("an agent that is restarted")?;
     // A boot that was fenced never comes back to life; the next one does.
     for host in ["host-3", "host-4", "host-5"] {
         let number = number_of(&world, host)?;

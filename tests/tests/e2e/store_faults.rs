@@ -7,6 +7,7 @@ use crate::{
     world::World,
 };
 use anyhow::{Context, Result, bail, ensure};
+use jiff::Timestamp;
 use kube::ResourceExt;
 use kubexen_crds::VirtualMachine;
 use kubexen_ownership::liveness::Timing;
@@ -24,6 +25,8 @@ use tokio::time::sleep;
 
 /// What a member keeps before it says that its disk is full.
 const QUOTA: u64 = 4 << 20;
+/// How late a guest may be stopped on a busy machine, in seconds.
+const LATE: f64 = 2.0;
 /// Below what the kernel takes for one argument of a program.
 const FILLER: usize = 100_000;
 
@@ -71,12 +74,19 @@ async fn lose_quorum(world: &mut World, scene: &Scene, seconds: u64) -> Result<(
     for member in [0, 1] {
         world.control_plane.pause(Part::PoolEtcdMember(member))?;
     }
+    let since = Timestamp::now();
     sleep(Duration::from_secs(seconds)).await;
     for member in [0, 1] {
         world.control_plane.resume(Part::PoolEtcdMember(member))?;
     }
     for host in world.pool.host_names() {
         until_guarded(world, scene, host).await?;
+        let runs = runs(world, scene, host).await?;
+        let ends = runs.iter().filter_map(|run| run.to);
+        let end =
+            ends.filter(|end| *end >= since).min().with_context(|| format!("nobody stopped {host}'s"))?;
+        let late = end.duration_since(since).as_secs_f64() - Timing::FAST.deadline.as_secs_f64();
+        ensure!(late <= LATE, "it ended {late:.1} s after the deadline: {runs:?}");
     }
     nothing_ran_twice(&world.pool).map(drop)
 }
@@ -90,6 +100,16 @@ async fn nobody_moved(world: &World, scene: &Scene) -> Result<()> {
         ensure!(hosts == BTreeSet::from([host.clone()]), "{host} was on {hosts:?}");
     }
     Ok(())
+}
+
+/// Has each member write its whole database anew, half of which is empty.
+async fn defragment(world: &World) -> Result<()> {
+    let filler = "x".repeat(FILLER);
+    for number in 0..QUOTA / 2 / u64::try_from(FILLER)? {
+        world.control_plane.etcdctl(&["put", &format!("/filler-{number}"), &filler]).await?;
+    }
+    world.control_plane.etcdctl(&["del", "--prefix", "/filler-"]).await?;
+    world.control_plane.etcdctl(&["defrag"]).await.map(drop)
 }
 
 /// Writes until there is no room left.
@@ -147,7 +167,8 @@ async fn nobody_is_fenced_for_a_lost_member_or_quorum_or_a_full_disk_and_all_goe
     long_enough_to_be_fenced().await;
     nobody_noticed(&world, &scene).await.context("a lost member")?;
     world.control_plane.restart(Part::PoolEtcdMember(0)).await?;
-    world.control_plane.etcdctl(&["defrag"]).await?;
+    defragment(&world).await?;
+    long_enough_to_be_fenced().await;
     nobody_noticed(&world, &scene).await.context("a defragmentation")?;
     lose_quorum(&mut world, &scene, 10).await.context("10 s without a quorum")?;
     nobody_moved(&world, &scene).await.context("10 s without a quorum")?;

@@ -38,83 +38,84 @@ struct Before {
 }
 
 impl Reserve {
-    /// Takes over a later snapshot, and the guests that are protected then.
+    /// Takes over a later snapshot, and how these guests stand then: what each is, or that it is none that is kept for. The others
+    /// are as they were.
     ///
     /// What differs is worked out one change after the other. All is computed anew if a host has come or gone, has begun or
     /// ceased to report, or is of another kind than before.
-    pub fn update(&mut self, snapshot: &Snapshot, guests: Vec<Protected>, wanted: u32) {
+    pub fn update(
+        &mut self,
+        snapshot: &Snapshot,
+        changed: impl IntoIterator<Item = (Key, Option<Protected>)>,
+        wanted: u32,
+    ) {
         let mut hosts: Vec<&HostView> = snapshot.hosts.iter().collect();
         hosts.sort_by(|one, other| one.name.cmp(&other.name));
-        let like_before = hosts.len() == self.facts.views.len()
-            && hosts.iter().zip(&self.facts.views).all(|(now, before)| is_of_same_kind(now, before));
-        if !like_before || wanted != self.wanted || overcommit(snapshot) != self.facts.overcommit {
-            *self = Self::new(snapshot, guests, wanted);
+        let different: Option<Vec<usize>> = (hosts.len() == self.facts.views.len())
+            .then(|| {
+                let pairs = hosts.iter().zip(&self.facts.views).enumerate();
+                let different = pairs.filter(|(_, (now, before))| **now != *before);
+                different.map(|(at, (now, before))| is_of_same_kind(now, before).then_some(at)).collect()
+            })
+            .flatten();
+        let same_pool = wanted == self.wanted && overcommit(snapshot) == self.facts.overcommit;
+        let Some(different) = different.filter(|_| same_pool) else {
+            let mut guests: BTreeMap<Key, Protected> =
+                self.facts.all().map(|(key, guest)| (key.clone(), self.protected(guest))).collect();
+            for (key, now) in changed {
+                match now {
+                    Some(guest) => guests.insert(key, guest),
+                    None => guests.remove(&key),
+                };
+            }
+            *self = Self::new(snapshot, guests.into_values().collect(), wanted);
             return;
-        }
-        let mut journal = Journal::default();
-        let wanted_guests: BTreeMap<Key, Protected> =
-            guests.into_iter().map(|guest| (guest.request.key.clone(), guest)).collect();
-        let is_as_before = |key: &Key, guest: &GuestFacts| {
-            wanted_guests
-                .get(key)
-                .is_some_and(|now| now.request == guest.request && self.host_name(guest) == Some(&now.host))
         };
-        let stale = self.facts.all().filter(|(key, guest)| !is_as_before(key, guest));
-        let stale: Vec<Key> = stale.map(|(key, _)| key.clone()).collect();
-        for key in stale {
-            self.guest_gone(&key, &mut journal);
-        }
-        for (position, view) in hosts.into_iter().enumerate() {
-            if *view != self.facts.views[position] {
-                self.host_changed(position, view.clone(), &mut journal);
-            }
-        }
-        for (key, guest) in wanted_guests {
-            if self.facts.number(&key).is_none() {
-                self.guest_came(guest, &mut journal);
-            }
-        }
-        self.settle(&mut journal);
-    }
-
-    /// Takes over what is used of a host, and whether guests may come; computes all anew if that is not all that differs.
-    pub fn set_host(&mut self, view: &HostView) {
-        let position = self.facts.views.iter().position(|before| before.name == view.name);
-        match position.filter(|position| is_of_same_kind(view, &self.facts.views[*position])) {
-            Some(position) => {
-                let mut journal = Journal::default();
-                self.host_changed(position, view.clone(), &mut journal);
-                self.settle(&mut journal);
-            }
-            None => {
-                let mut hosts: Vec<HostView> = self.facts.views.clone();
-                hosts.retain(|before| before.name != view.name);
-                hosts.push(view.clone());
-                let mut snapshot = Snapshot { hosts, ..Snapshot::default() };
-                snapshot.policy.cpu_overcommit = i32::try_from(self.facts.overcommit).unwrap_or(i32::MAX);
-                let guests = self.facts.all().map(|(_, guest)| Protected {
-                    request: guest.request.clone(),
-                    host: self.host_name(guest).cloned().unwrap_or_default(),
-                });
-                *self = Self::new(&snapshot, guests.collect(), self.wanted);
-            }
-        }
-    }
-
-    /// Adds a guest, or takes over what it needs and where it runs. What its host has left is told by
-    /// [`Reserve::set_host`].
-    pub fn set_guest(&mut self, guest: Protected) {
         let mut journal = Journal::default();
-        self.guest_gone(&guest.request.key, &mut journal);
-        self.guest_came(guest, &mut journal);
+        let mut came = Vec::new();
+        for (key, now) in changed {
+            let before = self.facts.number(&key).and_then(|number| self.facts.guest(number));
+            let same = |now: &Protected, before: &GuestFacts| {
+                now.request == before.request && self.host_name(before) == Some(&now.host)
+            };
+            match (&now, before) {
+                (Some(now), Some(before)) if same(now, before) => continue,
+                (_, Some(_)) => _ = self.guest_gone(&key, &mut journal),
+                (_, None) => {}
+            }
+            came.extend(now);
+        }
+        for position in different {
+            self.host_changed(position, hosts[position].clone(), &mut journal);
+        }
+        for guest in came {
+            self.guest_came(guest, &mut journal);
+        }
         self.settle(&mut journal);
     }
 
-    /// Takes a guest out, if it is there.
-    pub fn remove_guest(&mut self, key: &Key) {
-        let mut journal = Journal::default();
-        self.guest_gone(key, &mut journal);
-        self.settle(&mut journal);
+    /// Whether a guest that is on a host may have so much more memory, in bytes, and so many more vCPUs of it, which the host has
+    /// left, as far as others may need that: by the rules of a start. Changes nothing.
+    pub fn may_grow(&mut self, host: &str, memory: u64, vcpus: u32, protected: bool) -> bool {
+        let Some(host) = self.facts.views.iter().position(|view| view.name == host) else { return true };
+        let (before, mut journal) = (self.before(host), Journal::to_undo());
+        let mut view = before.view.clone();
+        view.memory_used = view.memory_used.saturating_add(memory);
+        view.vcpus_used = view.vcpus_used.saturating_add(vcpus);
+        let may = if protected {
+            self.host_changed(host, view, &mut journal);
+            self.settle(&mut journal);
+            self.tolerates >= self.wanted || before.tolerates < self.wanted
+        } else {
+            self.facts.set_view(host, view);
+            self.is_no_worse(host, &mut journal)
+        };
+        self.undo(before, journal);
+        may
+    }
+
+    fn protected(&self, guest: &GuestFacts) -> Protected {
+        Protected { request: guest.request.clone(), host: self.host_name(guest).cloned().unwrap_or_default() }
     }
 
     /// Counts those of these guests that are protected and recover as homeless, if it does not know them: nobody runs them
@@ -158,6 +159,16 @@ impl Reserve {
     fn take_unprotected(&mut self, host: usize, request: &Request) -> bool {
         let (before, mut journal) = (self.before(host), Journal::to_undo());
         self.facts.occupy(host, request);
+        let kept = self.is_no_worse(host, &mut journal);
+        if !kept {
+            self.undo(before, journal);
+        }
+        kept
+    }
+
+    /// Mends the plans after there has become less room on a host; whether none leaves one guest more than before, and no estimate
+    /// has failed that held.
+    fn is_no_worse(&mut self, host: usize, journal: &mut Journal) -> bool {
         let mut budget = TRIES;
         for position in 0..self.cases.len() {
             let case = &self.cases[position];
@@ -172,18 +183,13 @@ impl Reserve {
                 complete(case, &self.facts, &mut budget);
             }
             if case.left.len() > left_before {
-                self.undo(before, journal);
                 return false;
             }
         }
-        let kept = self.levels.iter().take(self.tolerates as usize + 1).all(|level| match level {
+        self.levels.iter().take(self.tolerates as usize + 1).all(|level| match level {
             Level::Each(_) => true,
             Level::Estimated(failures) => estimate::doubt(&self.facts, *failures).is_none(),
-        });
-        if !kept {
-            self.undo(before, journal);
-        }
-        kept
+        })
     }
 
     fn take_protected(&mut self, host: usize, settled: Request) -> bool {
@@ -319,6 +325,7 @@ fn is_of_same_kind(one: &HostView, other: &HostView) -> bool {
         maintenance: _,
         ready,
         schedulable: _,
+        protects: _,
         memory_allocatable: _,
         memory_used: _,
         cpus,

@@ -149,6 +149,11 @@ impl Facts {
         self.by_key.iter().filter_map(|(key, number)| Some((key, self.guests[*number].as_ref()?)))
     }
 
+    /// Number of protected guests.
+    pub(super) fn count(&self) -> usize {
+        self.by_key.len()
+    }
+
     /// A guest that is there.
     pub(super) fn guest(&self, number: usize) -> Option<&GuestFacts> {
         self.guests.get(number).and_then(Option::as_ref)
@@ -262,9 +267,13 @@ impl Facts {
         self.present[group].contains_key(&host)
     }
 
-    /// Number of members of the group in the pool.
+    /// Number of members of the group in the pool: those that hosts have, and protected ones that none has.
     pub(super) fn members(&self, group: usize) -> usize {
-        self.present[group].values().map(|members| *members as usize).sum()
+        let present: usize = self.present[group].values().map(|members| *members as usize).sum();
+        let displaced = self.displaced.iter().filter_map(|number| self.guest(*number));
+        let nowhere =
+            displaced.filter(|guest| guest.at.is_none() && guest.group.is_some_and(|of| of.id == group));
+        present.saturating_add(nowhere.count())
     }
 }
 

@@ -61,7 +61,6 @@ use super::{
 };
 use change::Journal;
 use facts::Facts;
-use kubexen_runtime::Key;
 use packing::Case;
 use std::ops::Range;
 
@@ -176,23 +175,9 @@ impl Reserve {
         Promise {
             wanted: self.wanted,
             tolerates: self.tolerates,
-            protected: self.facts.all().count(),
+            protected: self.facts.count(),
             breach: self.failed.as_ref().and_then(|failed| breach::breach(self, failed)),
         }
-    }
-
-    /// Where each protected guest of these hosts is to go if they die at once, by the plan that is kept for them; none if
-    /// none is kept.
-    #[must_use]
-    pub fn plan(&self, dead: &[&str]) -> Option<Vec<(Key, String)>> {
-        let position = |name: &&str| self.facts.views.iter().position(|view| view.name == **name);
-        let mut dead = dead.iter().map(position).collect::<Option<Vec<_>>>()?;
-        dead.sort_unstable();
-        let case = self.cases.iter().find(|case| case.dead == dead).filter(|case| case.is_covered())?;
-        let name = |(guest, host): &(usize, usize)| {
-            Some((self.facts.guest(*guest)?.request.key.clone(), self.facts.views[*host].name.clone()))
-        };
-        Some(case.moves.iter().filter_map(name).collect())
     }
 
     /// Finds out how many failures are tolerated, and looks for plans that are missing as far as that depends on them.

@@ -21,7 +21,7 @@ pub(super) fn search(case: &mut Case, facts: &Facts, budget: &mut u64) {
         return;
     }
     let mut search = Search { packing: Packing::new(facts, &case.dead), facts, guests: &guests, budget };
-    if search.is_hopeless(0) || search.nobody_fits_alone() {
+    if search.is_hopeless(0) || search.has_misfit() {
         return;
     }
     if search.from(0) {
@@ -39,7 +39,7 @@ struct Search<'a, 'b> {
 
 impl Search<'_, '_> {
     /// Whether there is a guest that no host could take even if it were the only one.
-    fn nobody_fits_alone(&self) -> bool {
+    fn has_misfit(&self) -> bool {
         let hosts = self.packing.free.len();
         self.guests.iter().any(|(_, guest)| !(0..hosts).any(|host| self.packing.fits(guest, host)))
     }

@@ -166,20 +166,6 @@ fn a_plan_is_found_that_no_rule_of_thumb_finds() {
 }
 
 #[test]
-fn a_plan_names_a_host_for_each_guest() {
-    let guests = vec![(taking("web-1", 6), "a"), (taking("web-2", 6), "a")];
-    let (snapshot, guests) = pool(three(12), guests);
-    let reserve = Reserve::new(&snapshot, guests, 1);
-    let mut plan = reserve.plan(&["a"]).expect("a plan");
-    plan.sort();
-    let names: Vec<&str> = plan.iter().map(|(key, _)| key.name.as_str()).collect();
-    assert_eq!(names, ["web-1", "web-2"]);
-    assert!(plan.iter().all(|(_, host)| host != "a"));
-    assert_eq!(reserve.plan(&["a", "b"]), None);
-    assert_eq!(reserve.plan(&["nobody"]), None);
-}
-
-#[test]
 fn more_sets_than_are_looked_at_one_by_one_are_estimated() {
     let pool_of = |gib: u64| {
         let hosts: Vec<HostView> = (0..40).map(|index| with_memory(&format!("h-{index:02}"), gib)).collect();
@@ -202,12 +188,24 @@ fn more_sets_than_are_looked_at_one_by_one_are_estimated() {
 }
 
 #[test]
+fn guests_of_a_host_that_nobody_knows_any_more_keep_one_another_company_in_an_estimate_too() {
+    let anti_affinity = Some(("shop/web".to_owned(), AntiAffinityMode::Required));
+    let apart = |name: &str| Request { anti_affinity: anti_affinity.clone(), ..taking(name, 1) };
+    let lost = ["web-1", "web-2"].map(|name| Protected { request: apart(name), host: "gone".to_owned() });
+    let hosts = vec![with_memory("b", 12), with_memory("c", 12)];
+    let snapshot = Snapshot { hosts, policy: PlacementPolicy::default() };
+    let reserve = Reserve::new(&snapshot, lost.into(), 1);
+    assert_eq!(reserve.promise().tolerates, 0, "they cannot both be on the host that is left");
+    assert!(estimate::doubt(&reserve.facts, 1).is_some(), "nor does an estimate say so");
+}
+
+#[test]
 fn a_guest_is_refused_where_it_would_take_the_reserve() {
     let guests = || vec![(taking("web-1", 8), "a"), (taking("web-2", 8), "b")];
     let place = |request: Request| {
         let (snapshot, guests) = pool(three(12), guests());
-        let reserve = Reserve::new(&snapshot, guests, 1);
-        match place_keeping(&snapshot, &[request], reserve).remove(0) {
+        let mut reserve = Reserve::new(&snapshot, guests, 1);
+        match place_keeping(&snapshot, &[request], &mut reserve).remove(0) {
             Verdict::Placed { host } => host,
             Verdict::Unplaced(why) => why.to_string(),
         }
@@ -223,13 +221,71 @@ fn a_guest_is_refused_where_it_would_take_the_reserve() {
 }
 
 #[test]
+fn a_guest_that_runs_may_grow_as_one_that_starts() {
+    let guests = vec![(taking("web-1", 8), "a"), (taking("web-2", 8), "b")];
+    let (snapshot, guests) = pool(three(12), guests);
+    let mut reserve = Reserve::new(&snapshot, guests.clone(), 1);
+    let before = reserve.promise();
+    for (host, gib, may) in [("a", 4, true), ("c", 4, true), ("c", 5, false)] {
+        for protected in [false, true] {
+            assert_eq!(reserve.may_grow(host, gib * GIB, 0, protected), may, "{gib} GiB on {host}");
+        }
+    }
+    assert_eq!(reserve.promise(), before, "nothing has changed");
+    assert!(!reserve.may_grow("c", 0, 31, false), "two vCPUs of another are to have room there");
+    // It is broken already.
+    let mut broken = Reserve::new(&snapshot, guests, 2);
+    assert!(broken.may_grow("c", 12 * GIB, 0, true));
+    assert!(!broken.may_grow("c", 12 * GIB, 0, false), "it would be worse");
+}
+
+#[test]
+fn many_guests_that_are_alike_and_wait_cost_one_look_at_each_host() {
+    // If `big` dies, each of the others has just room for one of its guests.
+    let big = HostView { cpus: 64, ..with_memory("big", 80) };
+    let others = (0..40).map(|index| with_memory(&format!("h-{index:02}"), 2));
+    let running = (0..40).map(|number| (taking(&format!("web-{number}"), 2), "big"));
+    let (snapshot, guests) = pool(others.chain([big]).collect(), running.collect());
+    let mut reserve = Reserve::new(&snapshot, guests, 1);
+    assert_eq!(reserve.promise().tolerates, 1);
+    let apart = |mut request: Request, number: usize| {
+        let group = format!("shop/group-{}", number % 2);
+        request.anti_affinity = Some((group, AntiAffinityMode::Preferred));
+        request
+    };
+    let waiting: Vec<Request> = (0..100)
+        .flat_map(|number| {
+            let name = format!("waits-{number}");
+            [taking(&name, 2), apart(Request { protected: false, ..taking(&name, 2) }, number)]
+        })
+        .collect();
+    let verdicts = place_keeping(&snapshot, &waiting, &mut reserve);
+    assert_eq!(verdicts.len(), waiting.len(), "all of them are looked at in one call");
+    let why = "0/41 hosts fit: 40 failure reserve, 1 memory";
+    for verdict in verdicts {
+        assert!(
+            matches!(&verdict, Verdict::Unplaced(rejections) if rejections.to_string() == why),
+            "{verdict:?}"
+        );
+    }
+    // Of guests that differ only as many are looked at as others can wait for.
+    let different = (0..100).map(|number| Request {
+        protected: false,
+        anti_affinity: Some((format!("shop/of-{number}"), AntiAffinityMode::Preferred)),
+        ..taking(&format!("waits-{number}"), 2)
+    });
+    let looked_at = place_keeping(&snapshot, &different.collect::<Vec<_>>(), &mut reserve).len();
+    assert!((1..100).contains(&looked_at), "{looked_at} of 100");
+}
+
+#[test]
 fn when_a_promise_is_broken_protected_guests_start_and_others_make_it_no_worse() {
     let guests = vec![(taking("web-1", 8), "a"), (taking("web-2", 10), "b")];
     let (snapshot, guests) = pool(three(12), guests);
-    let reserve = Reserve::new(&snapshot, guests, 2);
+    let mut reserve = Reserve::new(&snapshot, guests, 2);
     assert_eq!(reserve.promise().tolerates, 1);
     let other = Request { protected: false, ..taking("batch", 3) };
-    let verdicts = place_keeping(&snapshot, &[other, taking("web-3", 8)], reserve);
+    let verdicts = place_keeping(&snapshot, &[other, taking("web-3", 8)], &mut reserve);
     let hosts: Vec<bool> = verdicts.iter().map(|verdict| matches!(verdict, Verdict::Placed { .. })).collect();
     assert_eq!(verdicts[1], Verdict::Placed { host: "c".to_owned() });
     // Three of the four GiB that are left on `a` are of no use to any plan.
@@ -250,8 +306,8 @@ fn guests_that_recover_leave_room_for_one_another() {
     });
     // Whether they still count as guests of the dead host, or as nobody's.
     for guests in [guests.collect(), Vec::new()] {
-        let reserve = Reserve::new(&snapshot, guests, 1);
-        let verdicts = place_keeping(&snapshot, &lost, reserve);
+        let mut reserve = Reserve::new(&snapshot, guests, 1);
+        let verdicts = place_keeping(&snapshot, &lost, &mut reserve);
         assert!(verdicts.iter().all(|verdict| matches!(verdict, Verdict::Placed { .. })), "{verdicts:?}");
         let one_by_one = super::super::place(&snapshot, &lost);
         assert!(matches!(one_by_one[2], Verdict::Unplaced(_)), "{one_by_one:?}");

@@ -2,7 +2,8 @@ use super::*;
 use crate::placement::ImageNeed;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kubexen_crds::{
-    BootType, DomainCd, DomainImage, DomainStatus, Firmware, VirtualDisk, quantity::HostSelector,
+    BootType, DomainCd, DomainImage, DomainStatus, Firmware, VirtualDisk, domain::SharedDisk,
+    quantity::HostSelector,
 };
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -95,6 +96,7 @@ fn room() -> HostRoom {
             ..Default::default()
         },
         overcommit: 4,
+        reserved: Reserved::default(),
     }
 }
 
@@ -199,6 +201,28 @@ fn a_host_without_room_holds_one_growth_and_nothing_else() {
     assert!(both.held[0].message.contains("host a has 1024 MiB left"), "{}", both.held[0].message);
     let processors = changed(&ours, |wanted| wanted.cpus = 4);
     assert_eq!((processors.next.cpus, processors.held[0].reason), (2, "NoRoom"));
+}
+
+#[test]
+fn what_is_kept_for_guests_of_hosts_that_may_die_is_given_to_no_guest_that_runs() {
+    let ours = spec(&json!({}));
+    let wanted = Machine { cpus: 3, memory: quantity("2304Mi"), ..machine() };
+    for (reserved, cpus, memory, fields) in [
+        (Reserved { vcpus: false, memory: false }, 3, "2304Mi", &[][..]),
+        (Reserved { vcpus: true, memory: false }, 2, "2304Mi", &["spec.cpu.count"]),
+        (Reserved { vcpus: false, memory: true }, 3, "2Gi", &["spec.memory.size"]),
+    ] {
+        let room = HostRoom { reserved, ..room() };
+        let around = Surroundings { host: "a", room: Some(&room) };
+        let change = change(&ours, &resolved(wanted.clone()), &domain(), &around);
+        assert_eq!((change.next.cpus, &change.next.memory), (cpus, &quantity(memory)));
+        assert!(change.held.iter().all(|held| held.reason == "FailureReserve"), "{:?}", change.held);
+        assert_eq!(change.held.len(), fields.len());
+        assert!(change.held.iter().zip(fields).all(|(held, field)| held.message.contains(field)));
+        let less = Machine { cpus: 1, memory: quantity("1Gi"), ..machine() };
+        let change = super::change(&ours, &resolved(less), &domain(), &around);
+        assert_eq!(change.held, [], "who gives something back takes nothing");
+    }
 }
 
 #[test]
@@ -334,6 +358,32 @@ fn a_disk_on_shared_storage_is_attached_where_that_storage_is_reached() {
     assert_eq!(with_new_disk(on("vg-1"), "1Gi").next.disks.len(), 3);
     let elsewhere = with_new_disk(on("vg-2"), "1Gi");
     assert_eq!((elsewhere.held[0].reason, elsewhere.next), ("RepositoryNotAttached", machine()));
+}
+
+#[test]
+fn a_disk_that_was_made_anew_under_its_name_takes_the_place_of_the_earlier_one() {
+    let shared = |uid: &str| Some(SharedDisk { location: "san".to_owned(), uid: uid.to_owned() });
+    let mut present = domain();
+    present.spec.machine.disks[1].shared = shared("d-1");
+    let wanted = |uid: &str, shared: Option<SharedDisk>| {
+        let mut wanted = resolved(machine());
+        wanted.machine.disks[1].shared = shared.clone();
+        let mut disk = virtual_disk("data", Site::On("a".to_owned()), "1Gi");
+        Arc::make_mut(&mut disk.disk).metadata.uid = Some(uid.to_owned());
+        wanted.disks.push(Disk { shared, ..disk });
+        wanted
+    };
+    let change = |wanted: &Resolved, present: &Domain| changed_with(&spec(&json!({})), wanted, present);
+    assert_eq!(change(&wanted("d-1", shared("d-1")), &present).next, present.spec.machine);
+    for anew in [wanted("d-2", shared("d-2")), wanted("d-2", None)] {
+        let detached = change(&anew, &present).next;
+        assert!(detached.disks[1].detach, "{:?}", detached.disks);
+        let mut without = domain();
+        without.spec.machine = detached;
+        without.status.as_mut().unwrap().detached = vec!["data".to_owned()];
+        let next = change(&anew, &without).next;
+        assert_eq!(next.disks[1], DomainDisk { target: "xvdb".to_owned(), ..anew.machine.disks[1].clone() });
+    }
 }
 
 fn seed() -> kubexen_crds::DomainCloudInit {

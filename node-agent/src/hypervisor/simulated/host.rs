@@ -2,7 +2,7 @@
 
 use super::{guest::later, ledger::StartRecord, model::Model, profile::Profile};
 use crate::{
-    fence::{Watchdog, WatchdogError},
+    fence::{Checkpoint, Watchdog, WatchdogError},
     hypervisor::{DomId, DomainInfo, HypervisorError, Settings},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -13,7 +13,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use uuid::Uuid;
 
 /// A simulated host. Its guests go on without an agent, as long as one clone of this, or its folder, is kept.
@@ -289,8 +292,9 @@ impl Watchdog for SimulatedHost {
         Ok(())
     }
 
-    fn set(&self, remaining: Duration) -> Result<(), WatchdogError> {
+    fn set(&self, deadline: Instant) -> Result<(), WatchdogError> {
         // As Xen's, it counts in whole seconds.
+        let remaining = deadline.saturating_duration_since(Instant::now());
         let seconds = i64::try_from(remaining.as_secs()).unwrap_or(i64::MAX).max(1);
         let set = |model: &mut Model, now: Timestamp| {
             model.set_watchdog(Some(later(now, SignedDuration::from_secs(seconds))))
@@ -300,5 +304,17 @@ impl Watchdog for SimulatedHost {
 
     fn disarm(&self) -> Result<(), WatchdogError> {
         self.with(|model, _| model.set_watchdog(None)).map_err(|error| WatchdogError(error.to_string()))
+    }
+
+    fn uptime(&self) -> Duration {
+        self.with(|model, now| Ok(span(model.booted_at(), now))).unwrap_or_default()
+    }
+
+    fn keep(&self, checkpoint: &Checkpoint) -> Result<(), WatchdogError> {
+        self.with(|model, _| model.keep(checkpoint.clone())).map_err(|error| WatchdogError(error.to_string()))
+    }
+
+    fn kept(&self) -> Option<Checkpoint> {
+        self.with(|model, _| Ok(model.checkpoint().cloned())).ok().flatten()
     }
 }

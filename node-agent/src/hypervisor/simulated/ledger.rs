@@ -5,6 +5,7 @@
 //! simulated host does not outlive the machine.
 
 use super::guest::Guest;
+use crate::fence::Checkpoint;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
@@ -61,13 +62,16 @@ pub(super) struct HostRecord {
     /// When the watchdog resets the host, if it runs.
     #[serde(default)]
     pub(super) watchdog: Option<Timestamp>,
+    /// What the agent keeps for the next one.
+    #[serde(default)]
+    pub(super) checkpoint: Option<Checkpoint>,
 }
 
 impl HostRecord {
     /// Of the host of this name, which boots at this moment.
     pub(super) fn booted(name: &str, now: Timestamp) -> Self {
         let boot_id = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{name} booted at {now}").as_bytes());
-        Self { boot_id: boot_id.to_string(), booted_at: now, next_domid: 1, watchdog: None }
+        Self { boot_id: boot_id.to_string(), booted_at: now, next_domid: 1, watchdog: None, checkpoint: None }
     }
 }
 

@@ -5,7 +5,10 @@ use super::{
     ledger::{HostRecord, Ledger, StartEvent, StartRecord},
     profile::Profile,
 };
-use crate::hypervisor::{Change, DomId, DomainConfig, HypervisorError, hidden_features};
+use crate::{
+    fence::Checkpoint,
+    hypervisor::{Change, DomId, DomainConfig, HypervisorError, hidden_features},
+};
 use jiff::Timestamp;
 use kubexen_crds::BootType;
 use std::{collections::BTreeMap, io, path::Path};
@@ -197,6 +200,16 @@ impl Model {
     pub(super) fn set_watchdog(&mut self, reset: Option<Timestamp>) -> Result<(), HypervisorError> {
         self.host.watchdog = reset;
         self.changed = true;
+        self.save_host()
+    }
+
+    pub(super) fn checkpoint(&self) -> Option<&Checkpoint> {
+        self.host.checkpoint.as_ref()
+    }
+
+    /// Keeps this as long as the host is not booted again.
+    pub(super) fn keep(&mut self, checkpoint: Checkpoint) -> Result<(), HypervisorError> {
+        self.host.checkpoint = Some(checkpoint);
         self.save_host()
     }
 

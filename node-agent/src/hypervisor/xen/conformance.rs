@@ -127,6 +127,7 @@ const WATCHDOG: &str = "a_watchdog_outlives_its_agent_and_nothing_of_it_is_left_
 /// Needs a host on which no guest is protected. What runs out meanwhile resets it.
 fn watchdog(state: &Path) -> anyhow::Result<()> {
     let (long, short) = (Duration::from_secs(120), Duration::from_secs(60));
+    let within = |time: Duration| tokio::time::Instant::now() + time;
     let file = |name: &str| state.join(format!("{name}.json"));
     let agent = |name: &str| XenWatchdog::start_with(file(name));
     let number = |name: &str| -> anyhow::Result<Option<u64>> {
@@ -135,15 +136,15 @@ fn watchdog(state: &Path) -> anyhow::Result<()> {
     };
     let one = agent("one")?;
     one.check()?;
-    one.set(long)?;
+    one.set(within(long))?;
     let taken = number("one")?;
     drop(one);
     let one = agent("one")?;
     one.check().context("the next agent's")?;
-    one.set(short)?;
+    one.set(within(short))?;
     ensure!(taken.is_some() && number("one")? == taken, "the next agent took another: {:?}", number("one")?);
     let two = agent("two")?;
-    two.set(long)?;
+    two.set(within(long))?;
     let refused = agent("three")?.check().err().map(|error| error.to_string()).unwrap_or_default();
     ensure!(refused.contains("both timers"), "with both taken, it says {refused:?}");
     two.disarm()?;
@@ -155,8 +156,8 @@ fn watchdog(state: &Path) -> anyhow::Result<()> {
     std::fs::write(file("one"), record.replace(&number, "\"timer\":null"))?;
     let three = [agent("one")?, agent("two")?, agent("three")?];
     three[0].disarm()?;
-    three[1].set(long)?;
-    three[2].set(long).context("the one that was left runs still")?;
+    three[1].set(within(long))?;
+    three[2].set(within(long)).context("the one that was left runs still")?;
     three.iter().try_for_each(Watchdog::disarm)?;
     ensure!(!["one", "two", "three"].iter().any(|name| file(name).exists()), "a record is left");
     Ok(())

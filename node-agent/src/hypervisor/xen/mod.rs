@@ -126,6 +126,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Lane {
     turn: tokio::sync::Mutex<()>,
+    /// Held by whoever takes the domain apart out of its turn.
+    end: Arc<tokio::sync::Mutex<()>>,
     /// Breaks off the suspends and restores that began or were asked for since it was broken last.
     stop: Mutex<CancellationToken>,
 }
@@ -214,17 +216,26 @@ impl XenHypervisor {
         T: Send + 'static,
         F: Future<Output = Result<T, HypervisorError>> + Send,
     {
+        let (inner, lane) = (Arc::clone(&self.inner), self.inner.lane(uuid));
+        self.to_its_end(async move {
+            let _held = lane.turn.lock().await;
+            work(inner).await
+        })
+        .await
+    }
+
+    /// Does something to its end, even if the caller stops waiting. What is begun first comes first where it has to wait.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, HypervisorError>> + Send + 'static,
+    ) -> Result<T, HypervisorError> {
         let (sender, receiver) = oneshot::channel();
-        let inner = Arc::clone(&self.inner);
         {
             let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
             while calls.try_join_next().is_some() {}
-            // Taken here, so that calls are served in the order in which they were made.
-            let lane = inner.lane(uuid);
             calls.spawn(async move {
-                let _held = lane.turn.lock().await;
                 // The caller may have stopped waiting.
-                let _ = sender.send(work(inner).await);
+                let _ = sender.send(work.await);
             });
         }
         receiver.await.map_err(|_| HypervisorError::Unreachable("the agent is stopping".into()))?
@@ -388,6 +399,23 @@ impl Hypervisor for XenHypervisor {
     async fn destroy(&self, uuid: Uuid) -> Result<(), HypervisorError> {
         self.inner.lane(uuid).break_off();
         self.exclusively(uuid, move |inner| async move { inner.destroy(uuid).await }).await
+    }
+
+    async fn destroy_at_once(&self, uuid: Uuid) -> Result<(), HypervisorError> {
+        let lane = self.inner.lane(uuid);
+        lane.break_off();
+        let Ok(held) = Arc::clone(&lane.end).try_lock_owned() else {
+            // It is being done, and goes on if the caller stops waiting.
+            let _ended = lane.end.lock().await;
+            return self.inner.destroy(uuid).await;
+        };
+        let inner = Arc::clone(&self.inner);
+        self.to_its_end(async move {
+            // Whoever asks again finds the same lane.
+            let (_held, _lane) = (held, lane);
+            inner.destroy(uuid).await
+        })
+        .await
     }
 
     async fn console(&self, uuid: Uuid) -> Result<Vec<u8>, HypervisorError> {

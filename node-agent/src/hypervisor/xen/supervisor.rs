@@ -36,6 +36,9 @@ use tokio::{
 
 /// Most libxl calls at one time. They contend for dom0's CPUs, xenstore and the hotplug scripts' lock.
 const WORKERS: usize = 4;
+/// Most domains that are taken apart at one time, by workers of their own: a host that is to be rid of its guests has seconds for
+/// that, and builds and changes take minutes.
+const ENDS: usize = 16;
 /// Longest wait for a free worker.
 const QUEUE: Duration = Duration::from_secs(300);
 /// Lines of libxl's log that are kept for an error message, and the bytes kept of each.
@@ -87,6 +90,7 @@ pub struct Answer {
 pub struct Supervisor {
     command: WorkerCommand,
     slots: Semaphore,
+    ends: Semaphore,
     idle: Mutex<Vec<Worker>>,
 }
 
@@ -94,7 +98,8 @@ impl Supervisor {
     /// A pool without workers; the first calls start them.
     #[must_use]
     pub fn new(command: WorkerCommand) -> Self {
-        Self { command, slots: Semaphore::new(WORKERS), idle: Mutex::default() }
+        let (slots, ends) = (Semaphore::new(WORKERS), Semaphore::new(ENDS));
+        Self { command, slots, ends, idle: Mutex::default() }
     }
 
     /// Has one request performed. The limit is that of the call; the wait for a free worker has its own.
@@ -104,7 +109,8 @@ impl Supervisor {
     /// # Errors
     /// [`CallError`]; only [`CallError::NotStarted`] promises that nothing was done.
     pub async fn call(&self, request: Request, limit: Duration) -> Result<Answer, CallError> {
-        let slot = timeout(QUEUE, self.slots.acquire()).await.map_err(|_| CallError::TimedOut)?;
+        let slots = if matches!(request, Request::Destroy(_)) { &self.ends } else { &self.slots };
+        let slot = timeout(QUEUE, slots.acquire()).await.map_err(|_| CallError::TimedOut)?;
         // Nobody closes the semaphore; if it were closed, going on without a slot would do no harm.
         let _slot = slot.ok();
         let mut worker = match self.idle_worker() {

@@ -2,12 +2,15 @@
 //!
 //! A thread that does nothing else sets it: it opens its connection once, and to move the deadline it allocates nothing, reads
 //! no file and asks nobody but Xen. It has a real-time priority, and the agent's memory is not swapped out. Where the system
-//! refuses either, a warning says so and the agent goes on: the deadline is a moment, from which the time that is left is
-//! counted right before and right after the call, so a thread that comes late can have the host reset for nothing, and never
-//! reset too late.
+//! refuses either, a warning says so and the agent goes on. The deadline is a moment, from which the time that is left is
+//! counted right before and right after the call to Xen, and the call is made again where less was left afterwards: so a thread
+//! that comes late can have the host reset for nothing, and too late only if it is held up once more before it can put that right.
 //!
 //! Pages are locked as they are touched, not all that is mapped, so that a small dom0 does not pay for stacks that nobody uses.
 //! Processes that the agent starts have their memory as they like.
+//!
+//! What the next agent has to know is in a file beside the record of the timer. That one is written by whoever asks, and not by
+//! this thread.
 
 pub(super) mod slot;
 mod users;
@@ -16,11 +19,14 @@ use super::{
     ffi::watchdog::{XenTimers, set_real_time},
     host::BOOT_ID,
 };
-use crate::fence::{Watchdog, WatchdogError};
-use rustix::mm::{MlockAllFlags, mlockall};
+use crate::fence::{Checkpoint, Watchdog, WatchdogError};
+use rustix::{
+    mm::{MlockAllFlags, mlockall},
+    time::{ClockId, clock_gettime},
+};
 use slot::Slot;
 use std::{
-    io,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
@@ -31,6 +37,9 @@ use tracing::{info, warn};
 /// Where the agent keeps which timer is its own. The folder ends with the boot, as the timer does.
 const RECORD: &str = "/run/kubexen-node-agent/watchdog.json";
 
+/// Where it keeps what the next agent has to know, in the same folder.
+const CHECKPOINT: &str = "fence.json";
+
 /// Xen's watchdog. Dropping it leaves a timer that runs running, for the next agent.
 #[derive(Debug)]
 pub struct XenWatchdog {
@@ -38,6 +47,7 @@ pub struct XenWatchdog {
     /// One asks at a time.
     turn: Mutex<()>,
     thread: Option<JoinHandle<()>>,
+    checkpoint: PathBuf,
 }
 
 /// Where a request and its answer are handed over. Nothing on it allocates while all goes well.
@@ -80,11 +90,12 @@ impl XenWatchdog {
         {
             warn!(%error, "the agent's memory may be swapped out: allow it to lock memory (CAP_IPC_LOCK)");
         }
+        let checkpoint = record.with_file_name(CHECKPOINT);
         let desk = Arc::new(Desk::default());
         let theirs = Arc::clone(&desk);
         let thread =
             thread::Builder::new().name("watchdog".to_owned()).spawn(move || serve(&theirs, &record))?;
-        Ok(Self { desk, turn: Mutex::default(), thread: Some(thread) })
+        Ok(Self { desk, turn: Mutex::default(), thread: Some(thread), checkpoint })
     }
 
     fn ask(&self, request: Request) -> Result<(), WatchdogError> {
@@ -104,12 +115,38 @@ impl Watchdog for XenWatchdog {
         self.ask(Request::Prove)
     }
 
-    fn set(&self, remaining: Duration) -> Result<(), WatchdogError> {
-        self.ask(Request::Set(Instant::now() + remaining))
+    fn set(&self, deadline: tokio::time::Instant) -> Result<(), WatchdogError> {
+        self.ask(Request::Set(deadline.into_std()))
     }
 
     fn disarm(&self) -> Result<(), WatchdogError> {
         self.ask(Request::Release)
+    }
+
+    fn uptime(&self) -> Duration {
+        let uptime = clock_gettime(ClockId::Boottime);
+        let (seconds, rest) = (u64::try_from(uptime.tv_sec), u32::try_from(uptime.tv_nsec));
+        Duration::new(seconds.unwrap_or_default(), rest.unwrap_or_default())
+    }
+
+    fn keep(&self, checkpoint: &Checkpoint) -> Result<(), WatchdogError> {
+        let text = serde_json::to_vec(checkpoint).map_err(io::Error::from);
+        text.and_then(|text| slot::replace(&self.checkpoint, &text)).map_err(|error| {
+            let file = self.checkpoint.display();
+            WatchdogError(format!("what the next agent has to know cannot be written to {file}: {error}"))
+        })
+    }
+
+    fn kept(&self) -> Option<Checkpoint> {
+        let read = fs::read(&self.checkpoint).and_then(|text| Ok(serde_json::from_slice(&text)?));
+        match read {
+            Ok(checkpoint) => Some(checkpoint),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                warn!(%error, file = %self.checkpoint.display(), "what the agent before has left cannot be read");
+                None
+            }
+        }
     }
 }
 
@@ -189,7 +226,7 @@ fn serve(desk: &Desk, record: &Path) {
 
 fn open(record: &Path) -> Result<Slot<XenTimers>, WatchdogError> {
     let timers = XenTimers::open().map_err(|error| WatchdogError(error.to_string()))?;
-    let boot_id = std::fs::read_to_string(BOOT_ID);
+    let boot_id = fs::read_to_string(BOOT_ID);
     let boot_id = boot_id.map_err(|error| WatchdogError(format!("{BOOT_ID} cannot be read: {error}")))?;
     let alone = users::others(Path::new("/")).is_empty();
     let mut slot = Slot::load(timers, record.to_owned(), boot_id.trim().to_owned(), alone);

@@ -1,6 +1,7 @@
 //! Tests of the pool, with workers in shell.
 
 use super::*;
+use crate::hypervisor::xen::protocol::Target;
 use std::future::pending;
 use tokio::io::AsyncReadExt;
 
@@ -124,6 +125,29 @@ async fn more_calls_than_workers_wait_their_turn() {
     let answers = futures::future::join_all(calls).await;
     assert!(answers.iter().all(Result::is_ok), "{answers:?}");
     assert!(pool.idle.lock().unwrap().len() <= WORKERS);
+}
+
+#[tokio::test]
+async fn domains_are_taken_apart_while_all_other_workers_are_busy() {
+    let folder = tempfile::tempdir().unwrap();
+    let mark = folder.path().join("mark");
+    let path = mark.display();
+    let pool = shell(&format!(
+        r#"case $line in *Destroy*) ;; *) echo >>{path}; while :; do sleep 1000; done;; esac; {END}; {DONE}"#
+    ));
+    let others = futures::future::join_all((0..WORKERS).map(|_| pool.call(Request::Version, LONG)));
+    let ends = async {
+        while std::fs::read(&mark).is_ok_and(|marks| marks.len() < WORKERS) || !mark.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let target = |domid| Target { domid, uuid: uuid::Uuid::from_u128(domid.into()) };
+        let calls = (0..20).map(|domid| pool.call(Request::Destroy(target(domid)), LONG));
+        futures::future::join_all(calls).await
+    };
+    tokio::select! {
+        _ = others => panic!("they are busy"),
+        ends = ends => assert!(ends.iter().all(Result::is_ok), "{ends:?}"),
+    }
 }
 
 #[tokio::test]

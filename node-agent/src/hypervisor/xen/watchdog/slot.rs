@@ -10,16 +10,20 @@
 //! ```
 //!
 //! An agent that finds a file without a number may have left a timer that nobody knows, which would have the host reset for
-//! nothing. It stops that: nothing was promised on the strength of it. Xen gives the timer with the lowest number that is free
-//! and nobody else's was running, so it is the first if somebody else has one by now; if nobody has, whatever runs is the agent's.
-//! A timer that does not run is told from one that does by Xen's refusal.
+//! nothing. It stops that. Xen gives the timer with the lowest number that is free and nobody else's was running, so it is the
+//! first if somebody else has one by now; if nobody has, whatever runs is the agent's. A timer that does not run is told from one
+//! that does by Xen's refusal. Only an agent that takes another timer since somebody has stopped its own has promised something by
+//! then: what the next one goes on with says so, and it sets a timer again as soon as the pool's store answers.
+//!
+//! That there is a timer is shown by taking one and giving it back, on hosts too that guard nobody. That one is to run for longer
+//! than any boot lasts, so that an agent that ends in between has no host reset.
 
 use crate::fence::WatchdogError;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::{
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 use tracing::warn;
@@ -30,8 +34,9 @@ const NUMBERS: [u32; 2] = [1, 2];
 const ANY: u32 = 0;
 /// The time that stops a timer, and makes it free.
 const STOP: u32 = 0;
-/// How long the timer is to run by which it is proven that there is one. It is stopped at once, or by the next agent.
-const TRIAL: Duration = Duration::from_secs(60);
+/// For how many seconds the timer is to run by which it is shown that there is one: 68 years, which no signed number of seconds
+/// anywhere is too short for. It is stopped at once, or by the next agent.
+const TRIAL: u32 = i32::MAX.unsigned_abs();
 
 /// Xen's timers.
 pub trait Timers {
@@ -71,7 +76,6 @@ pub struct Slot<T> {
     holding: Holding,
     /// Whether nobody else was seen that uses timers.
     alone: bool,
-    proven: bool,
 }
 
 impl<T: Timers> Slot<T> {
@@ -86,7 +90,7 @@ impl<T: Timers> Slot<T> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Holding::Nothing,
             Err(_) => Holding::InDoubt,
         };
-        Self { timers, file, boot_id, holding, alone, proven: false }
+        Self { timers, file, boot_id, holding, alone }
     }
 
     /// Stops what an agent may have left that did not come to write its number down.
@@ -108,16 +112,15 @@ impl<T: Timers> Slot<T> {
         Ok(())
     }
 
-    /// Shows once that a timer can be had, unless one runs, which is left as it is.
+    /// Shows that a timer can be had at this moment, unless one runs, which is left as it is.
     ///
     /// # Errors
     /// [`WatchdogError`], with what to do if it can be known.
     pub fn prove(&mut self) -> Result<(), WatchdogError> {
         self.settle()?;
-        if self.holding == Holding::Nothing && !self.proven {
-            self.arm(whole_seconds(TRIAL))?;
+        if self.holding == Holding::Nothing {
+            self.arm(TRIAL)?;
             self.release()?;
-            self.proven = true;
         }
         Ok(())
     }
@@ -188,12 +191,8 @@ impl<T: Timers> Slot<T> {
     /// Writes the file whole or not at all.
     fn write(&self, timer: Option<u32>) -> Result<(), WatchdogError> {
         let record = Record { boot_id: self.boot_id.clone(), timer };
-        let partial = self.file.with_extension("partial");
-        let written = serde_json::to_vec(&record).map_err(io::Error::from).and_then(|text| {
-            fs::create_dir_all(self.file.parent().unwrap_or(&self.file))?;
-            fs::write(&partial, text)?;
-            fs::rename(&partial, &self.file)
-        });
+        let text = serde_json::to_vec(&record).map_err(io::Error::from);
+        let written = text.and_then(|text| replace(&self.file, &text));
         written.map_err(|error| {
             let file = self.file.display();
             WatchdogError(format!("which timer of Xen is its own cannot be written to {file}: {error}"))
@@ -210,6 +209,14 @@ impl<T: Timers> Slot<T> {
             Err(error) => warn!(%error, file = %self.file.display(), "cannot be removed"),
         }
     }
+}
+
+/// Writes a file whole or not at all, and its folder if there is none. Neither is to outlive the boot.
+pub fn replace(file: &Path, text: &[u8]) -> io::Result<()> {
+    let partial = file.with_extension("partial");
+    fs::create_dir_all(file.parent().unwrap_or(file))?;
+    fs::write(&partial, text)?;
+    fs::rename(&partial, file)
 }
 
 /// As Xen counts; never none, which would stop the timer.

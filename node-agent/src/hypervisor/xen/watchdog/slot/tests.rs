@@ -142,9 +142,10 @@ fn an_agent_that_ends_before_it_knows_its_timer_leaves_none_that_runs_once_anoth
     assert_eq!(bed.xen.running(), [Some(20), None]);
     bed.agent("boot", true);
     assert_eq!(bed.xen.running(), [None, None]);
-    // The same while it was proven that there is one.
+    // The same while it is shown that there is one, which resets no host even if no other agent starts.
     bed.ends(1, |agent| agent.prove().unwrap());
-    assert_eq!(bed.xen.running(), [Some(60), None]);
+    assert_eq!(bed.xen.running(), [Some(TRIAL), None]);
+    assert!(Duration::from_secs(TRIAL.into()) > Duration::from_hours(50 * 365 * 24), "no boot lasts as long");
     set(&mut bed.agent("boot", true), 20.0).unwrap();
     assert_eq!(bed.xen.running(), [Some(20), None]);
 }
@@ -191,6 +192,8 @@ fn timers_that_are_all_taken_are_said_and_left_alone() {
     bed.xen.call(2, STOP).unwrap();
     agent.prove().unwrap();
     assert_eq!(bed.xen.running(), [Some(60), None]);
+    bed.xen.call(ANY, 70).unwrap();
+    agent.prove().expect_err("they are taken again");
 }
 
 #[test]
