@@ -12,7 +12,7 @@ use crate::{
 };
 use kube::{
     Client, Resource, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, ListParams, PostParams, Preconditions},
 };
 use kubexen_crds::names::CONTROLLER_FINALIZER;
 use kubexen_runtime::{
@@ -22,7 +22,7 @@ use kubexen_runtime::{
     write::{self, limited},
 };
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::{
     sync::{
         Arc,
@@ -177,8 +177,7 @@ impl Context {
 
     /// Writes the status of `object` where it differs; says whether there was anything to write.
     ///
-    /// It is a compare-and-swap on the version that was seen: whoever looked at an older state writes nothing, least
-    /// of all a controller that was deposed meanwhile.
+    /// A controller that was deposed meanwhile writes nothing, as it has not seen the newest version; see [`write::status`].
     pub(crate) async fn write_status<K, S>(
         &self,
         object: &K,
@@ -189,17 +188,15 @@ impl Context {
         K: Watched,
         S: Serialize + PartialEq,
     {
-        let Some(status) = write::status_patch(before, after)? else { return Ok(false) };
+        if before == Some(after) {
+            return Ok(false);
+        }
         self.may_write::<K>("patch_status")?;
-        let meta = object.meta();
-        let patch = Patch::Merge(json!({
-            "metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version},
-            "status": status,
-        }));
-        let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         let api = K::api(&self.client, &object.namespace().unwrap_or_default());
-        self.learn(limited(api.patch_status(&object.name_any(), &parameters, &patch)).await?);
-        Ok(true)
+        let written = write::status(&api, object, MANAGER, before, after).await?;
+        let is_written = written.is_some();
+        written.into_iter().for_each(|object| self.learn(object));
+        Ok(is_written)
     }
 
     /// Deletes exactly this object, not one that has its name now; says whether the server still had it.

@@ -468,7 +468,10 @@ async fn publish(publisher: &Publisher, facts_changed: &Notify) {
     publisher.mirrors.hosts.synced().await;
     publisher.mirrors.domains.synced().await;
     loop {
-        publisher.publish().await;
+        if !publisher.publish().await {
+            sleep(FACTS_PAUSE).await;
+            continue;
+        }
         tokio::select! {
             biased;
             () = facts_changed.notified() => sleep(FACTS_PAUSE).await,

@@ -1,7 +1,7 @@
 //! Writes to the API server: only what differs, with a time limit.
 
 use kube::{
-    Api, Resource,
+    Api, Resource, ResourceExt,
     api::{Patch, PatchParams},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -103,7 +103,10 @@ where
     Ok(merge_patch(&before, &serde_json::to_value(after)?))
 }
 
-/// Writes `after` as the status of the object that was seen with the status `before`, if the two differ.
+/// Writes `after` as the status of `object`, whose status is `before`, if the two differ.
+///
+/// It is a compare-and-swap on the version that was seen: whoever looked at an older state writes nothing, and neither does a
+/// request that comes late, after a newer one.
 ///
 /// Returns the object as it stands now, or none when nothing had to be written.
 ///
@@ -111,7 +114,7 @@ where
 /// See [`WriteError`].
 pub async fn status<K, S>(
     api: &Api<K>,
-    name: &str,
+    object: &K,
     manager: &str,
     before: Option<&S>,
     after: &S,
@@ -121,9 +124,13 @@ where
     S: Serialize + PartialEq,
 {
     let Some(change) = status_patch(before, after)? else { return Ok(None) };
-    let patch = Patch::Merge(json!({ "status": change }));
+    let meta = object.meta();
+    let patch = Patch::Merge(json!({
+        "metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version},
+        "status": change,
+    }));
     let parameters = PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() };
-    limited(api.patch_status(name, &parameters, &patch)).await.map(Some)
+    limited(api.patch_status(&object.name_any(), &parameters, &patch)).await.map(Some)
 }
 
 /// Merges `change` into the object, metadata and spec.

@@ -356,6 +356,18 @@ fn a_move_that_failed_is_tried_again_later_and_to_another_host_if_one_fits() {
 }
 
 #[test]
+fn an_end_that_a_fast_clock_dated_into_the_future_delays_no_try_beyond_the_usual_time() {
+    let mut moved = recorded(guest("vm"), 1, Some(MigrationPhase::Failed));
+    let mut record = moved.record.as_deref().unwrap().clone();
+    record.metadata.creation_timestamp = Some(Time(NOW));
+    record.status.as_mut().unwrap().finished_at = Some(Time(NOW + SignedDuration::from_hours(24)));
+    moved.record = Some(std::sync::Arc::new(record));
+    let seen = observed(vec![moved]);
+    assert_eq!(decide(&seen, NOW).again, Some(Duration::from_secs(10)));
+    assert_eq!(begins(&decide(&seen, NOW + SignedDuration::from_secs(10))), [("vm", "c")]);
+}
+
+#[test]
 fn a_guest_whose_moves_keep_failing_counts_as_one_that_cannot_move() {
     let failed = |policy| recorded(with_policy(guest("vm"), policy), 3, Some(MigrationPhase::Failed));
     let lines_of = |policy| lines(&decide(&observed(vec![failed(policy)]), NOW));

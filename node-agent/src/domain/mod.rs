@@ -381,13 +381,13 @@ impl Domains {
         status: &DomainStatus,
     ) -> Result<Option<Domain>, ReconcileError> {
         let api = self.api(domain);
-        match write::status(&api, &domain.name_any(), MANAGER, domain.status.as_ref(), status).await {
+        match write::status(&api, domain, MANAGER, domain.status.as_ref(), status).await {
             Ok(Some(written)) => {
                 self.mirrors.domains.learn(written.clone());
                 Ok(Some(written))
             }
             Ok(None) => Ok(None),
-            Err(error) if error.is_not_found() => Err(ReconcileError::Outdated),
+            Err(error) if error.is_not_found() || error.is_conflict() => Err(ReconcileError::Outdated),
             Err(error) => Err(error.into()),
         }
     }

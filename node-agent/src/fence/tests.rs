@@ -288,9 +288,9 @@ async fn a_promise_that_is_under_way_while_it_is_taken_back_does_not_come_true()
     let (fence, _agent) = bed.agent();
     let token = bed.owned(&fence).await;
     bed.host.add_foreign(GUEST, 1024).unwrap();
-    bed.outside.delay_requests(u32::MAX);
+    bed.outside.delay_requests(u32::MAX, Duration::ZERO);
     fence.guard(GUEST, token).await.expect_err("whether it was written is not known");
-    bed.outside.delay_requests(0);
+    bed.outside.delay_requests(0, Duration::ZERO);
     assert!(fence.guards(GUEST), "it may be on record at any moment");
     fence.unguard(GUEST, token).await.unwrap();
     assert_eq!(bed.host.watchdog().unwrap(), None);

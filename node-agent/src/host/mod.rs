@@ -50,29 +50,34 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Compares the facts with what the Host object says, and writes what differs.
-    pub async fn publish(&self) {
+    /// Compares the facts with what the Host object says, and writes what differs; says whether that is all that can be done for
+    /// now: not if the object had changed in between.
+    pub async fn publish(&self) -> bool {
         let Some(host) = self.mirrors.hosts.get(&Key::cluster(self.host.clone())) else {
             warn!(
                 host = self.host,
                 "there is no Host object of this name; make it, and this agent will report in it"
             );
-            return;
+            return true;
         };
         let before = facts::of_the_agent(host.status.clone().unwrap_or_default());
         match self.measure().await {
-            Ok(measured) => self.write(&before, &measured.status(&before)).await,
-            Err(error) => warn!(%error, "the host's facts could not be gathered"),
+            Ok(measured) => self.write(&host, &before, &measured.status(&before)).await,
+            Err(error) => {
+                warn!(%error, "the host's facts could not be gathered");
+                true
+            }
         }
     }
 
-    async fn write(&self, before: &HostStatus, after: &HostStatus) {
+    async fn write(&self, host: &Host, before: &HostStatus, after: &HostStatus) -> bool {
         let api: Api<Host> = Api::all(self.client.clone());
-        match write::status(&api, &self.host, MANAGER, Some(before), after).await {
-            Ok(Some(written)) => self.mirrors.hosts.learn(written),
-            Ok(None) => {}
+        match write::status(&api, host, MANAGER, Some(before), after).await {
+            Ok(written) => written.into_iter().for_each(|host| self.mirrors.hosts.learn(host)),
+            Err(error) if error.is_conflict() => return false,
             Err(error) => warn!(%error, "the host's facts could not be written"),
         }
+        true
     }
 
     async fn measure(&self) -> Result<Measured, HypervisorError> {

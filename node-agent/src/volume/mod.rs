@@ -181,13 +181,13 @@ impl Domains {
         status: &VolumeStatus,
     ) -> Result<(), ReconcileError> {
         let api = self.volumes(volume);
-        match write::status(&api, &volume.name_any(), MANAGER, volume.status.as_ref(), status).await {
+        match write::status(&api, volume, MANAGER, volume.status.as_ref(), status).await {
             Ok(Some(written)) => {
                 self.mirrors.volumes.learn(written);
                 Ok(())
             }
             Ok(None) => Ok(()),
-            Err(error) if error.is_not_found() => Err(ReconcileError::Outdated),
+            Err(error) if error.is_not_found() || error.is_conflict() => Err(ReconcileError::Outdated),
             Err(error) => Err(error.into()),
         }
     }

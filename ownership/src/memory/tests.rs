@@ -64,7 +64,7 @@ async fn a_promise_that_is_delayed_for_long_does_nothing_once_it_is_taken_back()
     let (store, vm, me) = (MemoryStore::new(), vm("a"), host("xen-1", "boot-1"));
     store.join(&me, "1", std::time::Duration::from_secs(600)).await.unwrap();
     let Start::Acquired(token) = store.start(vm, &me).await.unwrap() else { panic!("not acquired") };
-    store.delay_requests(u32::MAX);
+    store.delay_requests(u32::MAX, Duration::ZERO);
     assert_eq!(store.guard(vm, &me, token, true).await.unwrap_err().category(), "unknown");
     store.end_faults();
     let Guard::Written(_) = store.guard(vm, &me, token, false).await.unwrap() else { panic!("not written") };

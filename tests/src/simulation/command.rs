@@ -12,7 +12,6 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 use std::{
-    collections::BTreeMap,
     ops::Range,
     path::PathBuf,
     process::ExitCode,

@@ -39,7 +39,8 @@ const SHUTDOWNS: &str = "guests asked to power off";
 /// What happened in a schedule.
 pub(super) fn count(world: &World, trace: &[String]) -> Counts {
     let mut counts = Counts::from([(REFUSED.to_owned(), world.pool_store.refusals())]);
-    counts.extend(world.effects().into_iter().map(|(fault, times)| (format!("{fault} had its effect"), times)));
+    counts
+        .extend(world.effects().into_iter().map(|(fault, times)| (format!("{fault} had its effect"), times)));
     let mut add = |name: &str| *counts.entry(name.to_owned()).or_default() += 1;
     for step in &world.taken {
         add(&step.action.name());

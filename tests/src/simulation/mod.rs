@@ -32,8 +32,8 @@ mod ladder_tests;
 #[cfg(feature = "mutants")]
 pub mod mutants;
 mod perform;
-mod recoveries;
 mod reached;
+mod recoveries;
 #[cfg(test)]
 mod recovery_tests;
 pub mod scenario;
@@ -55,7 +55,6 @@ mod world;
 use dice::Dice;
 use faults::{Faults, LONG_OUTAGE};
 use std::{
-    collections::BTreeMap,
     num::NonZeroU64,
     ops::Range,
     sync::{
@@ -334,7 +333,7 @@ impl World {
             }
             self.end_faults();
             // What is written down is judged longer.
-            let silence = if bad_weather { settle::QUIET } else { settle::QUIET * 6 };
+            let silence = if schedule.bad_weather { settle::QUIET } else { settle::QUIET * 6 };
             settle::judge(self, silence).await;
             self.judge.judge_history();
         }

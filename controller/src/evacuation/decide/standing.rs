@@ -249,7 +249,11 @@ fn after_earlier_tries(guest: &Guest, now: Timestamp) -> Standing {
         OnMaintenance::Wait | OnMaintenance::Restart | OnMaintenance::Leave => {}
     }
     let backoff = SHORTEST_BACKOFF.saturating_mul(1 << (attempt - 1).min(8)).min(LONGEST_BACKOFF);
-    let due = status.finished_at.as_ref().and_then(|ended| ended.0.checked_add(backoff).ok()).unwrap_or(now);
+    let ended = status.finished_at.as_ref().map(|ended| ended.0);
+    let created = record.metadata.creation_timestamp.as_ref().map(|created| created.0);
+    // A clock that ran ahead dates the end into the future; the API server's own does not.
+    let since = [ended, created].into_iter().flatten().find(|moment| *moment <= now);
+    let due = since.and_then(|moment| moment.checked_add(backoff).ok()).unwrap_or(now);
     match Duration::try_from(due.duration_since(now)) {
         Ok(left) if !left.is_zero() => Standing::Known {
             action: EvacuationAction::Migrate,
