@@ -28,6 +28,8 @@ pub(crate) struct Observed {
     pub(crate) host: Arc<Host>,
     /// Whether its agent reports.
     pub(crate) reports: bool,
+    /// Whether its boot is dead for good.
+    pub(crate) fenced: bool,
     /// Its guests; none if it is not in maintenance.
     pub(crate) guests: Vec<Guest>,
     /// The migrations that were made to empty it.
@@ -72,7 +74,7 @@ impl Observed {
 }
 
 /// Looks at a host; none if it is not in maintenance and nothing is left of one.
-pub(crate) fn observe(context: &Context, host: &Arc<Host>) -> Option<Observed> {
+pub(crate) fn observe(context: &Context, host: &Arc<Host>, fenced: bool) -> Option<Observed> {
     let view = &context.view;
     let name = Key::of(&**host).name;
     let records = view.migrations_of_evacuation(&name);
@@ -87,6 +89,7 @@ pub(crate) fn observe(context: &Context, host: &Arc<Host>) -> Option<Observed> {
     let guests: Vec<Guest> = domains.iter().map(|domain| guest(view, domain, &records)).collect();
     Some(Observed {
         reports: is_ready(host),
+        fenced,
         // The pool matters only to those that are to go somewhere.
         pool: if guests.is_empty() { Snapshot::default() } else { scheduler::pool(context) },
         load: if guests.is_empty() { Load::default() } else { turns::expected(view) },

@@ -145,6 +145,7 @@ fn observed(guests: Vec<Guest>) -> Observed {
     Observed {
         host: Arc::new(host(true)),
         reports: true,
+        fenced: false,
         records: guests.iter().filter_map(|guest| guest.record.clone()).collect(),
         guests,
         pool: Snapshot { hosts: vec![other("b"), other("c")], policy: PlacementPolicy::default() },
@@ -327,6 +328,8 @@ fn a_guest_that_is_not_in_a_state_to_decide_about_is_waited_for() {
     }
     let silent = decide(&Observed { reports: false, ..observed(vec![guest("vm")]) }, NOW);
     assert_eq!(lines(&silent), [line("vm", Wait, None, "HostSilent")]);
+    let fenced = Observed { reports: false, fenced: true, ..observed(vec![guest("vm")]) };
+    assert_eq!(lines(&decide(&fenced, NOW)), [line("vm", Wait, None, "HostFenced")]);
 }
 
 fn part(role: MigrationRole) -> DomainMigration {

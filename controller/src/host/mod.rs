@@ -106,14 +106,15 @@ fn observe(context: &Context, key: &Key) -> Option<Observed> {
     let namespace = host_namespace(&key.name);
     let deleting = crate::view::is_deleting(&*host);
     let left = |keys: Vec<Key>| keys.into_iter().filter(|key| key.namespace == namespace).collect();
+    let fenced = is_fenced(context, &host);
     Some(Observed {
         heartbeat: context.heartbeats.of(&key.name),
-        fenced: is_fenced(context, &host),
+        fenced,
         access_age: context.access.age(&key.name, crate::view::uid(&*host)),
         // Looked for only where it matters: it is a scan.
         domains: if deleting { left(context.view.domains.keys()) } else { Vec::new() },
         volumes: if deleting { left(context.view.volumes.keys()) } else { Vec::new() },
-        evacuation: evacuation::observe(context, &host),
+        evacuation: evacuation::observe(context, &host, fenced),
         host,
     })
 }

@@ -23,6 +23,7 @@ use kubexen_crds::{
     virtual_disk::VirtualDisk,
     volume::VirtualDiskReference,
 };
+use kubexen_mutants::Mutant;
 use kubexen_runtime::{Key, events::Severity};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -123,7 +124,7 @@ async fn confirm_gone(context: &Context, machine: &VirtualMachine) -> Result<boo
 /// To delete a Domain is to stop its guest, and a mirror that is behind may show a wish that its owner has taken back. That a machine
 /// is being deleted is never taken back.
 async fn still_asks(context: &Context, machine: &VirtualMachine) -> Result<bool, Error> {
-    if is_deleting(machine) {
+    if is_deleting(machine) || Mutant::DeletedUnasked.is_active() {
         return Ok(true);
     }
     let Some(present) = context.get::<VirtualMachine>(&Key::of(machine)).await? else { return Ok(false) };

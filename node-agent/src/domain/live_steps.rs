@@ -3,6 +3,7 @@
 use super::{Domains, ReconcileError, apply::claim_disk, cds, live::LiveStep, resolve};
 use crate::hypervisor::{Change, DiskConfig};
 use kubexen_crds::Domain;
+use kubexen_mutants::Mutant;
 use kubexen_ownership::VmUid;
 use uuid::Uuid;
 
@@ -57,7 +58,8 @@ async fn claimed(
     uuid: Uuid,
     name: &str,
 ) -> Result<DiskConfig, ReconcileError> {
-    if let Some((volume, disk)) = resolve::shared_disk_named(domain, name) {
+    let shared = resolve::shared_disk_named(domain, name).filter(|_| !Mutant::HotPlugNotClaimed.is_active());
+    if let Some((volume, disk)) = shared {
         // The other end of a move that was broken off may have given this host a newer token than the domain was made with.
         match domains.ownership.owner(VmUid(uuid)).await? {
             Some(owner) if owner.host == domains.me.host => {

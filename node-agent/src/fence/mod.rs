@@ -353,7 +353,16 @@ impl Fence {
 
     fn arm(&self, state: &mut State, deadline: Instant) -> Result<(), WatchdogError> {
         state.may_be_armed = true;
-        if Mutant::WatchdogNotArmed.is_active() { Ok(()) } else { self.watchdog.set(deadline) }
+        if Mutant::WatchdogNotArmed.is_active() {
+            return Ok(());
+        }
+        let wrong = deadline.saturating_duration_since(Instant::now()) / 3;
+        let deadline = match (Mutant::WatchdogTooSoon.is_active(), Mutant::WatchdogTooLate.is_active()) {
+            (true, _) => deadline.checked_sub(wrong).unwrap_or(deadline),
+            (false, true) => deadline + wrong * 6,
+            (false, false) => deadline,
+        };
+        self.watchdog.set(deadline)
     }
 
     fn disarm(&self, state: &mut State) -> Result<(), WatchdogError> {

@@ -84,7 +84,10 @@ pub fn fencing(
             return Err(stands);
         }
     }
-    let compares = vec![Compare::Absent(Key::Live(boot.clone())), as_seen(key.clone(), fenced)];
+    let mut compares = vec![as_seen(key.clone(), fenced)];
+    if !Mutant::FencedWhileLive.is_active() {
+        compares.push(Compare::Absent(Key::Live(boot.clone())));
+    }
     let value = encode(&FenceValue { version: VERSION, record: record.clone() });
     Ok(Transaction { compares, writes: vec![Write::Put { key, value }] })
 }

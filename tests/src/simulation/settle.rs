@@ -246,10 +246,6 @@ fn machine_unmet(world: &World, machine: &VirtualMachine) -> Option<String> {
     domains.first().and_then(|(host, _)| unsynchronized(world, machine, host))
 }
 
-/// What a machine may say at rest why its guest does not have its spec, whatever else is so: what only a restart or another place
-/// for a disk changes.
-const MAY_REST: [&str; 3] = ["RestartRequired", "DiskElsewhere", "NoRoom"];
-
 /// How a machine that says that its guest has its spec differs from what its host shows.
 fn unsynchronized(world: &World, machine: &VirtualMachine, host: &str) -> Option<String> {
     let name = machine.name_any();
@@ -269,7 +265,9 @@ fn unsynchronized(world: &World, machine: &VirtualMachine, host: &str) -> Option
                 let disk = world.api.object("virtualdisks", USERS, &disk.disk);
                 disk.is_none_or(|disk| !disk["metadata"]["deletionTimestamp"].is_null())
             }),
-            reason => MAY_REST.contains(&reason),
+            "DiskElsewhere" => has_disk_elsewhere(world, machine, host),
+            "RestartRequired" => needs_restart(world, machine, host, &said.message),
+            _ => false,
         };
         return (!rests).then(|| format!("{name} is not synchronized: {}: {}", said.reason, said.message));
     }
@@ -292,6 +290,32 @@ fn unsynchronized(world: &World, machine: &VirtualMachine, host: &str) -> Option
     );
     (wanted != shown)
         .then(|| format!("{name} says that its guest has {wanted:?}, and {host} shows {shown:?}"))
+}
+
+/// Whether a disk of the machine is in the storage of another host alone.
+fn has_disk_elsewhere(world: &World, machine: &VirtualMachine, host: &str) -> bool {
+    let uid_of =
+        |disk: &str| world.api.object("virtualdisks", USERS, disk)?["metadata"]["uid"].as_str()?.parse().ok();
+    let others = || world.hosts.iter().filter(|side| side.name != host);
+    machine.spec.disks.iter().filter_map(|disk| uid_of(&disk.disk)).any(|uid: uuid::Uuid| {
+        others().any(|side| side.storage.volumes().keys().any(|volume| volume.uuid == uid))
+    })
+}
+
+/// Whether the guest lacks what the machine says that it gets at the next restart.
+fn needs_restart(world: &World, machine: &VirtualMachine, host: &str, said: &str) -> bool {
+    let side = world.hosts.iter().find(|side| side.name == host);
+    let uid = machine.uid().and_then(|uid| uid.parse().ok()).unwrap_or_default();
+    let Some(shown) = side.and_then(|side| side.host.settings(uid).ok()) else { return false };
+    let spec = &machine.spec;
+    let fields = said.trim_end_matches(" will take effect at the next restart").split(", ");
+    fields.into_iter().all(|field| match field {
+        "spec.cpu.count" => u32::try_from(spec.cpu.count).is_ok_and(|count| count > shown.vcpus),
+        "spec.cpu.max" => spec.cpu.max.and_then(|max| u32::try_from(max).ok()) != Some(shown.vcpus),
+        "spec.memory.size" => spec.memory.size.bytes().is_ok_and(|bytes| bytes / 1024 != shown.memory_kib),
+        // That only their order differs, or the name of one, the host does not show.
+        field => field.starts_with("spec.disks") || field.starts_with("spec.interfaces"),
+    })
 }
 
 fn domains_of<'a>(world: &'a World, machine: &VirtualMachine) -> Vec<(&'a str, DomainInfo)> {

@@ -128,6 +128,10 @@ pub(super) fn standing(guest: &Guest, observed: &Observed, now: Timestamp) -> St
     if let Some(standing) = on_its_way(guest) {
         return standing;
     }
+    if observed.fenced {
+        let why = "this boot of the host is dead for good, so the guest leaves it only by being started on another host";
+        return known(EvacuationAction::Wait, "HostFenced", why);
+    }
     if !observed.reports {
         let why = "the host's agent does not report, so nobody knows whether the guest runs";
         return known(EvacuationAction::Wait, "HostSilent", why);
