@@ -138,7 +138,7 @@ impl Seen<'_> {
     fn dead_boot(&self) -> Option<(HostBoot, bool)> {
         let dead = self.fenced_boot()?;
         let is_last = self.host_boot == Some(dead.0.boot_id.as_str());
-        (is_last || !self.is_live(self.host) || Mutant::EarlierBootCounts.is_active()).then_some(dead)
+        (is_last || !self.is_live(self.host)).then_some(dead)
     }
 
     /// A fenced boot of the machine's host, the last that its agent spoke of if that is fenced, and whether all that are fenced were

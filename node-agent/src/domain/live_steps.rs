@@ -3,7 +3,6 @@
 use super::{Domains, ReconcileError, apply::claim_disk, cds, live::LiveStep, resolve};
 use crate::hypervisor::{Change, DiskConfig};
 use kubexen_crds::Domain;
-use kubexen_mutants::Mutant;
 use kubexen_ownership::VmUid;
 use uuid::Uuid;
 
@@ -58,8 +57,7 @@ async fn claimed(
     uuid: Uuid,
     name: &str,
 ) -> Result<DiskConfig, ReconcileError> {
-    let shared = resolve::shared_disk_named(domain, name).filter(|_| !Mutant::HotPlugNotClaimed.is_active());
-    if let Some((volume, disk)) = shared {
+    if let Some((volume, disk)) = resolve::shared_disk_named(domain, name) {
         // The other end of a move that was broken off may have given this host a newer token than the domain was made with.
         match domains.ownership.owner(VmUid(uuid)).await? {
             Some(owner) if owner.host == domains.me.host => {
