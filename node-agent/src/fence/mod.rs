@@ -266,7 +266,7 @@ impl Fence {
     /// When the store does not answer, or takes the host for gone: then the promise is kept, and may not be on record.
     /// [`ReconcileError::Outdated`] when the host does not own the guest under this token.
     pub async fn guard(&self, guest: Uuid, token: Token) -> Result<Option<Token>, ReconcileError> {
-        let is_new = {
+        let (is_new, lease) = {
             let mut state = self.lock();
             let can = state.obstacle.is_none() && state.vitals.rung(Instant::now()) == Rung::Healthy;
             let Some(deadline) = state.vitals.deadline().filter(|_| can) else { return Ok(None) };
@@ -281,7 +281,7 @@ impl Fence {
                 }
                 return Err(error.into());
             }
-            is_new
+            (is_new, lease)
         };
         self.changed.notify_one();
         match self.ownership.guard(VmUid(guest), &self.me, token, true).await? {
@@ -290,6 +290,10 @@ impl Fence {
                 Ok(Some(token))
             }
             Guard::NotLive => {
+                // To renew that lease proves nothing, so another is asked for.
+                if let Some(lease) = lease {
+                    self.lock().vitals.ended(lease);
+                }
                 Err(ReconcileError::Unheard("the pool's store takes this host for gone".to_owned()))
             }
             // An earlier promise may have come through meanwhile.
