@@ -190,6 +190,11 @@ impl Fence {
         if standing.is_current() {
             state.on_record = Some(standing.seen_as());
         }
+        let is_another = before.is_some_and(|before| before.seen_as() != standing.seen_as());
+        if let Some(lease) = state.vitals.lease().filter(|_| is_another) {
+            // It may have that lease, and that the host is live by another one, which nobody renews.
+            state.vitals.ended(lease);
+        }
         if before.map(|before| (before.is_current(), before.seen_as()))
             != Some((standing.is_current(), standing.seen_as()))
         {
