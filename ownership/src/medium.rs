@@ -152,6 +152,10 @@ impl<M: Medium> Liveness for M {
         drive::retry(1, || self.keep_alive(lease)).await
     }
 
+    async fn is_live_by(&self, me: &HostBoot, lease: LeaseId) -> Result<bool, StoreError> {
+        liveness::is_live_by(self, me, lease).await
+    }
+
     async fn leave(&self, lease: LeaseId) -> Result<(), StoreError> {
         drive::retry(self.read_attempts(), || self.revoke(lease)).await
     }

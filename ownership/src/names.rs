@@ -163,7 +163,8 @@ impl fmt::Display for Token {
 }
 
 /// Identity of a lease in the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct LeaseId(pub i64);
 
 /// What the owner is doing with the virtual machine.

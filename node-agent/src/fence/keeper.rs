@@ -4,7 +4,7 @@ use super::{Fence, WatchdogError, timing};
 use kubexen_crds::Profile;
 use kubexen_mutants::Mutant;
 use kubexen_ownership::{
-    Owner, Phase, StoreError, VmUid,
+    LeaseId, Owner, Phase, StoreError, VmUid,
     liveness::{FenceRecord, Join, Standing, Timing},
 };
 use std::{collections::BTreeSet, time::Duration};
@@ -179,7 +179,9 @@ impl Fence {
         let held = self.lock().vitals.lease();
         if let Some(held) = held {
             let sent = Instant::now();
-            if !self.liveness.renew(held).await? && !Mutant::EndedLeaseIgnored.is_active() {
+            if !self.is_live_by(held).await?
+                || !self.liveness.renew(held).await? && !Mutant::EndedLeaseIgnored.is_active()
+            {
                 warn!("the lease has ended");
                 self.lock().vitals.ended(held);
                 return Ok(Beat::Ended);
@@ -231,6 +233,16 @@ impl Fence {
                 Err(error)
             }
         }
+    }
+
+    /// Whether to renew the lease proves that the host is live.
+    async fn is_live_by(&self, lease: LeaseId) -> Result<bool, StoreError> {
+        if !self.lock().lease_in_doubt {
+            return Ok(true);
+        }
+        let is_live = self.liveness.is_live_by(&self.me, lease).await?;
+        self.lock().lease_in_doubt = false;
+        Ok(is_live)
     }
 
     /// Another lease is about to be asked for, and whether it was granted may stay unknown: a shorter one counts from now on,

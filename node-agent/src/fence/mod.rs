@@ -83,6 +83,8 @@ struct State {
     may_be_armed: bool,
     /// Why the watchdog, or what is kept beside it, is not as it should be.
     trouble: Option<String>,
+    /// Whether the store is another one than that in which the host became live by its lease.
+    lease_in_doubt: bool,
     /// How the store stood when it last answered.
     standing: Option<Standing>,
     /// The epoch in which all guests of this host are on record.
@@ -116,6 +118,7 @@ impl Fence {
             is_read: false,
             may_be_armed: true,
             trouble: None,
+            lease_in_doubt: false,
             standing: None,
             on_record: None,
             contested: None,
@@ -190,11 +193,7 @@ impl Fence {
         if standing.is_current() {
             state.on_record = Some(standing.seen_as());
         }
-        let is_another = before.is_some_and(|before| before.seen_as() != standing.seen_as());
-        if let Some(lease) = state.vitals.lease().filter(|_| is_another) {
-            // It may have that lease, and that the host is live by another one, which nobody renews.
-            state.vitals.ended(lease);
-        }
+        state.lease_in_doubt |= before.is_some_and(|before| before.seen_as() != standing.seen_as());
         if before.map(|before| (before.is_current(), before.seen_as()))
             != Some((standing.is_current(), standing.seen_as()))
         {

@@ -98,8 +98,10 @@ async fn a_boot_is_live_as_long_as_its_lease(subject: &dyn Subject) -> Result<()
     assert!(!is_live(&*store, &me).await?);
 
     let lease = joined(store.join(&me, "1.2.3", LONG).await?);
+    assert!(store.is_live_by(&me, lease).await?);
     store.leave(lease).await?;
     assert!(!is_live(&*store, &me).await?);
+    assert!(!store.is_live_by(&me, lease).await?);
     store.leave(lease).await
 }
 
@@ -110,6 +112,8 @@ async fn an_agent_that_starts_again_goes_on_with_a_lease_of_its_own(
     let before = joined(store.join(&me, "1", LONG).await?);
     let after = joined(store.join(&me, "2", LONG).await?);
     assert_ne!(before, after);
+    assert!(store.is_live_by(&me, after).await?);
+    assert!(!store.is_live_by(&me, before).await?, "although it can be renewed");
     store.leave(before).await?;
     assert_eq!(
         store.roll().await?.live.get(&me).map(String::as_str),

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::epoch::{Epoch, Standing, beginning};
-use super::transactions::{decode_fence, fencing, joining, unfencing};
+use super::transactions::{decode_fence, fencing, joining, lease_of, unfencing};
 use super::{Fence, FenceRecord, Join, Roll, Unfence};
 use crate::drive::{self, Leases, MAX_REFUSALS, RequestError};
-use crate::names::HostBoot;
+use crate::names::{HostBoot, LeaseId};
 use crate::protocol::{Outcome, Transaction};
 use crate::record::Key;
 use crate::store::StoreError;
@@ -34,6 +34,15 @@ pub(crate) async fn join<B: Leases>(
         }
     }
     Err(StoreError::Contended { verb: "join", key: live })
+}
+
+pub(crate) async fn is_live_by<B: Leases>(
+    backend: &B,
+    me: &HostBoot,
+    lease: LeaseId,
+) -> Result<bool, StoreError> {
+    let live = drive::read(backend, Key::Live(me.clone())).await?;
+    Ok(live.as_ref().and_then(lease_of) == Some(lease))
 }
 
 pub(crate) async fn fence<B: Leases>(

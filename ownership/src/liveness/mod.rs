@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::epoch::Trust;
 pub use self::epoch::{Epoch, Standing, beginning};
 pub use self::judge::{AT_ONCE, Brake, Evidence, Judge, Silence, Tolerance, Verdict};
-pub(crate) use self::membership::{begin_epoch, fence, join, roll, shortest_lease, unfence};
+pub(crate) use self::membership::{begin_epoch, fence, is_live_by, join, roll, shortest_lease, unfence};
 pub use self::timing::{Timing, TimingBroken};
 pub use self::transactions::{fencing, joining, unfencing};
 pub use self::vitals::{Rung, Vitals};
@@ -145,6 +145,13 @@ pub trait Liveness: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`StoreError`], after which the next call asks another endpoint.
     async fn renew(&self, lease: LeaseId) -> Result<bool, StoreError>;
+
+    /// Whether `me` is live by this lease, by a linearizable read. A store that was restored from a backup may have a lease that
+    /// no live key hangs on, so that to renew it proves nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn is_live_by(&self, me: &HostBoot, lease: LeaseId) -> Result<bool, StoreError>;
 
     /// Ends a lease at once. To be called only by a host that guards nothing.
     ///

@@ -26,6 +26,9 @@ const VERSION: u32 = 1;
 struct LiveValue {
     version: u32,
     agent: String,
+    /// The lease that the key hangs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lease: Option<LeaseId>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -57,7 +60,7 @@ fn unreadable(key: &Key, reason: &str) -> FenceRecord {
 #[must_use]
 pub fn joining(me: &HostBoot, agent: &str, lease: LeaseId, live: Option<&Entry>) -> Transaction {
     let key = Key::Live(me.clone());
-    let value = encode(&LiveValue { version: VERSION, agent: agent.to_owned() });
+    let value = encode(&LiveValue { version: VERSION, agent: agent.to_owned(), lease: Some(lease) });
     let mut compares = Vec::new();
     if !Mutant::FencedMayJoin.is_active() {
         compares.push(Compare::Absent(Key::Fenced(me.clone())));
@@ -66,6 +69,11 @@ pub fn joining(me: &HostBoot, agent: &str, lease: LeaseId, live: Option<&Entry>)
         compares.push(as_seen(key.clone(), live));
     }
     Transaction { compares, writes: vec![Write::PutLeased { key, value, lease }] }
+}
+
+/// The lease by which a boot is live, by its live key; none if that does not say.
+pub(super) fn lease_of(live: &Entry) -> Option<LeaseId> {
+    serde_json::from_slice::<LiveValue>(&live.value).ok()?.lease
 }
 
 /// FENCE: `boot` is to be dead for good, given what its fence key holds.
@@ -148,14 +156,16 @@ mod tests {
 
     #[test]
     fn the_layout_of_the_values_is_the_one_that_other_versions_read() {
-        let value = encode(&LiveValue { version: VERSION, agent: "0.1.0".to_owned() });
-        assert_eq!(String::from_utf8(value).unwrap(), r#"{"version":1,"agent":"0.1.0"}"#);
+        let live = LiveValue { version: VERSION, agent: "0.1.0".to_owned(), lease: Some(LeaseId(7)) };
+        assert_eq!(String::from_utf8(encode(&live)).unwrap(), r#"{"version":1,"agent":"0.1.0","lease":7}"#);
+        let entry = |value: &str| Entry { value: value.into(), mod_revision: 1 };
+        let before = entry(r#"{"version":1,"agent":"0.1.0"}"#);
+        assert_eq!(lease_of(&before), None, "an earlier version did not say it");
         let record = FenceRecord { by: "controller-1".to_owned(), proof: Proof::Confirmed, revision: 7 };
         let text = r#"{"version":1,"by":"controller-1","proof":"Confirmed","revision":7}"#;
         let value = encode(&FenceValue { version: VERSION, record: record.clone() });
         assert_eq!(String::from_utf8(value).unwrap(), text);
         let key = Key::Fenced(host("xen-1", "boot-1"));
-        let entry = |value: &str| Entry { value: value.into(), mod_revision: 1 };
         assert_eq!(decode_fence(&key, &entry(text)), record);
         for bad in ["", "{}", &text.replace(":1,", ":2,"), &text.replace("Confirmed", "Guessed")] {
             assert_eq!(decode_fence(&key, &entry(bad)).proof, Proof::LeaseEnded, "{bad}");

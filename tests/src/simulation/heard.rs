@@ -67,6 +67,10 @@ impl Liveness for Heard {
         Ok(renewed)
     }
 
+    async fn is_live_by(&self, me: &HostBoot, lease: LeaseId) -> Result<bool, StoreError> {
+        self.inner.is_live_by(me, lease).await
+    }
+
     async fn leave(&self, lease: LeaseId) -> Result<(), StoreError> {
         self.inner.leave(lease).await
     }
