@@ -112,6 +112,13 @@ impl MemoryStore {
     /// Replaces the store by one that is made of a backup: revisions go on from far beyond those that were, as
     /// `etcdutl snapshot restore --bump-revision` has it, the identity is another, and leases have their whole time again.
     pub fn restore(&self, backup: &Backup) {
+        let mut state = self.lock();
+        state.restore(backup);
+        state.cluster += 1;
+    }
+
+    /// As [`MemoryStore::restore`], with the token and the addresses of the one that was: the identity is the same.
+    pub fn restore_as_it_was_called(&self, backup: &Backup) {
         self.lock().restore(backup);
     }
 

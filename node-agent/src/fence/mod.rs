@@ -201,8 +201,12 @@ impl Fence {
         }
     }
 
-    /// All guests of this host are on record in the store as it was seen, or, with a reason, they are not.
+    /// All guests of this host are on record in the store as it was seen, or, with a reason, they are not. One that does not say
+    /// yet that it is frozen is called what it was called before, so nothing is said of that.
     pub fn set_on_record(&self, seen: &Standing, obstacle: Option<String>) {
+        if seen.broken {
+            return;
+        }
         let on_record = obstacle.is_none().then(|| seen.seen_as());
         let mut state = self.lock();
         if std::mem::replace(&mut state.on_record, on_record) != on_record {

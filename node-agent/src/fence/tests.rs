@@ -427,3 +427,20 @@ async fn a_host_says_within_half_a_minute_that_another_program_took_its_watchdog
         assert_eq!(protection.message.contains("another program uses it"), taken, "{}", protection.message);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_host_said_before_a_restore_is_no_word_on_a_store_that_is_called_as_before() {
+    let bed = Bed::new().await;
+    let seen = bed.outside.standing().await.unwrap();
+    assert!(bed.outside.begin_epoch(seen.seen_as().next(), &seen).await.unwrap());
+    let backup = bed.outside.backup();
+    let (fence, _agent) = bed.agent();
+    until(|| fence.protection().state == ProtectionState::Ready).await;
+    let before = fence.protection().epoch.expect("an epoch");
+    bed.outside.restore_as_it_was_called(&backup);
+    until(|| fence.frozen().is_some_and(|seen| !seen.broken)).await;
+    let frozen = fence.frozen().expect("frozen");
+    assert_ne!(frozen.seen_as().to_string(), before);
+    fence.set_on_record(&frozen, None);
+    assert_eq!(fence.protection().epoch, Some(frozen.seen_as().to_string()));
+}

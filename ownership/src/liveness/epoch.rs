@@ -13,6 +13,10 @@
 //! client remembers finds the rest: a store that is empty, one with a lower number than before, and a restore under the same
 //! identity, which shows in a revision that went back or leapt. A store without the record is in its first epoch: one in which the
 //! first epoch begins in another cluster took the place of it, and nobody has confirmed that.
+//!
+//! A store that has to be told that it is frozen gets a number that no store of this cluster had before, as each confirmed epoch
+//! does. So what a host has said of it, by number and cluster, is of this very freeze: never of the time before, and never of an
+//! earlier freeze.
 
 use kubexen_mutants::Mutant;
 use serde::{Deserialize, Serialize};
@@ -39,7 +43,7 @@ const REVISIONS_AT_ONCE: u64 = 1_000_000;
 /// The stretch of time through which the records have no gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Epoch {
-    /// Counts the restores that were confirmed, from 1.
+    /// Grows with each restore that is confirmed, and with each that is found out by memory alone. From 1.
     pub number: u64,
     /// The cluster in which the records count; none as long as they count in none.
     pub cluster: Option<u64>,
@@ -80,6 +84,8 @@ pub struct Standing {
     pub broken: bool,
     /// The revision at which the record was written; 0 if there is none.
     pub(crate) written: u64,
+    /// The highest number that this client has seen; 0 if it has seen none.
+    pub(crate) newest: u64,
 }
 
 impl Standing {
@@ -103,10 +109,23 @@ impl Standing {
         Epoch { number: self.epoch.map_or(0, |epoch| epoch.number), cluster: Some(self.cluster) }
     }
 
-    /// The epoch that the store is to say, so that its records count nowhere.
+    /// The epoch that the store is to say, so that its records count nowhere: with a number that nobody has seen so far, as far as
+    /// this client knows.
     #[must_use]
     pub fn nowhere(&self) -> Epoch {
-        Epoch { number: number(self.epoch), cluster: None }
+        Epoch { number: self.number().max(self.newest) + 1, cluster: None }
+    }
+
+    /// The number of the epoch on record, or that of the first epoch.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        number(self.epoch)
+    }
+
+    /// Whether the record, if there is one, names the cluster that answered.
+    #[must_use]
+    pub fn names_itself(&self) -> bool {
+        self.epoch.is_some_and(|epoch| epoch.cluster == Some(self.cluster))
     }
 
     /// The condition that the record is as it was seen.
@@ -162,21 +181,32 @@ fn decode(entry: &Entry) -> Epoch {
 
 /// What a client remembers of the store that it has worked with. Pure: it is told the time.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Trust(Option<Known>);
+pub(crate) struct Trust {
+    known: Option<Known>,
+    /// The store that was seen frozen last, since one was worked with.
+    frozen: Option<Seen>,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    number: u64,
+    seen: Seen,
     /// Whether there was a record that said so.
     recorded: bool,
-    cluster: u64,
-    revision: u64,
-    at: Instant,
     broken: bool,
 }
 
-impl Known {
-    /// Whether a store at this revision can be the one that was known.
+/// A store as it was seen.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    number: u64,
+    cluster: u64,
+    /// The newest revision of it.
+    revision: u64,
+    at: Instant,
+}
+
+impl Seen {
+    /// Whether a store at this revision can be the one that was seen.
     fn goes_on(&self, revision: u64, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.at).max(Duration::from_secs(1)).as_secs();
         let most = passed.saturating_mul(REVISIONS_PER_SECOND).saturating_add(REVISIONS_AT_ONCE);
@@ -187,23 +217,24 @@ impl Known {
 impl Trust {
     /// The cluster that was worked with last.
     pub(crate) fn cluster(&self) -> Option<u64> {
-        self.0.map(|known| known.cluster)
+        self.known.map(|known| known.seen.cluster)
     }
 
-    /// The newest revision of it that was seen.
+    /// The newest revision that was seen of the store that answered last.
     pub(crate) fn revision(&self) -> u64 {
-        self.0.map_or(0, |known| known.revision)
+        self.frozen.or(self.known.map(|known| known.seen)).map_or(0, |seen| seen.revision)
     }
 
     /// Whether an answer is of the store that is known, which had at least the revision `floor` when the request was sent.
     pub(crate) fn admits(&mut self, cluster: u64, revision: u64, floor: u64, now: Instant) -> bool {
-        let Some(known) = &mut self.0 else { return false };
+        let Some(known) = &mut self.known else { return false };
+        let seen = &mut known.seen;
         // Answers overtake each other, so the newest revision says nothing of this one.
-        let goes_on = known.goes_on(revision.max(known.revision), now) && revision >= floor;
-        if known.broken || known.cluster != cluster || !goes_on {
+        let goes_on = seen.goes_on(revision.max(seen.revision), now) && revision >= floor;
+        if known.broken || seen.cluster != cluster || !goes_on {
             return false;
         }
-        (known.revision, known.at) = (known.revision.max(revision), now);
+        (seen.revision, seen.at) = (seen.revision.max(revision), now);
         true
     }
 
@@ -216,42 +247,85 @@ impl Trust {
         now: Instant,
     ) -> Standing {
         let epoch = entry.map(decode);
-        let mut standing =
-            Standing { cluster, epoch, broken: false, written: entry.map_or(0, |entry| entry.mod_revision) };
+        let written = entry.map_or(0, |entry| entry.mod_revision);
+        let mut standing = Standing { cluster, epoch, broken: false, written, newest: self.newest() };
+        // A revision says nothing of another cluster.
+        let floor = if self.frozen.is_some_and(|frozen| frozen.cluster != cluster) { 0 } else { floor };
+        let seen = Seen { number: number(epoch), cluster, revision, at: now };
         let overtaken = |known: Known| {
-            known.cluster == cluster && (floor..known.revision).contains(&revision) && !known.broken
+            known.seen.cluster == cluster && (floor..known.seen.revision).contains(&revision) && !known.broken
         };
-        if self.0.is_some_and(overtaken) {
+        if self.known.is_some_and(overtaken) {
             // What is known by now is newer.
             return standing;
         }
         if !standing.is_current() {
-            if let Some(known) = self.0.as_mut().filter(|known| known.cluster == cluster) {
+            if let Some(known) = self.known.as_mut().filter(|known| known.seen.cluster == cluster) {
                 // It has been made to say so: what it answers counts no more before the next epoch.
                 known.broken = true;
             }
+            standing.broken = self.is_another_freeze(seen, floor, now);
             return standing;
         }
-        let number = number(epoch);
-        match &mut self.0 {
-            Some(known) if number <= known.number => {
-                let same = number == known.number && cluster == known.cluster && !known.broken;
+        if self.frozen.is_some_and(|frozen| frozen.cluster == cluster && seen.number <= frozen.number) {
+            // Nobody has confirmed it, and it does not say any more that it is frozen.
+            standing.broken = true;
+        }
+        match &mut self.known {
+            Some(known) if standing.broken || seen.number <= known.seen.number => {
+                let same = seen.number == known.seen.number && cluster == known.seen.cluster && !known.broken;
                 let lost = known.recorded && epoch.is_none();
-                let newest = revision.max(known.revision);
-                if same && !lost && known.goes_on(newest, now) && revision >= floor {
-                    (known.recorded, known.revision, known.at) = (epoch.is_some(), newest, now);
+                let newest = revision.max(known.seen.revision);
+                let goes_on = known.seen.goes_on(newest, now) && revision >= floor;
+                if same && !lost && goes_on && !standing.broken {
+                    known.recorded = epoch.is_some();
+                    (known.seen.revision, known.seen.at) = (newest, now);
                 } else {
                     known.broken = true;
                     standing.broken = true;
                 }
             }
+            None if standing.broken => {}
             // The first that is known, or an operator has confirmed it since.
             Some(_) | None => {
-                let recorded = epoch.is_some();
-                self.0 = Some(Known { number, recorded, cluster, revision, at: now, broken: false });
+                self.known = Some(Known { seen, recorded: epoch.is_some(), broken: false });
             }
         }
+        if !standing.broken {
+            self.frozen = None;
+        }
         standing
+    }
+
+    /// The highest number that was seen.
+    fn newest(&self) -> u64 {
+        let known = self.known.map(|known| known.seen);
+        known.into_iter().chain(self.frozen).map(|seen| seen.number).max().unwrap_or(0)
+    }
+
+    /// Whether a store that is frozen took the place of one that was frozen too, or of a later one, and does not say so: what hosts
+    /// have said of that one is not true of this.
+    fn is_another_freeze(&mut self, seen: Seen, floor: u64, now: Instant) -> bool {
+        let known = self.known.filter(|known| known.seen.cluster == seen.cluster);
+        // A record that cannot be read has no number.
+        let went_below = |number: u64| (1..number).contains(&seen.number);
+        let had_a_higher_number = known.is_some_and(|known| went_below(known.seen.number + 1));
+        let Some(frozen) = self.frozen.filter(|frozen| frozen.cluster == seen.cluster) else {
+            self.frozen = Some(seen);
+            return had_a_higher_number;
+        };
+        if (floor..frozen.revision).contains(&seen.revision) {
+            // What was seen since is newer.
+            return false;
+        }
+        let newest = seen.revision.max(frozen.revision);
+        let went_back = seen.revision < floor.min(frozen.revision) || went_below(frozen.number);
+        let says_so = seen.number > frozen.number;
+        let is_another = (went_back || !frozen.goes_on(newest, now)) && !says_so || had_a_higher_number;
+        let number = seen.number.max(frozen.number);
+        self.frozen =
+            Some(Seen { number, revision: if is_another { seen.revision } else { newest }, ..seen });
+        is_another
     }
 }
 
@@ -260,7 +334,7 @@ mod tests {
     use super::*;
 
     fn record(number: u64, cluster: Option<u64>) -> Entry {
-        let seen = Standing { cluster: 0, epoch: None, broken: false, written: 0 };
+        let seen = Standing { cluster: 0, epoch: None, broken: false, written: 0, newest: 0 };
         let transaction = beginning(Epoch { number, cluster }, &seen);
         let Some(Write::Put { value, .. }) = transaction.writes.into_iter().next() else { panic!("no put") };
         Entry { value, mod_revision: 3 }
@@ -324,7 +398,7 @@ mod tests {
         assert!(look(None, 1).is_current(), "it is not on record yet");
         let copy = look(None, 2);
         assert!(copy.broken);
-        assert_eq!(copy.nowhere().next().number, 2, "what an operator confirms is no first epoch");
+        assert_eq!(copy.nowhere().number, 2, "what an operator confirms is no first epoch");
         assert!(look(Some(&record(2, Some(2))), 2).is_current(), "it was confirmed since");
         let mut begun = known();
         assert!(begun.look((1, 20), Some(&record(1, Some(1))), 10, now).is_current());

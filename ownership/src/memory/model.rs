@@ -224,7 +224,6 @@ impl State {
         self.leases.clone_from(&backup.leases);
         self.leased.clone_from(&backup.leased);
         self.revision += 1_000_000_000;
-        self.cluster += 1;
         self.under_way.clear();
         self.promote();
     }

@@ -132,7 +132,7 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
         _ => match dice.below(5) {
             0 => Action::StoreBackup {},
             1 | 2 => Action::ConfirmRestore {},
-            _ => Action::StoreRestore {},
+            _ => Action::StoreRestore { same_cluster: dice.below(3) == 0 },
         },
     }]
 }
