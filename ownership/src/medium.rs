@@ -148,6 +148,16 @@ impl<M: Medium> Liveness for M {
         liveness::join(self, me, agent, lease).await
     }
 
+    async fn rejoin(
+        &self,
+        me: &HostBoot,
+        agent: &str,
+        lease: Duration,
+        seen: &Standing,
+    ) -> Result<Option<LeaseId>, StoreError> {
+        liveness::rejoin(self, &self.unconfirmed(), me, agent, lease, seen).await
+    }
+
     async fn renew(&self, lease: LeaseId) -> Result<bool, StoreError> {
         drive::retry(1, || self.keep_alive(lease)).await
     }

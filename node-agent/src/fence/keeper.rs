@@ -198,7 +198,7 @@ impl Fence {
             }
         }
         let sent = Instant::now();
-        match self.liveness.join(&self.me, env!("CARGO_PKG_VERSION"), timing.lease).await {
+        match self.join(timing).await {
             Ok(Join::Joined(lease)) => {
                 info!(seconds = timing.lease.as_secs(), "live in the pool");
                 let vitals = &mut self.lock().vitals;
@@ -231,6 +231,21 @@ impl Fence {
                 Err(error)
             }
         }
+    }
+
+    /// Asks for a lease. What a store that is not confirmed says of a death is as old as its backup, and no reason to stop anything.
+    async fn join(&self, timing: Timing) -> Result<Join, StoreError> {
+        const AGENT: &str = env!("CARGO_PKG_VERSION");
+        let joined = self.liveness.join(&self.me, AGENT, timing.lease).await?;
+        let (Join::Fenced(record), Some(seen)) = (&joined, self.frozen()) else { return Ok(joined) };
+        let rejoined = self.liveness.rejoin(&self.me, AGENT, timing.lease, &seen).await?;
+        if rejoined.is_some() {
+            warn!(
+                by = record.by,
+                "a fence record of this boot is in the store that was restored, and is removed"
+            );
+        }
+        Ok(rejoined.map_or(joined, Join::Joined))
     }
 
     /// Another lease is about to be asked for, and whether it was granted may stay unknown: a shorter one counts from now on,

@@ -429,6 +429,26 @@ async fn a_host_says_within_half_a_minute_that_another_program_took_its_watchdog
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_fence_record_that_a_restored_store_still_has_stops_nothing() {
+    let bed = Bed::new().await;
+    let seen = bed.outside.standing().await.unwrap();
+    assert!(bed.outside.begin_epoch(seen.seen_as().next(), &seen).await.unwrap());
+    let record = FenceRecord { by: "controller-1".to_owned(), proof: Proof::LeaseEnded, revision: 1 };
+    bed.outside.fence(&bed.me, &record).await.unwrap();
+    let backup = bed.outside.backup();
+    bed.outside.unfence(&bed.me, &record).await.unwrap();
+    let (fence, _agent) = bed.agent();
+    bed.guarded(&fence).await;
+    bed.outside.restore(&backup);
+    sleep(seconds(60.0)).await;
+    assert_eq!(bed.guest(), Some(DomainState::Running));
+    assert_eq!(bed.boot_id().await, bed.me.boot_id.as_str(), "the host was not reset");
+    assert!(fence.protection().message.contains("restored from a backup"), "{:?}", fence.protection());
+    let roll = bed.outside.roll().await.unwrap();
+    assert!(roll.live.contains_key(&bed.me) && roll.fenced.is_empty(), "{roll:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_host_said_before_a_restore_is_no_word_on_a_store_that_is_called_as_before() {
     let bed = Bed::new().await;
     let seen = bed.outside.standing().await.unwrap();

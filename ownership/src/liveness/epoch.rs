@@ -20,6 +20,7 @@
 
 use kubexen_mutants::Mutant;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -126,6 +127,11 @@ impl Standing {
     #[must_use]
     pub fn names_itself(&self) -> bool {
         self.epoch.is_some_and(|epoch| epoch.cluster == Some(self.cluster))
+    }
+
+    /// Whether the record is as it was seen, by what a transaction that compared it has found.
+    pub(crate) fn is_as_found(&self, found: &BTreeMap<Key, Entry>) -> bool {
+        found.get(&Key::Epoch).map_or(0, |entry| entry.mod_revision) == self.written
     }
 
     /// The condition that the record is as it was seen.

@@ -38,9 +38,9 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::epoch::Trust;
 pub use self::epoch::{Epoch, Standing, beginning};
 pub use self::judge::{AT_ONCE, Brake, Evidence, Judge, Silence, Tolerance, Verdict};
-pub(crate) use self::membership::{begin_epoch, fence, join, roll, shortest_lease, unfence};
+pub(crate) use self::membership::{begin_epoch, fence, join, rejoin, roll, shortest_lease, unfence};
 pub use self::timing::{Timing, TimingBroken};
-pub use self::transactions::{fencing, joining, unfencing};
+pub use self::transactions::{fencing, joining, rejoining, unfencing};
 pub use self::vitals::{Rung, Vitals};
 pub use self::voters::{Survival, Voter, survival};
 use crate::names::{HostBoot, LeaseId};
@@ -139,6 +139,22 @@ pub trait Liveness: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`StoreError`]; `me` may be live all the same until the lease ends.
     async fn join(&self, me: &HostBoot, agent: &str, lease: Duration) -> Result<Join, StoreError>;
+
+    /// Makes `me` live on a new lease in a store that is frozen and was `seen` so, although it has a fence record of this boot, which
+    /// is gone then; none if the store stands otherwise by now.
+    ///
+    /// The record is as old as the backup. A boot that is there to say so is not dead, and what it promised in the store that was it
+    /// has stopped there: nothing is to be stopped once more by what nobody has confirmed.
+    ///
+    /// # Errors
+    /// As of [`Liveness::join`].
+    async fn rejoin(
+        &self,
+        me: &HostBoot,
+        agent: &str,
+        lease: Duration,
+        seen: &Standing,
+    ) -> Result<Option<LeaseId>, StoreError>;
 
     /// Renews a lease, by one request to one endpoint; false when it has ended. It counts from before this call.
     ///

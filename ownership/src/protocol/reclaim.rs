@@ -51,8 +51,7 @@ impl Verb for ReclaimVerb<'_> {
     }
 
     fn refused(&self, found: &std::collections::BTreeMap<Key, crate::record::Entry>) -> Option<Reclaim> {
-        let written = found.get(&Key::Epoch).map_or(0, |entry| entry.mod_revision);
-        (written != self.seen.written).then_some(Reclaim::Over)
+        (!self.seen.is_as_found(found)).then_some(Reclaim::Over)
     }
 }
 

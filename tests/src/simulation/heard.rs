@@ -30,6 +30,22 @@ impl Heard {
         Self { host: host.to_owned(), inner, judge, timing }
     }
 
+    /// A lease is asked for: a shorter one counts from now on.
+    fn asks_for(&self, lease: Duration) -> Timing {
+        let asked = if lease == Timing::FAST.lease { Timing::FAST } else { Timing::DEFAULT };
+        {
+            let timing = &mut *self.timing.lock().unwrap_or_else(PoisonError::into_inner);
+            *timing = shorter(*timing, asked);
+        }
+        self.judge.asks_for(&self.host, asked);
+        asked
+    }
+
+    fn joined(&self, timing: Timing, sent: Instant) {
+        *self.timing.lock().unwrap_or_else(PoisonError::into_inner) = timing;
+        self.heard(sent);
+    }
+
     fn heard(&self, sent: Instant) {
         let timing = *self.timing.lock().unwrap_or_else(PoisonError::into_inner);
         let is_guarded = |guest: Uuid| {
@@ -44,16 +60,10 @@ impl Heard {
 impl Liveness for Heard {
     async fn join(&self, me: &HostBoot, agent: &str, lease: Duration) -> Result<Join, StoreError> {
         let sent = Instant::now();
-        let joined = if lease == Timing::FAST.lease { Timing::FAST } else { Timing::DEFAULT };
-        {
-            let timing = &mut *self.timing.lock().unwrap_or_else(PoisonError::into_inner);
-            *timing = shorter(*timing, joined);
-        }
-        self.judge.asks_for(&self.host, joined);
+        let asked = self.asks_for(lease);
         let answer = self.inner.join(me, agent, lease).await?;
         if let Join::Joined(_) = answer {
-            *self.timing.lock().unwrap_or_else(PoisonError::into_inner) = joined;
-            self.heard(sent);
+            self.joined(asked, sent);
         }
         Ok(answer)
     }
@@ -65,6 +75,22 @@ impl Liveness for Heard {
             self.heard(sent);
         }
         Ok(renewed)
+    }
+
+    async fn rejoin(
+        &self,
+        me: &HostBoot,
+        agent: &str,
+        lease: Duration,
+        seen: &Standing,
+    ) -> Result<Option<LeaseId>, StoreError> {
+        let sent = Instant::now();
+        let asked = self.asks_for(lease);
+        let answer = self.inner.rejoin(me, agent, lease, seen).await?;
+        if answer.is_some() {
+            self.joined(asked, sent);
+        }
+        Ok(answer)
     }
 
     async fn leave(&self, lease: LeaseId) -> Result<(), StoreError> {
