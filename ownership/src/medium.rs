@@ -29,6 +29,9 @@ pub(crate) trait Medium: Leases + Send + fmt::Debug {
     /// How it stands, asked once.
     fn look(&self) -> impl Future<Output = Result<Standing, RequestError>> + Send;
 
+    /// Another process of this boot has worked with a store that it saw as this.
+    fn recalls(&self, seen_as: Epoch);
+
     /// The records of all virtual machines, as of one moment.
     fn owner_records(&self) -> impl Future<Output = Result<Vec<(VmUid, Entry)>, StoreError>> + Send;
 
@@ -180,6 +183,10 @@ impl<M: Medium> Liveness for M {
 
     async fn shortest_lease(&self) -> Result<Duration, StoreError> {
         liveness::shortest_lease(self).await
+    }
+
+    fn recall(&self, seen_as: Epoch) {
+        self.recalls(seen_as);
     }
 
     async fn standing(&self) -> Result<Standing, StoreError> {

@@ -12,7 +12,7 @@ pub use self::model::Backup;
 use self::model::{Fault, Faults, Lease, SHORTEST_LEASE, State, take};
 use crate::disk::DiskUid;
 use crate::drive::{self, Backend, HostRecords, Leases, RequestError};
-use crate::liveness::{Standing, Trust, Voter};
+use crate::liveness::{Epoch, Standing, Trust, Voter};
 use crate::medium::Medium;
 use crate::names::{LeaseId, VmUid};
 use crate::protocol::{Outcome, Transaction, Write};
@@ -66,6 +66,11 @@ impl MemoryStore {
     #[must_use]
     pub fn client(&self) -> Self {
         Self { state: Arc::clone(&self.state), connection: Arc::default() }
+    }
+
+    /// This client and its clones know nothing of the store any more, as a process that has just begun.
+    pub fn forget(&self) {
+        self.connection().trust = Trust::default();
     }
 
     /// Cuts the connection of this client and its clones, or mends it.
@@ -350,6 +355,10 @@ impl Medium for MemoryStore {
 
     async fn look(&self) -> Result<Standing, RequestError> {
         self.request(|state| self.standing_of(state)).await
+    }
+
+    fn recalls(&self, seen_as: Epoch) {
+        self.connection().trust.recall(seen_as, Instant::now());
     }
 
     async fn owner_records(&self) -> Result<Vec<(VmUid, Entry)>, StoreError> {

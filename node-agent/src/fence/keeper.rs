@@ -68,6 +68,23 @@ impl Fence {
             let (profile, refusal) = policy();
             let wanted = timing(profile);
             let sent = Instant::now();
+            // Before all else: what a store answers counts only when it is known which one it is, and none is written to before.
+            match self.look().await {
+                Ok(standing) => {
+                    if let Some(obstacle) = elsewhere(&standing) {
+                        // What was promised was promised elsewhere: no answer of this one gives more time.
+                        self.set_obstacle(Some(obstacle));
+                        self.tried.notify_one();
+                        sleep(FENCED_RETRY).await;
+                        continue;
+                    }
+                }
+                Err(error) => {
+                    warn!(%error, "how the pool's store stands could not be read");
+                    self.try_again().await;
+                    continue;
+                }
+            }
             if times.is_to_be_checked(wanted, sent) {
                 match self.check(wanted).await {
                     Ok(broken) => times.checked(wanted, broken, sent),
@@ -79,12 +96,6 @@ impl Fence {
                         }
                     }
                 }
-            }
-            // Before the renewal: what a store answers counts only when it is known which one it is.
-            if let Err(error) = self.look().await {
-                warn!(%error, "how the pool's store stands could not be read");
-                self.try_again().await;
-                continue;
             }
             let (may_join, (timing, broken)) = match &times.current {
                 Some(current) => (true, current.clone()),
@@ -129,13 +140,13 @@ impl Fence {
     }
 
     /// Reads how the store stands. One that is not what it was, and does not say so itself, is made to say so, for all others.
-    async fn look(&self) -> Result<(), StoreError> {
+    async fn look(&self) -> Result<Standing, StoreError> {
         let standing = self.liveness.standing().await?;
         if standing.broken {
             self.liveness.begin_epoch(standing.nowhere(), &standing).await?;
         }
         self.stands(standing);
-        Ok(())
+        Ok(standing)
     }
 
     /// What is said while the store is frozen.
@@ -292,6 +303,16 @@ impl Fence {
         state.is_read = true;
         Ok(())
     }
+}
+
+/// What is said while another store answers than that in which something was promised.
+fn elsewhere(standing: &Standing) -> Option<String> {
+    let promised = standing.instead_of?;
+    Some(format!(
+        "the agents of this boot have worked with the etcd cluster {promised:x}, and {:x} answers, which is not made of it: correct \
+         `poolStore.endpoints`, or boot the host if the pool works with this one by now",
+        standing.cluster
+    ))
 }
 
 #[cfg(test)]

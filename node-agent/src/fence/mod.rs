@@ -85,6 +85,9 @@ struct State {
     trouble: Option<String>,
     /// How the store stood when it last answered.
     standing: Option<Standing>,
+    /// What the store that the agents of this boot have worked with last was seen as, when its records counted: their promises are
+    /// in it.
+    promised_in: Option<Epoch>,
     /// The epoch in which all guests of this host are on record.
     on_record: Option<Epoch>,
     /// Why they cannot be put on record.
@@ -117,6 +120,7 @@ impl Fence {
             may_be_armed: true,
             trouble: None,
             standing: None,
+            promised_in: None,
             on_record: None,
             contested: None,
         };
@@ -137,16 +141,17 @@ impl Fence {
     /// Whether guests may be started here, or come here.
     ///
     /// # Errors
-    /// [`ReconcileError::Unheard`] when the pool's store has not answered for too long, or refuses this boot.
+    /// [`ReconcileError::Unheard`] when the pool's store has not answered for too long, or refuses this boot, or when another one
+    /// answers in its place.
     /// [`StoreError::Frozen`] when it was restored from a backup and not confirmed.
     pub fn may_work(&self) -> Result<(), ReconcileError> {
-        if self.frozen().is_some() {
+        if self.frozen().is_some_and(|standing| standing.instead_of.is_none()) {
             return Err(StoreError::Frozen.into());
         }
         let state = self.lock();
         match state.vitals.rung(Instant::now()) {
             // What an agent before this one has heard says nothing of the store that answers now.
-            Rung::Healthy if state.standing.is_some() => Ok(()),
+            Rung::Healthy if state.standing.is_some_and(|standing| standing.is_current()) => Ok(()),
             Rung::Healthy | Rung::Refuse | Rung::Pause | Rung::Stop | Rung::Reset => {
                 let why = state.obstacle.clone();
                 Err(ReconcileError::Unheard(
@@ -189,11 +194,14 @@ impl Fence {
         let before = state.standing.replace(standing);
         if standing.is_current() {
             state.on_record = Some(standing.seen_as());
+            state.promised_in = Some(standing.seen_as());
         }
         if before.map(|before| (before.is_current(), before.seen_as()))
             != Some((standing.is_current(), standing.seen_as()))
         {
-            if !standing.is_current() {
+            if standing.instead_of.is_some() {
+                warn!(?standing, "another store answers than that of the pool");
+            } else if !standing.is_current() {
                 warn!(?standing, "the pool's store was restored from a backup, and is not confirmed");
             }
             self.news.notify_one();

@@ -464,3 +464,37 @@ async fn what_a_host_said_before_a_restore_is_no_word_on_a_store_that_is_called_
     fence.set_on_record(&frozen, None);
     assert_eq!(fence.protection().epoch, Some(frozen.seen_as().to_string()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_started_with_another_store_takes_nothing_back_that_was_promised() {
+    for has_epoch in [false, true] {
+        let mut bed = Bed::new().await;
+        let (fence, agent) = bed.agent();
+        let token = bed.guarded(&fence).await;
+        drop((fence, agent));
+        // Another etcd, of which this pool knows nothing.
+        let wrong = MemoryStore::new();
+        wrong.restore(&MemoryStore::new().backup());
+        if has_epoch {
+            let seen = wrong.standing().await.unwrap();
+            assert!(wrong.begin_epoch(seen.seen_as().next(), &seen).await.unwrap());
+        }
+        let right = std::mem::replace(&mut bed.store, wrong.client());
+        let (fence, agent) = bed.agent();
+        until(|| fence.protection().message.contains("is not made of it")).await;
+        fence.may_work().unwrap_err();
+        assert!(
+            bed.host.watchdog().unwrap().is_some(),
+            "the host is reset in time unless the right one is found"
+        );
+        assert!(wrong.roll().await.unwrap().live.is_empty(), "it is not live there");
+        let owner = VmUid(GUEST);
+        drop((fence, agent));
+        bed.store = right.client();
+        let (fence, _agent) = bed.agent();
+        until(|| fence.guards(GUEST)).await;
+        sleep(seconds(60.0)).await;
+        assert_eq!(bed.guest(), Some(DomainState::Running));
+        assert_eq!(bed.outside.owner(owner).await.unwrap().map(|owner| owner.token), Some(token));
+    }
+}

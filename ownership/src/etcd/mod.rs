@@ -17,7 +17,7 @@ pub use self::config::{EtcdConfig, TlsFiles};
 use self::link::{Link, revision};
 use crate::disk::DiskUid;
 use crate::drive::{self, Backend, HostRecords, Leases, RequestError};
-use crate::liveness::{Standing, Trust, Voter};
+use crate::liveness::{Epoch, Standing, Trust, Voter};
 use crate::medium::Medium;
 use crate::names::{LeaseId, VmUid};
 use crate::protocol::{Compare, Outcome, Transaction, Write};
@@ -237,6 +237,10 @@ impl Medium for EtcdStore {
             self.link.expect_majority_of(cluster).await?;
         }
         Ok(self.trust().look((cluster, revision), entry.as_ref(), floor, Instant::now()))
+    }
+
+    fn recalls(&self, seen_as: Epoch) {
+        self.trust().recall(seen_as, Instant::now());
     }
 
     async fn owner_records(&self) -> Result<Vec<(VmUid, Entry)>, StoreError> {

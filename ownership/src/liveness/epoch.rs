@@ -83,6 +83,9 @@ pub struct Standing {
     pub epoch: Option<Epoch>,
     /// Whether this client has seen that the store is not what it was, although the record does not say so.
     pub broken: bool,
+    /// The cluster that this host has made promises in, if another one answers that is not known to be made of it, so that the one
+    /// that was may be alive. Nothing that it says is heeded, and nothing is written to it.
+    pub instead_of: Option<u64>,
     /// The revision at which the record was written; 0 if there is none.
     pub(crate) written: u64,
     /// The highest number that this client has seen; 0 if it has seen none.
@@ -93,7 +96,8 @@ impl Standing {
     /// Whether the records count: nothing is known to have been restored.
     #[must_use]
     pub fn is_current(&self) -> bool {
-        let is_current = !self.broken && self.epoch.is_none_or(|epoch| epoch.cluster == Some(self.cluster));
+        let is_itself = !self.broken && self.instead_of.is_none();
+        let is_current = is_itself && self.epoch.is_none_or(|epoch| epoch.cluster == Some(self.cluster));
         is_current || Mutant::FreezeIgnored.is_active()
     }
 
@@ -199,6 +203,8 @@ struct Known {
     /// Whether there was a record that said so.
     recorded: bool,
     broken: bool,
+    /// Whether it is what another process has worked with, perhaps at other endpoints.
+    recalled: bool,
 }
 
 /// A store as it was seen.
@@ -221,6 +227,26 @@ impl Seen {
 }
 
 impl Trust {
+    /// Another process of this boot has worked with a store that it saw as this. What this one knows itself counts for more.
+    pub(crate) fn recall(&mut self, seen_as: Epoch, now: Instant) {
+        let Some(cluster) = seen_as.cluster.filter(|_| self.known.is_none()) else { return };
+        let recorded = seen_as.number > 0;
+        let number = number(recorded.then_some(seen_as));
+        let seen = Seen { number, cluster, revision: 0, at: now };
+        self.known = Some(Known { seen, recorded, broken: false, recalled: true });
+    }
+
+    /// The cluster that was worked with before, if that may be alive beside the one that answers with this record: it is neither
+    /// what a backup of the one before says, nor confirmed since.
+    fn passed_over(&self, cluster: u64, epoch: Option<Epoch>) -> Option<u64> {
+        let known = self.known.filter(|known| known.recalled && known.seen.cluster != cluster)?;
+        let is_made_of_it = epoch.is_some_and(|epoch| {
+            let is_later = epoch.number > known.seen.number;
+            epoch.cluster == Some(known.seen.cluster) || is_later
+        });
+        (!is_made_of_it).then_some(known.seen.cluster)
+    }
+
     /// The cluster that was worked with last.
     pub(crate) fn cluster(&self) -> Option<u64> {
         self.known.map(|known| known.seen.cluster)
@@ -237,7 +263,7 @@ impl Trust {
         let seen = &mut known.seen;
         // Answers overtake each other, so the newest revision says nothing of this one.
         let goes_on = seen.goes_on(revision.max(seen.revision), now) && revision >= floor;
-        if known.broken || seen.cluster != cluster || !goes_on {
+        if known.recalled || known.broken || seen.cluster != cluster || !goes_on {
             return false;
         }
         (seen.revision, seen.at) = (seen.revision.max(revision), now);
@@ -254,7 +280,11 @@ impl Trust {
     ) -> Standing {
         let epoch = entry.map(decode);
         let written = entry.map_or(0, |entry| entry.mod_revision);
-        let mut standing = Standing { cluster, epoch, broken: false, written, newest: self.newest() };
+        let (newest, instead_of) = (self.newest(), self.passed_over(cluster, epoch));
+        let mut standing = Standing { cluster, epoch, broken: false, instead_of, written, newest };
+        if instead_of.is_some() {
+            return standing;
+        }
         // A revision says nothing of another cluster.
         let floor = if self.frozen.is_some_and(|frozen| frozen.cluster != cluster) { 0 } else { floor };
         let seen = Seen { number: number(epoch), cluster, revision, at: now };
@@ -282,9 +312,9 @@ impl Trust {
                 let same = seen.number == known.seen.number && cluster == known.seen.cluster && !known.broken;
                 let lost = known.recorded && epoch.is_none();
                 let newest = revision.max(known.seen.revision);
-                let goes_on = known.seen.goes_on(newest, now) && revision >= floor;
+                let goes_on = known.recalled || known.seen.goes_on(newest, now) && revision >= floor;
                 if same && !lost && goes_on && !standing.broken {
-                    known.recorded = epoch.is_some();
+                    (known.recorded, known.recalled) = (epoch.is_some(), false);
                     (known.seen.revision, known.seen.at) = (newest, now);
                 } else {
                     known.broken = true;
@@ -294,7 +324,7 @@ impl Trust {
             None if standing.broken => {}
             // The first that is known, or an operator has confirmed it since.
             Some(_) | None => {
-                self.known = Some(Known { seen, recorded: epoch.is_some(), broken: false });
+                self.known = Some(Known { seen, recorded: epoch.is_some(), broken: false, recalled: false });
             }
         }
         if !standing.broken {
@@ -340,7 +370,8 @@ mod tests {
     use super::*;
 
     fn record(number: u64, cluster: Option<u64>) -> Entry {
-        let seen = Standing { cluster: 0, epoch: None, broken: false, written: 0, newest: 0 };
+        let seen =
+            Standing { cluster: 0, epoch: None, broken: false, instead_of: None, written: 0, newest: 0 };
         let transaction = beginning(Epoch { number, cluster }, &seen);
         let Some(Write::Put { value, .. }) = transaction.writes.into_iter().next() else { panic!("no put") };
         Entry { value, mod_revision: 3 }
@@ -409,6 +440,35 @@ mod tests {
         let mut begun = known();
         assert!(begun.look((1, 20), Some(&record(1, Some(1))), 10, now).is_current());
         assert!(begun.look((1, 30), None, 20, now).broken, "what was on record is gone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_recalls_a_store_heeds_no_other_that_is_not_made_of_it_and_writes_nothing_there() {
+        let now = Instant::now();
+        for seen_as in [Epoch { number: 0, cluster: Some(1) }, Epoch { number: 2, cluster: Some(1) }] {
+            let look = |cluster, entry: Option<Entry>| {
+                let mut trust = Trust::default();
+                trust.recall(seen_as, now);
+                trust.look((cluster, 10), entry.as_ref(), 0, now)
+            };
+            let own = (seen_as.number > 0).then(|| record(seen_as.number, Some(1)));
+            assert!(look(1, own.clone()).is_current(), "it is the same");
+            let other = |standing: Standing| {
+                assert_eq!((standing.instead_of, standing.broken), (Some(1), false), "{standing:?}");
+                assert!(!standing.is_current());
+            };
+            other(look(3, None));
+            other(look(3, Some(record(1, Some(3)))));
+            other(look(3, Some(record(1, Some(4)))));
+            let copy = look(3, Some(record(1, Some(1))));
+            assert!(!copy.is_current() && copy.instead_of.is_none(), "it is made of a backup: {copy:?}");
+            assert!(look(3, Some(record(3, Some(3)))).is_current(), "it was confirmed since");
+            let lost = look(1, (seen_as.number == 0).then(|| record(1, Some(3))));
+            assert!(
+                !lost.is_current() && lost.instead_of.is_none(),
+                "it is the same, and lost its record: {lost:?}"
+            );
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -109,6 +109,10 @@ impl Liveness for Heard {
         self.inner.unfence(boot, record).await
     }
 
+    fn recall(&self, seen_as: Epoch) {
+        self.inner.recall(seen_as);
+    }
+
     async fn standing(&self) -> Result<Standing, StoreError> {
         self.inner.standing().await
     }
