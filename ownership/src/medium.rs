@@ -9,7 +9,9 @@ use async_trait::async_trait;
 
 use crate::disk::{self, DiskUid};
 use crate::drive::{self, Backend, Leases, RequestError};
-use crate::liveness::{self, Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Unfence, Voter};
+use crate::liveness::{
+    self, Epoch, Fence, FenceRecord, Join, Liveness, OldMember, Roll, Standing, Unfence, Voter,
+};
 use crate::names::{HostBoot, LeaseId, Owner, Token, VmUid};
 use crate::protocol::{
     AbortVerb, CommitVerb, DiscardVerb, GuardVerb, ReclaimVerb, ReleaseVerb, ResumeVerb, RunVerb, SaveVerb,
@@ -37,6 +39,9 @@ pub(crate) trait Medium: Leases + Send + fmt::Debug {
 
     /// The records of all disks, as of one moment.
     fn disk_records(&self) -> impl Future<Output = Result<Vec<(DiskUid, Entry)>, StoreError>> + Send;
+
+    /// The members that are too old, asked once.
+    fn old_members(&self) -> impl Future<Output = Result<Vec<OldMember>, RequestError>> + Send;
 
     /// The members that vote, asked once.
     fn members(&self) -> impl Future<Output = Result<Vec<Voter>, RequestError>> + Send;
@@ -195,6 +200,10 @@ impl<M: Medium> Liveness for M {
 
     async fn begin_epoch(&self, epoch: Epoch, seen: &Standing) -> Result<bool, StoreError> {
         liveness::begin_epoch(self, epoch, seen).await
+    }
+
+    async fn old_members(&self) -> Result<Vec<OldMember>, StoreError> {
+        drive::retry(self.read_attempts(), || Medium::old_members(self)).await
     }
 
     async fn voters(&self) -> Result<Vec<Voter>, StoreError> {

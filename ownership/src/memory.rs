@@ -12,7 +12,7 @@ pub use self::model::Backup;
 use self::model::{Fault, Faults, Lease, SHORTEST_LEASE, State, take};
 use crate::disk::DiskUid;
 use crate::drive::{self, Backend, HostRecords, Leases, RequestError};
-use crate::liveness::{Epoch, Standing, Trust, Voter};
+use crate::liveness::{Epoch, OldMember, Standing, Trust, Voter};
 use crate::medium::Medium;
 use crate::names::{LeaseId, VmUid};
 use crate::protocol::{Outcome, Transaction, Write};
@@ -174,6 +174,11 @@ impl MemoryStore {
     /// Makes these the members of the store that have a vote.
     pub fn set_voters(&self, voters: Vec<Voter>) {
         self.lock().voters = voters;
+    }
+
+    /// Makes these the members of the store that are too old.
+    pub fn set_old_members(&self, old: Vec<OldMember>) {
+        self.lock().old_members = old;
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
@@ -375,6 +380,10 @@ impl Medium for MemoryStore {
             Key::Owner(_) | Key::Live(_) | Key::Fenced(_) | Key::Epoch => None,
         })
         .await
+    }
+
+    async fn old_members(&self) -> Result<Vec<OldMember>, RequestError> {
+        self.request(|state| state.old_members.clone()).await
     }
 
     async fn members(&self) -> Result<Vec<Voter>, RequestError> {

@@ -108,10 +108,13 @@ impl Fence {
                     joined = matches!(beat, Beat::Answered).then_some(timing);
                     self.answered().await;
                     let watchdog = self.look_at_watchdog(&mut watchdog);
-                    let trouble = self.lock().trouble.clone();
+                    let (trouble, too_old) = {
+                        let state = self.lock();
+                        (state.trouble.clone(), state.too_old.clone())
+                    };
                     match self.frozen() {
                         Some(standing) => self.set_obstacle(Some(self.freeze(&standing))),
-                        None => self.set_obstacle(refusal.or(broken).or(trouble).or(watchdog)),
+                        None => self.set_obstacle(refusal.or(broken).or(too_old).or(trouble).or(watchdog)),
                     }
                     sleep_until(sent + timing.renewal).await;
                 }

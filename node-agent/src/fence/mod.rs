@@ -29,6 +29,7 @@ mod ladder;
 mod starting;
 #[cfg(test)]
 mod tests;
+mod versions;
 mod watchdog;
 
 pub use starting::Starting;
@@ -83,6 +84,8 @@ struct State {
     may_be_armed: bool,
     /// Why the watchdog, or what is kept beside it, is not as it should be.
     trouble: Option<String>,
+    /// Why the version of a member of the store is too old, as it was seen last.
+    too_old: Option<String>,
     /// How the store stood when it last answered.
     standing: Option<Standing>,
     /// What the store that the agents of this boot have worked with last was seen as, when its records counted: their promises are
@@ -119,6 +122,7 @@ impl Fence {
             is_read: false,
             may_be_armed: true,
             trouble: None,
+            too_old: None,
             standing: None,
             promised_in: None,
             on_record: None,
@@ -135,7 +139,7 @@ impl Fence {
     /// Keeps the promise, for ever. `policy` tells the pool's profile, and why no guest is to be guarded, if none is: what was
     /// promised holds all the same until it is taken back from the store.
     pub async fn run(&self, policy: impl Fn() -> (Profile, Option<String>)) {
-        tokio::join!(self.keep(policy), self.climb());
+        tokio::join!(self.keep(policy), self.climb(), self.look_at_versions());
     }
 
     /// Whether guests may be started here, or come here.

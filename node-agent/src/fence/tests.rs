@@ -6,7 +6,7 @@ use crate::hypervisor::{DomainInfo, DomainState};
 use jiff::Timestamp;
 use kubexen_ownership::{
     BootId, Cut, HostName, MemoryStore, Start,
-    liveness::{FenceRecord, Proof},
+    liveness::{FenceRecord, OldMember, Proof},
 };
 use kubexen_runtime::clock::VirtualClock;
 use std::{
@@ -497,4 +497,17 @@ async fn an_agent_that_is_started_with_another_store_takes_nothing_back_that_was
         assert_eq!(bed.guest(), Some(DomainState::Running));
         assert_eq!(bed.outside.owner(owner).await.unwrap().map(|owner| owner.token), Some(token));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_with_a_member_that_is_too_old_protects_nobody_before_it_is_updated() {
+    let bed = Bed::new().await;
+    let (name, version, least) = ("m-2".to_owned(), "3.5.27".to_owned(), "3.5.28".to_owned());
+    bed.outside.set_old_members(vec![OldMember { name, version, least }]);
+    let (fence, _agent) = bed.agent();
+    until(|| fence.protection().message.contains("the member m-2 of the pool's store is etcd 3.5.27")).await;
+    assert_eq!(fence.protection().state, ProtectionState::Unavailable);
+    fence.may_work().unwrap();
+    bed.outside.set_old_members(Vec::new());
+    until(|| fence.protection().state == ProtectionState::Ready).await;
 }

@@ -42,7 +42,7 @@ pub(crate) use self::membership::{begin_epoch, fence, join, rejoin, roll, shorte
 pub use self::timing::{Timing, TimingBroken};
 pub use self::transactions::{fencing, joining, rejoining, unfencing};
 pub use self::vitals::{Rung, Vitals};
-pub use self::voters::{Survival, Voter, survival};
+pub use self::voters::{OldMember, Survival, Voter, survival};
 use crate::names::{HostBoot, LeaseId};
 use crate::store::StoreError;
 
@@ -218,6 +218,13 @@ pub trait Liveness: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`StoreError::Unknown`] when it may or may not have taken effect. Else [`StoreError`].
     async fn begin_epoch(&self, epoch: Epoch, seen: &Standing) -> Result<bool, StoreError>;
+
+    /// The members of the store that may answer with an old state, and so cannot be relied on. One that does not answer, or does not
+    /// say what it is, is not among them.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn old_members(&self) -> Result<Vec<OldMember>, StoreError>;
 
     /// The members of the store that have a vote, as it knows them.
     ///

@@ -7,7 +7,7 @@ use kubexen_mutants::Mutant;
 use tokio::time::Instant;
 
 use crate::drive::RequestError;
-use crate::liveness::Voter;
+use crate::liveness::{OldMember, Voter};
 use crate::names::{HostBoot, LeaseId, Phase, VmUid};
 use crate::protocol::{Compare, Outcome, Transaction, Write};
 use crate::record::{Entry, Key, decode};
@@ -44,6 +44,7 @@ pub(super) struct State {
     pub(super) started_afresh: Vec<VmUid>,
     pub(super) under_way: Vec<Transaction>,
     pub(super) voters: Vec<Voter>,
+    pub(super) old_members: Vec<OldMember>,
 }
 
 impl Default for State {
@@ -63,6 +64,7 @@ impl Default for State {
             started_afresh: Vec::new(),
             under_way: Vec::new(),
             voters: Vec::new(),
+            old_members: Vec::new(),
         }
     }
 }

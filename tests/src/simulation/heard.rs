@@ -4,7 +4,9 @@ use super::{judge::Judge, silence::shorter};
 use async_trait::async_trait;
 use kubexen_ownership::{
     HostBoot, LeaseId, MemoryStore, StoreError, VmUid,
-    liveness::{Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Timing, Unfence, Voter},
+    liveness::{
+        Epoch, Fence, FenceRecord, Join, Liveness, OldMember, Roll, Standing, Timing, Unfence, Voter,
+    },
 };
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -119,6 +121,10 @@ impl Liveness for Heard {
 
     async fn begin_epoch(&self, epoch: Epoch, seen: &Standing) -> Result<bool, StoreError> {
         self.inner.begin_epoch(epoch, seen).await
+    }
+
+    async fn old_members(&self) -> Result<Vec<OldMember>, StoreError> {
+        self.inner.old_members().await
     }
 
     async fn voters(&self) -> Result<Vec<Voter>, StoreError> {
