@@ -22,6 +22,8 @@ pub(crate) struct Freeze {
     pub(crate) waiting: Vec<String>,
     /// The cluster that the pool worked with, if another one answers.
     pub(crate) instead_of: Option<u64>,
+    /// Whether the store says that it follows that one, so that hosts write to it before an operator has said anything.
+    pub(crate) follows: bool,
 }
 
 /// What is to be done about the epoch.
@@ -33,6 +35,9 @@ pub(crate) enum Plan {
     Begin(Epoch),
     /// The store is not what it was, and does not say so itself: it has to, for all who look at it.
     Annul(Epoch),
+    /// An operator has said that the pool is to go on with a store that does not say that it follows the one that was: it is to say
+    /// so, and that it is frozen, for the hosts to do their part.
+    Adopt(Epoch),
     /// Nothing, before an operator says so and all hosts have done their part.
     Freeze(Freeze),
     /// An operator has said so: the next epoch begins.
@@ -53,16 +58,18 @@ pub(crate) fn decide(
     let known = remembered.map_or(0, |epoch| epoch.number);
     let other = remembered.and_then(|epoch| epoch.cluster).filter(|cluster| *cluster != seen.cluster);
     let nowhere = seen.nowhere();
+    let follows = other.is_none_or(|other| seen.after == Some(other));
     let annul = Plan::Annul(Epoch { number: nowhere.number.max(known + 1), ..nowhere });
     let is_confirmed = |epoch: Epoch| confirmed == Some(epoch.to_string().as_str());
+    // Hosts that have worked in it already have said what it was seen as then.
+    let number = seen.number().max(known) + u64::from(!follows);
+    let next = Epoch { number, cluster: Some(seen.cluster) }.next();
     let freeze =
-        |epoch: Epoch, waiting| Plan::Freeze(Freeze { epoch: epoch.to_string(), waiting, instead_of: other });
-    let next = Epoch { number: seen.number().max(known), cluster: Some(seen.cluster) }.next();
+        |waiting| Plan::Freeze(Freeze { epoch: next.to_string(), waiting, instead_of: other, follows });
     match (seen.epoch, other) {
         (None, None) if !seen.broken && remembered.is_none() => Plan::Begin(seen.seen_as().next()),
         // An operator has confirmed it, and nobody has come to write that down.
-        (Some(epoch), Some(_)) if seen.is_current() && is_confirmed(epoch) => Plan::Keep(epoch),
-        (Some(epoch), Some(_)) if seen.is_current() => freeze(epoch, waiting),
+        (Some(epoch), Some(_)) if seen.is_current() && follows && is_confirmed(epoch) => Plan::Keep(epoch),
         (Some(epoch), None) if seen.is_current() && epoch.number >= known => Plan::Keep(epoch),
         // Hosts may have said so long ago that their guests are on record in it. One that cannot be read has no number, and is left.
         (Some(epoch), None) if seen.broken || seen.is_current() || (1..=known).contains(&epoch.number) => {
@@ -70,10 +77,14 @@ pub(crate) fn decide(
         }
         (None, None) => annul,
         (Some(_) | None, Some(_)) | (Some(_), None) => {
-            if waiting.is_empty() && is_confirmed(next) {
+            if !is_confirmed(next) {
+                freeze(waiting)
+            } else if !follows {
+                Plan::Adopt(Epoch { number, cluster: None })
+            } else if waiting.is_empty() {
                 Plan::Confirm(next)
             } else {
-                freeze(next, waiting)
+                freeze(waiting)
             }
         }
     }
@@ -123,11 +134,14 @@ pub(crate) fn waiting<'a>(
     waiting
 }
 
+/// What the Pool has written down of the store.
+pub(super) fn written(pool: Option<&Pool>) -> Option<Epoch> {
+    Epoch::parse(pool?.status.as_ref()?.availability.as_ref()?.epoch.as_deref()?)
+}
+
 /// What the pool has written down of the store, and what an operator says of it.
 fn words(pool: Option<&Pool>, said: &[Epoch], seen: &Standing) -> (Option<Epoch>, Option<String>) {
-    let status = pool.and_then(|pool| pool.status.as_ref()?.availability.as_ref());
-    let written = status.and_then(|status| Epoch::parse(status.epoch.as_deref()?));
-    let remembered = remembered(written, said.iter().copied(), seen);
+    let remembered = remembered(written(pool), said.iter().copied(), seen);
     (remembered, pool.and_then(|pool| pool.spec.availability.confirmed_epoch.clone()))
 }
 
@@ -146,15 +160,22 @@ pub(super) async fn look(
     let seen_as = match decide(seen, remembered, None, Vec::new()) {
         // What hosts will report of it once it says what it is.
         Plan::Annul(nowhere) => Epoch { cluster: Some(seen.cluster), ..nowhere },
-        Plan::Keep(_) | Plan::Begin(_) | Plan::Freeze(_) | Plan::Confirm(_) => seen.seen_as(),
+        Plan::Keep(_) | Plan::Begin(_) | Plan::Adopt(_) | Plan::Freeze(_) | Plan::Confirm(_) => {
+            seen.seen_as()
+        }
     };
     let waiting = waiting(hosts.iter().map(|host| &**host), roll, off, seen_as);
-    let freeze = Freeze { epoch: seen_as.next().to_string(), waiting, instead_of: None };
-    let plan = decide(seen, remembered, confirmed.as_deref(), freeze.waiting.clone());
+    let plan = decide(seen, remembered, confirmed.as_deref(), waiting.clone());
+    let freeze = match decide(seen, remembered, None, waiting.clone()) {
+        Plan::Freeze(freeze) => freeze,
+        Plan::Keep(_) | Plan::Begin(_) | Plan::Annul(_) | Plan::Adopt(_) | Plan::Confirm(_) => {
+            Freeze { epoch: seen_as.next().to_string(), waiting, instead_of: None, follows: true }
+        }
+    };
     let next = match plan {
         Plan::Keep(epoch) => return Ok(Ok(epoch.to_string())),
         Plan::Freeze(freeze) => return Ok(Err(freeze)),
-        Plan::Begin(epoch) | Plan::Annul(epoch) | Plan::Confirm(epoch) => epoch,
+        Plan::Begin(epoch) | Plan::Annul(epoch) | Plan::Adopt(epoch) | Plan::Confirm(epoch) => epoch,
     };
     // What was read of the Pool may be old, and this cannot be taken back.
     let latest = match &pool {
@@ -166,7 +187,11 @@ pub(super) async fn look(
     if latest.is_some() != pool.is_some() || !unchanged || !context.leadership.holds() {
         return Ok(Err(freeze));
     }
-    let begun = store.liveness.begin_epoch(next, seen).await?;
+    let written = match (&plan, freeze.instead_of) {
+        (Plan::Adopt(_), Some(cluster)) => seen.following(cluster),
+        (_, Some(_) | None) => *seen,
+    };
+    let begun = store.liveness.begin_epoch(next, &written).await?;
     match (&plan, begun) {
         (Plan::Begin(_), true) => info!(epoch = %next, "the first epoch of the pool's store begins"),
         (Plan::Confirm(_), true) => {
@@ -177,11 +202,12 @@ pub(super) async fn look(
             }
         }
         (Plan::Annul(_), true) => warn!(?seen, "the pool's store is not what it was: it is frozen"),
+        (Plan::Adopt(_), true) => info!(?seen, "this store is to follow the one that the pool worked with"),
         (Plan::Keep(_) | Plan::Freeze(_), _) | (_, false) => return Ok(Err(freeze)),
     }
     match plan {
         Plan::Begin(epoch) | Plan::Confirm(epoch) => Ok(Ok(epoch.to_string())),
-        Plan::Keep(_) | Plan::Annul(_) | Plan::Freeze(_) => Ok(Err(freeze)),
+        Plan::Keep(_) | Plan::Annul(_) | Plan::Adopt(_) | Plan::Freeze(_) => Ok(Err(freeze)),
     }
 }
 
@@ -248,27 +274,48 @@ mod tests {
         let here = seen(None).await.cluster;
         let freeze = |number| {
             let epoch = epoch(number, here).to_string();
-            Plan::Freeze(Freeze { epoch, waiting: Vec::new(), instead_of: Some(99) })
+            Plan::Freeze(Freeze { epoch, waiting: Vec::new(), instead_of: Some(99), follows: false })
         };
+        let mut others = vec![(5, seen(None).await)];
         for number in [1, 3, 7] {
-            let theirs = seen(Some(epoch(number, here))).await;
-            assert_eq!(decide(&theirs, remembered, None, Vec::new()), freeze(number));
-            assert_eq!(decide(&theirs, remembered, Some("3-63"), Vec::new()), freeze(number));
-            let named = epoch(number, here).to_string();
-            let kept = decide(&theirs, remembered, Some(&named), vec!["a".to_owned()]);
-            assert_eq!(
-                kept,
-                Plan::Keep(epoch(number, here)),
-                "it was confirmed, and the Pool does not say so yet"
-            );
+            others.push((number.max(3) + 2, seen(Some(epoch(number, here))).await));
         }
-        let mut empty = seen(None).await;
-        for broken in [false, true] {
-            empty.broken = broken;
-            assert_eq!(decide(&empty, remembered, None, Vec::new()), freeze(4));
-            let named = epoch(4, here).to_string();
-            assert_eq!(decide(&empty, remembered, Some(&named), Vec::new()), Plan::Confirm(epoch(4, here)));
+        for (number, mut theirs) in others {
+            for broken in [false, true] {
+                theirs.broken = broken;
+                assert_eq!(decide(&theirs, remembered, None, Vec::new()), freeze(number));
+                assert_eq!(decide(&theirs, remembered, Some("3-63"), Vec::new()), freeze(number));
+                let own = theirs.epoch.map(|epoch| epoch.to_string());
+                assert_eq!(decide(&theirs, remembered, own.as_deref(), Vec::new()), freeze(number));
+                let named = epoch(number, here).to_string();
+                for waiting in [Vec::new(), vec!["a".to_owned()]] {
+                    let adopted = Epoch { number: number - 1, cluster: None };
+                    assert_eq!(decide(&theirs, remembered, Some(&named), waiting), Plan::Adopt(adopted));
+                }
+            }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_of_another_cluster_that_an_operator_has_named_waits_for_the_hosts_under_that_name() {
+        let store = kubexen_ownership::MemoryStore::new();
+        let fresh = store.standing().await.unwrap();
+        let (here, remembered) = (fresh.cluster, Some(epoch(3, 99)));
+        let named = epoch(5, here).to_string();
+        let plan = |seen: &Standing, waiting: &[&str]| {
+            let waiting = waiting.iter().map(|name| (*name).to_owned()).collect();
+            decide(seen, remembered, Some(&named), waiting)
+        };
+        let Plan::Adopt(adopted) = plan(&fresh, &["a"]) else { panic!("not adopted") };
+        assert!(store.begin_epoch(adopted, &fresh.following(99)).await.unwrap());
+        let adopted = store.client().standing().await.unwrap();
+        assert!(!adopted.is_current() && adopted.after == Some(99), "{adopted:?}");
+        let Plan::Freeze(freeze) = plan(&adopted, &["a"]) else { panic!("not frozen") };
+        assert_eq!((freeze.epoch, freeze.follows), (named.clone(), true));
+        assert_eq!(plan(&adopted, &[]), Plan::Confirm(epoch(5, here)));
+        assert!(store.begin_epoch(epoch(5, here), &adopted).await.unwrap());
+        let confirmed = store.client().standing().await.unwrap();
+        assert_eq!(plan(&confirmed, &["a"]), Plan::Keep(epoch(5, here)), "the Pool does not say so yet");
     }
 
     #[tokio::test(start_paused = true)]
@@ -282,12 +329,12 @@ mod tests {
         let begins = Plan::Begin(epoch(1, here));
         assert_eq!(plan(&fresh, &[]), begins);
         assert_eq!(plan(&fresh, &[epoch(0, here)]), begins, "agents were there before the controller");
-        let frozen = |number| {
-            let epoch = epoch(number, here).to_string();
-            Plan::Freeze(Freeze { epoch, waiting: Vec::new(), instead_of: Some(99) })
+        let frozen = || {
+            let epoch = epoch(3, here).to_string();
+            Plan::Freeze(Freeze { epoch, waiting: Vec::new(), instead_of: Some(99), follows: false })
         };
-        assert_eq!(plan(&fresh, &[epoch(0, here), epoch(0, 99)]), frozen(2), "one knows another");
-        assert_eq!(plan(&running, &[epoch(1, 99)]), frozen(1));
+        assert_eq!(plan(&fresh, &[epoch(0, here), epoch(0, 99)]), frozen(), "one knows another");
+        assert_eq!(plan(&running, &[epoch(1, 99)]), frozen());
         assert_eq!(
             plan(&running, &[epoch(1, 99), epoch(1, here)]),
             Plan::Keep(epoch(1, here)),
@@ -304,7 +351,7 @@ mod tests {
         let text = next.to_string();
         let frozen = |waiting: &[&str]| {
             let waiting = waiting.iter().map(|name| (*name).to_owned()).collect();
-            Plan::Freeze(Freeze { epoch: text.clone(), waiting, instead_of: Some(99) })
+            Plan::Freeze(Freeze { epoch: text.clone(), waiting, instead_of: Some(99), follows: true })
         };
         let remembered = Some(epoch(1, 99));
         assert_eq!(decide(&restored, remembered, None, Vec::new()), frozen(&[]));

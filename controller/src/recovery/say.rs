@@ -183,7 +183,7 @@ pub(crate) fn redundant_words(context: &Context) -> Option<Wanted> {
 }
 
 /// What is to be done about a store that was restored from a backup.
-fn frozen(Freeze { epoch, waiting, instead_of }: &Freeze) -> String {
+fn frozen(Freeze { epoch, waiting, instead_of, follows }: &Freeze) -> String {
     let answers = epoch.split_once('-').map_or("", |(_, cluster)| cluster);
     let why = match instead_of {
         Some(cluster) => format!(
@@ -196,6 +196,12 @@ fn frozen(Freeze { epoch, waiting, instead_of }: &Freeze) -> String {
     let confirm = format!(
         "set `spec.availability.confirmedEpoch` to `{epoch}` if the pool is to go on with this store"
     );
+    if !follows {
+        return format!(
+            "{what}; hosts write nothing to it before you say so: correct the endpoints, or, if the one that was is gone for good, \
+             {confirm}"
+        );
+    }
     match waiting.as_slice() {
         [] => format!("{what}; all hosts have put on record in it what they run: {confirm}"),
         hosts => format!(

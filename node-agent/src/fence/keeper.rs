@@ -312,8 +312,9 @@ impl Fence {
 fn elsewhere(standing: &Standing) -> Option<String> {
     let promised = standing.instead_of?;
     Some(format!(
-        "the agents of this boot have worked with the etcd cluster {promised:x}, and {:x} answers, which is not made of it: correct \
-         `poolStore.endpoints`, or boot the host if the pool works with this one by now",
+        "the agents of this boot have worked with the etcd cluster {promised:x}, and {:x} answers, which does not say that it follows \
+         that one: correct `poolStore.endpoints`; if the pool is frozen and is to go on with this one, set \
+         `spec.availability.confirmedEpoch` of the Pool; if it works with this one by now, boot the host",
         standing.cluster
     ))
 }

@@ -1,7 +1,7 @@
 //! In which store the records count: whether it is the one that the pool works with, or was made of a backup since.
 //!
 //! ```text
-//!   /kubexen/epoch   number, cluster         written when the pool begins, and when an operator confirms a restore
+//!   /kubexen/epoch   number, cluster, after   written when the pool begins, and when an operator confirms a restore
 //!
 //!   the record names the cluster that answers   → current
 //!   it names another, or none                   → frozen: the records may be old, nothing is decided by them
@@ -13,6 +13,10 @@
 //! client remembers finds the rest: a store that is empty, one with a lower number than before, and a restore under the same
 //! identity, which shows in a revision that went back or leapt. A store without the record is in its first epoch: one in which the
 //! first epoch begins in another cluster took the place of it, and nobody has confirmed that.
+//!
+//! A store of another cluster may also be that of another pool. It follows the one that a client has worked with if its record says so:
+//! it names that one, as in a backup, or has it as the cluster in which the records counted before (`after`), which who confirms a
+//! restore writes.
 //!
 //! A store that has to be told that it is frozen gets a number that no store of this cluster had before, as each confirmed epoch
 //! does. So what a host has said of it, by number and cluster, is of this very freeze: never of the time before, and never of an
@@ -83,13 +87,18 @@ pub struct Standing {
     pub epoch: Option<Epoch>,
     /// Whether this client has seen that the store is not what it was, although the record does not say so.
     pub broken: bool,
-    /// The cluster that this host has made promises in, if another one answers that is not known to be made of it, so that the one
-    /// that was may be alive. Nothing that it says is heeded, and nothing is written to it.
+    /// The cluster that this client has worked with, or another process of its boot, if another one answers whose record does not
+    /// say that it follows that one, so that the one that was may be alive. Nothing that it says is heeded, and nothing is written
+    /// to it.
     pub instead_of: Option<u64>,
+    /// The cluster in which the records counted before they came into this one, by the record.
+    pub after: Option<u64>,
     /// The revision at which the record was written; 0 if there is none.
     pub(crate) written: u64,
     /// The highest number that this client has seen; 0 if it has seen none.
     pub(crate) newest: u64,
+    /// The cluster that this client has worked with.
+    pub(crate) known: Option<u64>,
 }
 
 impl Standing {
@@ -97,7 +106,7 @@ impl Standing {
     #[must_use]
     pub fn is_current(&self) -> bool {
         let is_itself = !self.broken && self.instead_of.is_none();
-        let is_current = is_itself && self.epoch.is_none_or(|epoch| epoch.cluster == Some(self.cluster));
+        let is_current = is_itself && (self.epoch.is_none() || self.names_itself());
         is_current || Mutant::FreezeIgnored.is_active()
     }
 
@@ -133,6 +142,12 @@ impl Standing {
         self.epoch.is_some_and(|epoch| epoch.cluster == Some(self.cluster))
     }
 
+    /// This store, which is to say that it follows that cluster.
+    #[must_use]
+    pub fn following(self, cluster: u64) -> Self {
+        Self { after: Some(cluster), known: Some(cluster), ..self }
+    }
+
     /// Whether the record is as it was seen, by what a transaction that compared it has found.
     pub(crate) fn is_as_found(&self, found: &BTreeMap<Key, Entry>) -> bool {
         found.get(&Key::Epoch).map_or(0, |entry| entry.mod_revision) == self.written
@@ -160,31 +175,41 @@ struct EpochValue {
     /// In hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cluster: Option<String>,
+    /// The cluster in which the records counted before, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    after: Option<String>,
 }
 
 /// EPOCH: the records count in this epoch from now on, if the record is as it was seen.
 #[must_use]
 pub fn beginning(epoch: Epoch, seen: &Standing) -> Transaction {
-    let cluster = epoch.cluster.map(|cluster| format!("{cluster:x}"));
-    let value = EpochValue { version: VERSION, number: epoch.number, cluster };
+    // Who says that it is frozen may be the only one that knows whose place it took.
+    let after = match epoch.cluster {
+        None => seen.known.filter(|known| *known != seen.cluster).or(seen.after).or(seen.known),
+        Some(_) => seen.after,
+    };
+    let text = |cluster| format!("{cluster:x}");
+    let (cluster, after) = (epoch.cluster.map(text), after.map(text));
+    let value = EpochValue { version: VERSION, number: epoch.number, cluster, after };
     let value = serde_json::to_vec(&value).expect("strings and numbers always have a JSON form");
     Transaction { compares: vec![seen.unchanged()], writes: vec![Write::Put { key: Key::Epoch, value }] }
 }
 
-/// The epoch that an entry names. One that cannot be read names no cluster: the store is not trusted.
-fn decode(entry: &Entry) -> Epoch {
+/// The epoch that an entry names, and the cluster in which the records counted before. One that cannot be read names no cluster: the
+/// store is not trusted.
+fn decode(entry: &Entry) -> (Epoch, Option<u64>) {
     let cluster_of = |text: String| u64::from_str_radix(&text, 16).ok();
     match serde_json::from_slice::<EpochValue>(&entry.value) {
-        Ok(EpochValue { version: VERSION, number, cluster }) => {
-            Epoch { number, cluster: cluster.and_then(cluster_of) }
+        Ok(EpochValue { version: VERSION, number, cluster, after }) => {
+            (Epoch { number, cluster: cluster.and_then(cluster_of) }, after.and_then(cluster_of))
         }
         Ok(EpochValue { version, .. }) => {
             tracing::error!(version, "the record of the epoch has a version that this program does not know");
-            Epoch { number: 0, cluster: None }
+            (Epoch { number: 0, cluster: None }, None)
         }
         Err(error) => {
             tracing::error!(%error, "the record of the epoch cannot be read");
-            Epoch { number: 0, cluster: None }
+            (Epoch { number: 0, cluster: None }, None)
         }
     }
 }
@@ -236,15 +261,15 @@ impl Trust {
         self.known = Some(Known { seen, recorded, broken: false, recalled: true });
     }
 
-    /// The cluster that was worked with before, if that may be alive beside the one that answers with this record: it is neither
-    /// what a backup of the one before says, nor confirmed since.
-    fn passed_over(&self, cluster: u64, epoch: Option<Epoch>) -> Option<u64> {
-        let known = self.known.filter(|known| known.recalled && known.seen.cluster != cluster)?;
-        let is_made_of_it = epoch.is_some_and(|epoch| {
-            let is_later = epoch.number > known.seen.number;
-            epoch.cluster == Some(known.seen.cluster) || is_later
-        });
-        (!is_made_of_it).then_some(known.seen.cluster)
+    /// The cluster that was worked with before, if that may be alive beside the one that answers with this record, which does not say
+    /// that it follows it. One that is empty, or frozen already, took its place for a client that worked with that one at these very
+    /// endpoints.
+    fn passed_over(&self, cluster: u64, epoch: Option<Epoch>, after: Option<u64>) -> Option<u64> {
+        let known = self.known.filter(|known| known.seen.cluster != cluster)?;
+        let follows =
+            after == Some(known.seen.cluster) || self.frozen.is_some_and(|frozen| frozen.cluster == cluster);
+        let is_at_work = epoch.is_some_and(|epoch| epoch.cluster == Some(cluster));
+        (!follows && (known.recalled || is_at_work)).then_some(known.seen.cluster)
     }
 
     /// The cluster that was worked with last.
@@ -278,10 +303,15 @@ impl Trust {
         floor: u64,
         now: Instant,
     ) -> Standing {
-        let epoch = entry.map(decode);
+        let (epoch, before) = entry.map(decode).unzip();
+        // A record that names another cluster is in a backup of that one.
+        let after =
+            epoch.and_then(|epoch| epoch.cluster).filter(|named| *named != cluster).or(before.flatten());
         let written = entry.map_or(0, |entry| entry.mod_revision);
-        let (newest, instead_of) = (self.newest(), self.passed_over(cluster, epoch));
-        let mut standing = Standing { cluster, epoch, broken: false, instead_of, written, newest };
+        let (newest, known) = (self.newest(), self.cluster());
+        let instead_of = self.passed_over(cluster, epoch, after);
+        let mut standing =
+            Standing { cluster, epoch, broken: false, instead_of, after, written, newest, known };
         if instead_of.is_some() {
             return standing;
         }
@@ -366,136 +396,4 @@ impl Trust {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn record(number: u64, cluster: Option<u64>) -> Entry {
-        let seen =
-            Standing { cluster: 0, epoch: None, broken: false, instead_of: None, written: 0, newest: 0 };
-        let transaction = beginning(Epoch { number, cluster }, &seen);
-        let Some(Write::Put { value, .. }) = transaction.writes.into_iter().next() else { panic!("no put") };
-        Entry { value, mod_revision: 3 }
-    }
-
-    #[test]
-    fn the_layout_of_the_value_is_the_one_that_other_versions_read() {
-        let text = |number, cluster| String::from_utf8(record(number, cluster).value).unwrap();
-        assert_eq!(text(2, Some(0xab)), r#"{"version":1,"number":2,"cluster":"ab"}"#);
-        assert_eq!(text(2, None), r#"{"version":1,"number":2}"#);
-        for bad in ["", "{}", r#"{"version":2,"number":2,"cluster":"ab"}"#] {
-            let entry = Entry { value: bad.into(), mod_revision: 3 };
-            assert_eq!(decode(&entry).cluster, None, "{bad}");
-        }
-        let epoch = Epoch { number: 2, cluster: Some(0xab) };
-        assert_eq!((epoch.to_string().as_str(), Epoch::parse("2-ab")), ("2-ab", Some(epoch)));
-        assert_eq!(Epoch::parse("ab"), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_store_whose_record_names_another_cluster_is_frozen_for_those_who_remember_nothing() {
-        let mut trust = Trust::default();
-        let now = Instant::now();
-        for (cluster, current) in [(Some(1), true), (Some(2), false), (None, false)] {
-            let standing = trust.look((1, 10), Some(&record(1, cluster)), 0, now);
-            assert_eq!(standing.is_current(), current, "{cluster:?}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_a_client_remembers_finds_a_restore_that_the_record_does_not_show() {
-        let now = Instant::now();
-        let known = || {
-            let mut trust = Trust::default();
-            assert!(trust.look((1, 10), Some(&record(2, Some(1))), 0, now).is_current());
-            trust
-        };
-        let current = |mut trust: Trust, cluster, revision, entry: Option<&Entry>| {
-            trust.look((cluster, revision), entry, 10, now).is_current()
-        };
-        assert!(current(known(), 1, 500_000, Some(&record(2, Some(1)))), "it is the same");
-        assert!(!current(known(), 1, 9, Some(&record(2, Some(1)))), "its revision went back");
-        assert!(!current(known(), 1, 1_000_000_010, Some(&record(2, Some(1)))), "its revision leapt");
-        assert!(!current(known(), 3, 10, None), "it is empty");
-        assert!(!current(known(), 3, 10, Some(&record(1, Some(3)))), "its number went back");
-        assert!(current(known(), 3, 10, Some(&record(3, Some(3)))), "it was confirmed since");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_client_that_worked_with_a_store_without_a_record_does_not_follow_a_first_epoch_elsewhere() {
-        let now = Instant::now();
-        let known = || {
-            let mut trust = Trust::default();
-            assert!(trust.look((1, 10), None, 0, now).is_current());
-            trust
-        };
-        let look = |entry: Option<&Entry>, cluster| known().look((cluster, 20), entry, 10, now);
-        assert!(look(Some(&record(1, Some(1))), 1).is_current(), "it begins");
-        let another = look(Some(&record(1, Some(2))), 2);
-        assert!(another.broken, "it begins in another one, which nobody knows to be a copy");
-        assert!(look(None, 1).is_current(), "it is not on record yet");
-        let copy = look(None, 2);
-        assert!(copy.broken);
-        assert_eq!(copy.nowhere().number, 2, "what an operator confirms is no first epoch");
-        assert!(look(Some(&record(2, Some(2))), 2).is_current(), "it was confirmed since");
-        let mut begun = known();
-        assert!(begun.look((1, 20), Some(&record(1, Some(1))), 10, now).is_current());
-        assert!(begun.look((1, 30), None, 20, now).broken, "what was on record is gone");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_recalls_a_store_heeds_no_other_that_is_not_made_of_it_and_writes_nothing_there() {
-        let now = Instant::now();
-        for seen_as in [Epoch { number: 0, cluster: Some(1) }, Epoch { number: 2, cluster: Some(1) }] {
-            let look = |cluster, entry: Option<Entry>| {
-                let mut trust = Trust::default();
-                trust.recall(seen_as, now);
-                trust.look((cluster, 10), entry.as_ref(), 0, now)
-            };
-            let own = (seen_as.number > 0).then(|| record(seen_as.number, Some(1)));
-            assert!(look(1, own.clone()).is_current(), "it is the same");
-            let other = |standing: Standing| {
-                assert_eq!((standing.instead_of, standing.broken), (Some(1), false), "{standing:?}");
-                assert!(!standing.is_current());
-            };
-            other(look(3, None));
-            other(look(3, Some(record(1, Some(3)))));
-            other(look(3, Some(record(1, Some(4)))));
-            let copy = look(3, Some(record(1, Some(1))));
-            assert!(!copy.is_current() && copy.instead_of.is_none(), "it is made of a backup: {copy:?}");
-            assert!(look(3, Some(record(3, Some(3)))).is_current(), "it was confirmed since");
-            let lost = look(1, (seen_as.number == 0).then(|| record(1, Some(3))));
-            assert!(
-                !lost.is_current() && lost.instead_of.is_none(),
-                "it is the same, and lost its record: {lost:?}"
-            );
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_that_was_overtaken_by_the_next_epoch_is_no_break() {
-        let now = Instant::now();
-        let mut trust = Trust::default();
-        trust.look((1, 10), Some(&record(2, Some(1))), 0, now);
-        for old in [None, Some(record(1, Some(1))), Some(record(1, None))] {
-            assert!(!trust.look((1, 9), old.as_ref(), 8, now).broken);
-            assert!(trust.admits(1, 10, 10, now));
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_client_that_has_seen_a_break_believes_nothing_before_the_next_epoch() {
-        let now = Instant::now();
-        let mut trust = Trust::default();
-        trust.look((1, 10), Some(&record(1, Some(1))), 11, now);
-        assert!(trust.admits(1, 11, 10, now));
-        assert!(trust.admits(1, 10, 10, now), "answers overtake each other");
-        assert!(!trust.admits(1, 10, 11, now), "it was sent after the newer one had come");
-        assert!(trust.look((1, 5), Some(&record(1, Some(1))), 11, now).broken);
-        assert!(!trust.admits(1, 20, 11, now));
-        assert!(trust.look((1, 20), Some(&record(1, Some(1))), 11, now).broken);
-        assert!(trust.look((1, 21), Some(&record(2, Some(1))), 11, now).is_current());
-        assert!(trust.admits(1, 22, 21, now));
-        assert!(!trust.look((1, 23), Some(&record(2, None)), 11, now).is_current());
-        assert!(!trust.admits(1, 24, 23, now), "it was made to say so");
-    }
-}
+mod tests;

@@ -198,9 +198,9 @@ pub trait Liveness: Send + Sync + fmt::Debug {
     /// [`StoreError`].
     async fn shortest_lease(&self) -> Result<Duration, StoreError>;
 
-    /// Another process of this boot has promised something in a store that it saw as this, perhaps at other endpoints: one that is
-    /// neither that nor made of it is frozen for this client and its clones, and what they work with meanwhile says nothing of what
-    /// was promised.
+    /// Somebody has worked with a store that was seen as this, perhaps at other endpoints: another process of this boot, which has
+    /// promised something there, or the pool. Another cluster whose record does not say that it follows that one is frozen for this
+    /// client and its clones ([`Standing::instead_of`]). Says nothing to a client that has worked with a store itself.
     fn recall(&self, seen_as: Epoch);
 
     /// How the store stands to the records in it: whether it was restored from a backup. By a linearizable read. From then on
