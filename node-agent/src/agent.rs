@@ -428,6 +428,8 @@ async fn keep_on_record(domains: &Domains, queue: &WorkQueue<Task>, thawed: &Not
     let mut frozen: Option<(Epoch, BTreeSet<Uuid>)> = None;
     loop {
         match fence.frozen() {
+            // It is none of this pool's, or nobody knows whether it is.
+            Some(seen) if seen.instead_of.is_some() => {}
             Some(seen) => {
                 let (epoch, mine) = frozen.get_or_insert_with(|| (seen.seen_as(), BTreeSet::new()));
                 if *epoch != seen.seen_as() {

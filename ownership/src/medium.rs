@@ -9,7 +9,9 @@ use async_trait::async_trait;
 
 use crate::disk::{self, DiskUid};
 use crate::drive::{self, Backend, Leases, RequestError};
-use crate::liveness::{self, Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Unfence, Voter};
+use crate::liveness::{
+    self, Epoch, Fence, FenceRecord, Join, Liveness, OldMember, Roll, Standing, Unfence, Voter,
+};
 use crate::names::{HostBoot, LeaseId, Owner, Token, VmUid};
 use crate::protocol::{
     AbortVerb, CommitVerb, DiscardVerb, GuardVerb, ReclaimVerb, ReleaseVerb, ResumeVerb, RunVerb, SaveVerb,
@@ -29,11 +31,17 @@ pub(crate) trait Medium: Leases + Send + fmt::Debug {
     /// How it stands, asked once.
     fn look(&self) -> impl Future<Output = Result<Standing, RequestError>> + Send;
 
+    /// Another process of this boot has worked with a store that it saw as this.
+    fn recalls(&self, seen_as: Epoch);
+
     /// The records of all virtual machines, as of one moment.
     fn owner_records(&self) -> impl Future<Output = Result<Vec<(VmUid, Entry)>, StoreError>> + Send;
 
     /// The records of all disks, as of one moment.
     fn disk_records(&self) -> impl Future<Output = Result<Vec<(DiskUid, Entry)>, StoreError>> + Send;
+
+    /// The members that are too old, asked once.
+    fn old_members(&self) -> impl Future<Output = Result<Vec<OldMember>, RequestError>> + Send;
 
     /// The members that vote, asked once.
     fn members(&self) -> impl Future<Output = Result<Vec<Voter>, RequestError>> + Send;
@@ -148,6 +156,16 @@ impl<M: Medium> Liveness for M {
         liveness::join(self, me, agent, lease).await
     }
 
+    async fn rejoin(
+        &self,
+        me: &HostBoot,
+        agent: &str,
+        lease: Duration,
+        seen: &Standing,
+    ) -> Result<Option<LeaseId>, StoreError> {
+        liveness::rejoin(self, &self.unconfirmed(), me, agent, lease, seen).await
+    }
+
     async fn renew(&self, lease: LeaseId) -> Result<bool, StoreError> {
         drive::retry(1, || self.keep_alive(lease)).await
     }
@@ -176,12 +194,20 @@ impl<M: Medium> Liveness for M {
         liveness::shortest_lease(self).await
     }
 
+    fn recall(&self, seen_as: Epoch) {
+        self.recalls(seen_as);
+    }
+
     async fn standing(&self) -> Result<Standing, StoreError> {
         drive::retry(self.read_attempts(), || self.look()).await
     }
 
     async fn begin_epoch(&self, epoch: Epoch, seen: &Standing) -> Result<bool, StoreError> {
         liveness::begin_epoch(self, epoch, seen).await
+    }
+
+    async fn old_members(&self) -> Result<Vec<OldMember>, StoreError> {
+        drive::retry(self.read_attempts(), || Medium::old_members(self)).await
     }
 
     async fn voters(&self) -> Result<Vec<Voter>, StoreError> {

@@ -14,7 +14,7 @@ use self::model::{Fault, Faults, Lease, SHORTEST_LEASE, State, take};
 pub use self::way::Way;
 use crate::disk::DiskUid;
 use crate::drive::{self, Backend, HostRecords, Leases, RequestError};
-use crate::liveness::{Standing, Trust, Voter};
+use crate::liveness::{Epoch, OldMember, Standing, Trust, Voter};
 use crate::medium::Medium;
 use crate::names::{LeaseId, VmUid};
 use crate::protocol::{Outcome, Transaction, Write};
@@ -75,6 +75,11 @@ impl MemoryStore {
     #[must_use]
     pub fn client(&self) -> Self {
         Self { state: Arc::clone(&self.state), connection: Arc::default() }
+    }
+
+    /// This client and its clones know nothing of the store any more, as a process that has just begun.
+    pub fn forget(&self) {
+        self.connection().trust = Trust::default();
     }
 
     /// Cuts the connection of this client and its clones, or mends it.
@@ -138,6 +143,13 @@ impl MemoryStore {
     /// Replaces the store by one that is made of a backup: revisions go on from far beyond those that were, as
     /// `etcdutl snapshot restore --bump-revision` has it, the identity is another, and leases have their whole time again.
     pub fn restore(&self, backup: &Backup) {
+        let mut state = self.lock();
+        state.restore(backup);
+        state.cluster += 1;
+    }
+
+    /// As [`MemoryStore::restore`], with the token and the addresses of the one that was: the identity is the same.
+    pub fn restore_as_it_was_called(&self, backup: &Backup) {
         self.lock().restore(backup);
     }
 
@@ -199,6 +211,11 @@ impl MemoryStore {
     /// Makes these the members of the store that have a vote.
     pub fn set_voters(&self, voters: Vec<Voter>) {
         self.lock().voters = voters;
+    }
+
+    /// Makes these the members of the store that are too old.
+    pub fn set_old_members(&self, old: Vec<OldMember>) {
+        self.lock().old_members = old;
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
@@ -402,6 +419,10 @@ impl Medium for MemoryStore {
         self.request(|state| self.standing_of(state)).await
     }
 
+    fn recalls(&self, seen_as: Epoch) {
+        self.connection().trust.recall(seen_as, Instant::now());
+    }
+
     async fn owner_records(&self) -> Result<Vec<(VmUid, Entry)>, StoreError> {
         self.records(|key| match key {
             Key::Owner(vm) => Some(*vm),
@@ -416,6 +437,10 @@ impl Medium for MemoryStore {
             Key::Owner(_) | Key::Live(_) | Key::Fenced(_) | Key::Epoch => None,
         })
         .await
+    }
+
+    async fn old_members(&self) -> Result<Vec<OldMember>, RequestError> {
+        self.request(|state| state.old_members.clone()).await
     }
 
     async fn members(&self) -> Result<Vec<Voter>, RequestError> {

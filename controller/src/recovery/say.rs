@@ -183,12 +183,25 @@ pub(crate) fn redundant_words(context: &Context) -> Option<Wanted> {
 }
 
 /// What is to be done about a store that was restored from a backup.
-fn frozen(Freeze { epoch, waiting }: &Freeze) -> String {
-    let what = "the pool's store was restored from a backup, or is not the one that it was: nothing is started, stopped or given \
-                to another host";
+fn frozen(Freeze { epoch, waiting, instead_of, follows }: &Freeze) -> String {
+    let answers = epoch.split_once('-').map_or("", |(_, cluster)| cluster);
+    let why = match instead_of {
+        Some(cluster) => format!(
+            "the pool works with the etcd cluster {cluster:x}, and {answers} answers: it was restored from a backup, or the \
+             endpoints are wrong"
+        ),
+        None => "the pool's store was restored from a backup, or is not the one that it was".to_owned(),
+    };
+    let what = format!("{why}: nothing is started, stopped or given to another host");
     let confirm = format!(
         "set `spec.availability.confirmedEpoch` to `{epoch}` if the pool is to go on with this store"
     );
+    if !follows {
+        return format!(
+            "{what}; hosts write nothing to it before you say so: correct the endpoints, or, if the one that was is gone for good, \
+             {confirm}"
+        );
+    }
     match waiting.as_slice() {
         [] => format!("{what}; all hosts have put on record in it what they run: {confirm}"),
         hosts => format!(

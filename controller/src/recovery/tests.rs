@@ -172,7 +172,7 @@ fn a_host_that_is_back_at_another_boot_takes_its_guests_over_itself() {
 }
 
 fn freeze() -> Freeze {
-    Freeze { epoch: "2-7".to_owned(), waiting: Vec::new() }
+    Freeze { epoch: "2-7".to_owned(), waiting: Vec::new(), instead_of: None, follows: true }
 }
 
 struct Case {

@@ -111,6 +111,10 @@ impl Watch {
     /// One look at the store, and what follows from it; how long to wait for the next.
     async fn look(&mut self, context: &Context, store: &PoolStore) -> Result<Duration, StoreError> {
         let pool = context.view.pools.list().into_iter().next();
+        if let Some(epoch) = epoch::written(pool.as_deref()) {
+            // Before anything is read: one who has just begun has seen no store, and would believe any.
+            store.liveness.recall(epoch);
+        }
         let seen = store.liveness.standing().await?;
         let mut roll = store.liveness.roll().await?;
         let off = words::off(heard(context, &context.view.hosts.list()), &roll);

@@ -305,7 +305,9 @@ impl Domains {
     /// Nothing is done while the pool's store is frozen. What waits to be started says so; of all else what was said stands.
     fn hold_still(&self, domain: &Domain) -> Result<Outcome, ReconcileError> {
         match domain.status.as_ref().and_then(|status| status.phase) {
-            None | Some(DomainPhase::Pending | DomainPhase::Failed) => Err(StoreError::Frozen.into()),
+            None | Some(DomainPhase::Pending | DomainPhase::Failed) => {
+                Err(self.fence.may_work().err().unwrap_or_else(|| StoreError::Frozen.into()))
+            }
             Some(
                 DomainPhase::Running
                 | DomainPhase::Paused

@@ -1,7 +1,7 @@
 //! What one agent leaves to the next of its boot.
 
 use super::{Checkpoint, Fence, Guarded, State, WatchdogError};
-use kubexen_ownership::LeaseId;
+use kubexen_ownership::{LeaseId, liveness::Epoch};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -15,6 +15,11 @@ impl Fence {
         let now = Instant::now();
         let kept = self.watchdog.kept().filter(|kept| kept.boot_id == self.me.boot_id);
         let Some(kept) = kept else { return };
+        if let Some(store) = kept.store.as_deref().and_then(Epoch::parse) {
+            self.liveness.recall(store);
+            let mut state = self.lock();
+            (state.promised_in, state.on_record) = (Some(store), Some(store));
+        }
         let age = self.watchdog.uptime().checked_sub(kept.sent);
         let Some(sent) = age.and_then(|age| now.checked_sub(age)) else { return };
         info!(?kept, "going on with what the agent before this one has left");
@@ -38,6 +43,7 @@ impl Fence {
         let timing = state.vitals.timing();
         let sent = uptime.saturating_sub((deadline - timing.deadline).elapsed());
         let guarded = guarded.keys().copied().collect();
-        self.watchdog.keep(&Checkpoint::new(self.me.boot_id.clone(), lease, sent, timing, guarded))
+        let store = state.promised_in;
+        self.watchdog.keep(&Checkpoint::new(self.me.boot_id.clone(), lease, sent, timing, guarded, store))
     }
 }

@@ -68,6 +68,23 @@ impl Fence {
             let (profile, refusal) = policy();
             let wanted = timing(profile);
             let sent = Instant::now();
+            // Before all else: what a store answers counts only when it is known which one it is, and none is written to before.
+            match self.look().await {
+                Ok(standing) => {
+                    if let Some(obstacle) = elsewhere(&standing) {
+                        // What was promised was promised elsewhere: no answer of this one gives more time.
+                        self.set_obstacle(Some(obstacle));
+                        self.tried.notify_one();
+                        sleep(FENCED_RETRY).await;
+                        continue;
+                    }
+                }
+                Err(error) => {
+                    warn!(%error, "how the pool's store stands could not be read");
+                    self.try_again().await;
+                    continue;
+                }
+            }
             if times.is_to_be_checked(wanted, sent) {
                 match self.check(wanted).await {
                     Ok(broken) => times.checked(wanted, broken, sent),
@@ -80,12 +97,6 @@ impl Fence {
                     }
                 }
             }
-            // Before the renewal: what a store answers counts only when it is known which one it is.
-            if let Err(error) = self.look().await {
-                warn!(%error, "how the pool's store stands could not be read");
-                self.try_again().await;
-                continue;
-            }
             let (may_join, (timing, broken)) = match &times.current {
                 Some(current) => (true, current.clone()),
                 None => (false, (self.lock().vitals.timing(), None)),
@@ -97,10 +108,13 @@ impl Fence {
                     joined = matches!(beat, Beat::Answered).then_some(timing);
                     self.answered().await;
                     let watchdog = self.look_at_watchdog(&mut watchdog);
-                    let trouble = self.lock().trouble.clone();
+                    let (trouble, too_old) = {
+                        let state = self.lock();
+                        (state.trouble.clone(), state.too_old.clone())
+                    };
                     match self.frozen() {
                         Some(standing) => self.set_obstacle(Some(self.freeze(&standing))),
-                        None => self.set_obstacle(refusal.or(broken).or(trouble).or(watchdog)),
+                        None => self.set_obstacle(refusal.or(broken).or(too_old).or(trouble).or(watchdog)),
                     }
                     sleep_until(sent + timing.renewal).await;
                 }
@@ -129,13 +143,13 @@ impl Fence {
     }
 
     /// Reads how the store stands. One that is not what it was, and does not say so itself, is made to say so, for all others.
-    async fn look(&self) -> Result<(), StoreError> {
+    async fn look(&self) -> Result<Standing, StoreError> {
         let standing = self.liveness.standing().await?;
         if standing.broken {
             self.liveness.begin_epoch(standing.nowhere(), &standing).await?;
         }
         self.stands(standing);
-        Ok(())
+        Ok(standing)
     }
 
     /// What is said while the store is frozen.
@@ -200,7 +214,7 @@ impl Fence {
             }
         }
         let sent = Instant::now();
-        match self.liveness.join(&self.me, env!("CARGO_PKG_VERSION"), timing.lease).await {
+        match self.join(timing).await {
             Ok(Join::Joined(lease)) => {
                 info!(seconds = timing.lease.as_secs(), "live in the pool");
                 let vitals = &mut self.lock().vitals;
@@ -243,6 +257,21 @@ impl Fence {
         let is_live = self.liveness.is_live_by(&self.me, lease).await?;
         self.lock().lease_in_doubt = false;
         Ok(is_live)
+    }
+
+    /// Asks for a lease. What a store that is not confirmed says of a death is as old as its backup, and no reason to stop anything.
+    async fn join(&self, timing: Timing) -> Result<Join, StoreError> {
+        const AGENT: &str = env!("CARGO_PKG_VERSION");
+        let joined = self.liveness.join(&self.me, AGENT, timing.lease).await?;
+        let (Join::Fenced(record), Some(seen)) = (&joined, self.frozen()) else { return Ok(joined) };
+        let rejoined = self.liveness.rejoin(&self.me, AGENT, timing.lease, &seen).await?;
+        if rejoined.is_some() {
+            warn!(
+                by = record.by,
+                "a fence record of this boot is in the store that was restored, and is removed"
+            );
+        }
+        Ok(rejoined.map_or(joined, Join::Joined))
     }
 
     /// Another lease is about to be asked for, and whether it was granted may stay unknown: a shorter one counts from now on,
@@ -289,6 +318,17 @@ impl Fence {
         state.is_read = true;
         Ok(())
     }
+}
+
+/// What is said while another store answers than that in which something was promised.
+fn elsewhere(standing: &Standing) -> Option<String> {
+    let promised = standing.instead_of?;
+    Some(format!(
+        "the agents of this boot have worked with the etcd cluster {promised:x}, and {:x} answers, which does not say that it follows \
+         that one: correct `poolStore.endpoints`; if the pool is frozen and is to go on with this one, set \
+         `spec.availability.confirmedEpoch` of the Pool; if it works with this one by now, boot the host",
+        standing.cluster
+    ))
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ mod ladder;
 mod starting;
 #[cfg(test)]
 mod tests;
+mod versions;
 mod watchdog;
 
 pub use starting::Starting;
@@ -83,10 +84,15 @@ struct State {
     may_be_armed: bool,
     /// Why the watchdog, or what is kept beside it, is not as it should be.
     trouble: Option<String>,
+    /// Why the version of a member of the store is too old, as it was seen last.
+    too_old: Option<String>,
     /// Whether the store is another one than that in which the host became live by its lease.
     lease_in_doubt: bool,
     /// How the store stood when it last answered.
     standing: Option<Standing>,
+    /// What the store that the agents of this boot have worked with last was seen as, when its records counted: their promises are
+    /// in it.
+    promised_in: Option<Epoch>,
     /// The epoch in which all guests of this host are on record.
     on_record: Option<Epoch>,
     /// Why they cannot be put on record.
@@ -118,8 +124,10 @@ impl Fence {
             is_read: false,
             may_be_armed: true,
             trouble: None,
+            too_old: None,
             lease_in_doubt: false,
             standing: None,
+            promised_in: None,
             on_record: None,
             contested: None,
         };
@@ -134,22 +142,23 @@ impl Fence {
     /// Keeps the promise, for ever. `policy` tells the pool's profile, and why no guest is to be guarded, if none is: what was
     /// promised holds all the same until it is taken back from the store.
     pub async fn run(&self, policy: impl Fn() -> (Profile, Option<String>)) {
-        tokio::join!(self.keep(policy), self.climb());
+        tokio::join!(self.keep(policy), self.climb(), self.look_at_versions());
     }
 
     /// Whether guests may be started here, or come here.
     ///
     /// # Errors
-    /// [`ReconcileError::Unheard`] when the pool's store has not answered for too long, or refuses this boot.
+    /// [`ReconcileError::Unheard`] when the pool's store has not answered for too long, or refuses this boot, or when another one
+    /// answers in its place.
     /// [`StoreError::Frozen`] when it was restored from a backup and not confirmed.
     pub fn may_work(&self) -> Result<(), ReconcileError> {
-        if self.frozen().is_some() {
+        if self.frozen().is_some_and(|standing| standing.instead_of.is_none()) {
             return Err(StoreError::Frozen.into());
         }
         let state = self.lock();
         match state.vitals.rung(Instant::now()) {
             // What an agent before this one has heard says nothing of the store that answers now.
-            Rung::Healthy if state.standing.is_some() => Ok(()),
+            Rung::Healthy if state.standing.is_some_and(|standing| standing.is_current()) => Ok(()),
             Rung::Healthy | Rung::Refuse | Rung::Pause | Rung::Stop | Rung::Reset => {
                 let why = state.obstacle.clone();
                 Err(ReconcileError::Unheard(
@@ -190,14 +199,18 @@ impl Fence {
     fn stands(&self, standing: Standing) {
         let mut state = self.lock();
         let before = state.standing.replace(standing);
+        let known = before.map(|before| before.seen_as()).or(state.promised_in);
+        state.lease_in_doubt |= known.is_some_and(|known| known != standing.seen_as());
         if standing.is_current() {
             state.on_record = Some(standing.seen_as());
+            state.promised_in = Some(standing.seen_as());
         }
-        state.lease_in_doubt |= before.is_some_and(|before| before.seen_as() != standing.seen_as());
         if before.map(|before| (before.is_current(), before.seen_as()))
             != Some((standing.is_current(), standing.seen_as()))
         {
-            if !standing.is_current() {
+            if standing.instead_of.is_some() {
+                warn!(?standing, "another store answers than that of the pool");
+            } else if !standing.is_current() {
                 warn!(?standing, "the pool's store was restored from a backup, and is not confirmed");
             }
             self.news.notify_one();
@@ -205,8 +218,12 @@ impl Fence {
         }
     }
 
-    /// All guests of this host are on record in the store as it was seen, or, with a reason, they are not.
+    /// All guests of this host are on record in the store as it was seen, or, with a reason, they are not. One that does not say
+    /// yet that it is frozen is called what it was called before, so nothing is said of that.
     pub fn set_on_record(&self, seen: &Standing, obstacle: Option<String>) {
+        if seen.broken {
+            return;
+        }
         let on_record = obstacle.is_none().then(|| seen.seen_as());
         let mut state = self.lock();
         if std::mem::replace(&mut state.on_record, on_record) != on_record {

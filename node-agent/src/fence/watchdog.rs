@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, fmt, time::Duration};
 
-use kubexen_ownership::{BootId, LeaseId, liveness::Timing};
+use kubexen_ownership::{
+    BootId, LeaseId,
+    liveness::{Epoch, Timing},
+};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -63,6 +66,9 @@ pub struct Checkpoint {
     pub grace: Duration,
     /// All guests that the store says are guarded, or that it may be about to say so of.
     pub guarded: BTreeSet<Uuid>,
+    /// In which store that was promised, as [`Epoch`] is written; none if an agent has left this that did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
 }
 
 impl Checkpoint {
@@ -74,9 +80,11 @@ impl Checkpoint {
         sent: Duration,
         timing: Timing,
         guarded: BTreeSet<Uuid>,
+        store: Option<Epoch>,
     ) -> Self {
         let Timing { lease: lasts, deadline, renewal, grace } = timing;
-        Self { boot_id, lease: lease.map(|lease| lease.0), sent, lasts, deadline, renewal, grace, guarded }
+        let (lease, store) = (lease.map(|lease| lease.0), store.map(|store| store.to_string()));
+        Self { boot_id, lease, sent, lasts, deadline, renewal, grace, guarded, store }
     }
 
     /// The times that the host went by.

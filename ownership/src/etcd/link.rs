@@ -148,6 +148,18 @@ impl Link {
         Err(RequestError::NoAnswer(problem.into()))
     }
 
+    /// The version of the member with these URLs, by the first of them that answers.
+    pub(crate) async fn version_of(&self, urls: &[String]) -> Option<String> {
+        for url in urls {
+            let Ok(mut client) = self.make_client(url.clone()).await else { continue };
+            let answer = tokio::time::timeout(self.config.connect_timeout, client.status()).await;
+            if let Ok(Ok(status)) = answer {
+                return Some(status.version().to_owned());
+            }
+        }
+        None
+    }
+
     fn endpoint(&self, failures: usize) -> String {
         let endpoints = &self.config.endpoints;
         endpoints.get(failures % endpoints.len().max(1)).cloned().unwrap_or_default()

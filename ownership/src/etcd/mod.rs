@@ -2,6 +2,7 @@
 
 mod config;
 pub(crate) mod link;
+mod version;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +18,7 @@ pub use self::config::{EtcdConfig, TlsFiles};
 use self::link::{Link, revision};
 use crate::disk::DiskUid;
 use crate::drive::{self, Backend, HostRecords, Leases, RequestError};
-use crate::liveness::{Standing, Trust, Voter};
+use crate::liveness::{Epoch, OldMember, Standing, Trust, Voter};
 use crate::medium::Medium;
 use crate::names::{LeaseId, VmUid};
 use crate::protocol::{Compare, Outcome, Transaction, Write};
@@ -30,7 +31,7 @@ const PAGE: i64 = 1_000;
 /// The ownership store in etcd.
 ///
 /// etcd must be 3.4.42, 3.5.28, 3.6.9 or later: before that, a member that had been paused could answer a linearizable
-/// read with an old state (etcd issue 20418).
+/// read with an old state (etcd issue 20418). `Liveness::old_members` tells members that are not.
 ///
 /// It connects at the first call, and again after each failure, to the next endpoint. A call ends within a few times
 /// the request limit: a read is tried once more than there are endpoints; a verb is a read and a transaction and, if
@@ -239,12 +240,26 @@ impl Medium for EtcdStore {
         Ok(self.trust().look((cluster, revision), entry.as_ref(), floor, Instant::now()))
     }
 
+    fn recalls(&self, seen_as: Epoch) {
+        self.trust().recall(seen_as, Instant::now());
+    }
+
     async fn owner_records(&self) -> Result<Vec<(VmUid, Entry)>, StoreError> {
         self.records(OWNERS, vm_of).await
     }
 
     async fn disk_records(&self) -> Result<Vec<(DiskUid, Entry)>, StoreError> {
         self.records(DISKS, disk_of).await
+    }
+
+    async fn old_members(&self) -> Result<Vec<OldMember>, RequestError> {
+        let answer = self.link.request(|mut etcd| async move { etcd.member_list().await }).await?;
+        let asked = answer.members().iter().map(|member| async {
+            let version = self.link.version_of(member.client_urls()).await?;
+            let least = version::floor_of(&version)?;
+            Some(OldMember { name: member.name().to_owned(), version, least })
+        });
+        Ok(futures::future::join_all(asked).await.into_iter().flatten().collect())
     }
 
     async fn members(&self) -> Result<Vec<Voter>, RequestError> {

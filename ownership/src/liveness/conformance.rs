@@ -42,6 +42,8 @@ async fn a_store_that_is_not_confirmed_decides_nothing(subject: &dyn Subject) ->
     let seen = live.standing().await?;
     assert!(seen.is_current() && seen.epoch == Some(first), "{seen:?}");
     assert!(matches!(store.start(vm, &me).await?, Start::Acquired(_)));
+    let off = host("epoch-3", "boot-1");
+    assert!(matches!(live.fence(&off, &record(Proof::LeaseEnded)).await?, Fence::Fenced(_)));
 
     assert!(live.begin_epoch(Epoch { number: 1, cluster: None }, &seen).await?);
     let seen = live.standing().await?;
@@ -54,6 +56,11 @@ async fn a_store_that_is_not_confirmed_decides_nothing(subject: &dyn Subject) ->
     let lease = joined(live.join(&me, "1.2.3", LONG).await?);
     assert!(live.renew(lease).await?, "hosts are live all the same");
     live.leave(lease).await?;
+    assert!(matches!(live.join(&off, "1.2.3", LONG).await?, Join::Fenced(_)), "as old as the backup");
+    let lease = live.rejoin(&off, "1.2.3", LONG, &seen).await?.expect("a lease");
+    let roll = live.roll().await?;
+    assert!(roll.live.contains_key(&off) && !roll.fenced.contains_key(&off), "{roll:?}");
+    live.leave(lease).await?;
     assert!(matches!(store.reclaim(vm, &other, false, false, &seen).await?, Reclaim::Refused(_)));
     assert!(matches!(store.reclaim(vm, &other, true, true, &seen).await?, Reclaim::Reclaimed(_)));
 
@@ -62,6 +69,7 @@ async fn a_store_that_is_not_confirmed_decides_nothing(subject: &dyn Subject) ->
     let owner = store.owner(vm).await?;
     assert!(owner.is_some_and(|owner| owner.is(&other) && owner.guarded), "what runs is what counts");
     assert_eq!(store.reclaim(vm, &me, true, false, &seen).await?, Reclaim::Over);
+    assert_eq!(live.rejoin(&me, "1.2.3", LONG, &seen).await?, None, "it is confirmed by now");
     Ok(())
 }
 

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::epoch::{Epoch, Standing, beginning};
-use super::transactions::{decode_fence, fencing, joining, lease_of, unfencing};
+use super::transactions::{decode_fence, fencing, joining, lease_of, rejoining, unfencing};
 use super::{Fence, FenceRecord, Join, Roll, Unfence};
-use crate::drive::{self, Leases, MAX_REFUSALS, RequestError};
+use crate::drive::{self, Backend, Leases, MAX_REFUSALS, RequestError};
 use crate::names::{HostBoot, LeaseId};
 use crate::protocol::{Outcome, Transaction};
 use crate::record::Key;
@@ -43,6 +43,30 @@ pub(crate) async fn is_live_by<B: Leases>(
 ) -> Result<bool, StoreError> {
     let live = drive::read(backend, Key::Live(me.clone())).await?;
     Ok(live.as_ref().and_then(lease_of) == Some(lease))
+}
+
+/// As [`join`], in a store that is not confirmed, which `unconfirmed` writes to.
+pub(crate) async fn rejoin<B: Leases>(
+    backend: &B,
+    unconfirmed: &impl Backend,
+    me: &HostBoot,
+    agent: &str,
+    lease: Duration,
+    frozen: &Standing,
+) -> Result<Option<LeaseId>, StoreError> {
+    let seconds = i64::try_from(lease.as_secs()).unwrap_or(i64::MAX);
+    let live = Key::Live(me.clone());
+    let (lease, _) = drive::retry(backend.read_attempts(), || backend.grant(seconds)).await?;
+    let mut seen = drive::read(backend, live.clone()).await?;
+    for _ in 0..MAX_REFUSALS {
+        let transaction = rejoining(me, agent, lease, seen.as_ref(), frozen);
+        match execute(unconfirmed, "rejoin", &live, &transaction).await? {
+            Outcome::Executed { .. } => return Ok(Some(lease)),
+            Outcome::Refused(found) if !frozen.is_as_found(&found) => return Ok(None),
+            Outcome::Refused(mut found) => seen = found.remove(&live),
+        }
+    }
+    Err(StoreError::Contended { verb: "rejoin", key: live })
 }
 
 pub(crate) async fn fence<B: Leases>(
@@ -110,7 +134,7 @@ pub(crate) async fn shortest_lease<B: Leases>(backend: &B) -> Result<Duration, S
     Ok(Duration::from_secs(seconds.unsigned_abs()))
 }
 
-async fn execute<B: Leases>(
+async fn execute<B: Backend>(
     backend: &B,
     verb: &'static str,
     key: &Key,

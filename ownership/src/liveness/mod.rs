@@ -38,11 +38,13 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::epoch::Trust;
 pub use self::epoch::{Epoch, Standing, beginning};
 pub use self::judge::{AT_ONCE, Brake, Evidence, Judge, Silence, Tolerance, Verdict};
-pub(crate) use self::membership::{begin_epoch, fence, is_live_by, join, roll, shortest_lease, unfence};
+pub(crate) use self::membership::{
+    begin_epoch, fence, is_live_by, join, rejoin, roll, shortest_lease, unfence,
+};
 pub use self::timing::{Timing, TimingBroken};
-pub use self::transactions::{fencing, joining, unfencing};
+pub use self::transactions::{fencing, joining, rejoining, unfencing};
 pub use self::vitals::{Rung, Vitals};
-pub use self::voters::{Survival, Voter, survival};
+pub use self::voters::{OldMember, Survival, Voter, survival};
 use crate::names::{HostBoot, LeaseId};
 use crate::store::StoreError;
 
@@ -140,6 +142,22 @@ pub trait Liveness: Send + Sync + fmt::Debug {
     /// [`StoreError`]; `me` may be live all the same until the lease ends.
     async fn join(&self, me: &HostBoot, agent: &str, lease: Duration) -> Result<Join, StoreError>;
 
+    /// Makes `me` live on a new lease in a store that is frozen and was `seen` so, although it has a fence record of this boot, which
+    /// is gone then; none if the store stands otherwise by now.
+    ///
+    /// The record is as old as the backup. A boot that is there to say so is not dead, and what it promised in the store that was it
+    /// has stopped there: nothing is to be stopped once more by what nobody has confirmed.
+    ///
+    /// # Errors
+    /// As of [`Liveness::join`].
+    async fn rejoin(
+        &self,
+        me: &HostBoot,
+        agent: &str,
+        lease: Duration,
+        seen: &Standing,
+    ) -> Result<Option<LeaseId>, StoreError>;
+
     /// Renews a lease, by one request to one endpoint; false when it has ended. It counts from before this call.
     ///
     /// # Errors
@@ -189,6 +207,11 @@ pub trait Liveness: Send + Sync + fmt::Debug {
     /// [`StoreError`].
     async fn shortest_lease(&self) -> Result<Duration, StoreError>;
 
+    /// Somebody has worked with a store that was seen as this, perhaps at other endpoints: another process of this boot, which has
+    /// promised something there, or the pool. Another cluster whose record does not say that it follows that one is frozen for this
+    /// client and its clones ([`Standing::instead_of`]). Says nothing to a client that has worked with a store itself.
+    fn recall(&self, seen_as: Epoch);
+
     /// How the store stands to the records in it: whether it was restored from a backup. By a linearizable read. From then on
     /// this client answers accordingly.
     ///
@@ -204,6 +227,13 @@ pub trait Liveness: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`StoreError::Unknown`] when it may or may not have taken effect. Else [`StoreError`].
     async fn begin_epoch(&self, epoch: Epoch, seen: &Standing) -> Result<bool, StoreError>;
+
+    /// The members of the store that may answer with an old state, and so cannot be relied on. One that does not answer, or does not
+    /// say what it is, is not among them.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn old_members(&self) -> Result<Vec<OldMember>, StoreError>;
 
     /// The members of the store that have a vote, as it knows them.
     ///

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! JOIN     fenced/<boot> absent, live/<boot> as seen  → put live/<boot> on a new lease
+//! REJOIN   epoch as seen, live/<boot> as seen          → delete fenced/<boot>, put live/<boot> on a new lease
 //! FENCE    live/<boot> absent, fenced/<boot> as seen  → put fenced/<boot>, unless it says as much
 //! UNFENCE  always                                     → delete fenced/<boot>
 //! EPOCH    epoch as seen                              → put epoch
@@ -14,7 +15,7 @@
 use kubexen_mutants::Mutant;
 use serde::{Deserialize, Serialize};
 
-use super::{FenceRecord, Proof, Roll};
+use super::{FenceRecord, Proof, Roll, Standing};
 use crate::names::{HostBoot, LeaseId};
 use crate::protocol::{Compare, Transaction, Write};
 use crate::record::{Entry, Key};
@@ -74,6 +75,23 @@ pub fn joining(me: &HostBoot, agent: &str, lease: LeaseId, live: Option<&Entry>)
 /// The lease by which a boot is live, by its live key; none if that does not say.
 pub(super) fn lease_of(live: &Entry) -> Option<LeaseId> {
     serde_json::from_slice::<LiveValue>(&live.value).ok()?.lease
+}
+
+/// REJOIN: `me` is to be live on `lease` in a store that is frozen and was `seen` so, whatever its fence key says, given what its
+/// live key holds.
+#[must_use]
+pub fn rejoining(
+    me: &HostBoot,
+    agent: &str,
+    lease: LeaseId,
+    live: Option<&Entry>,
+    seen: &Standing,
+) -> Transaction {
+    let key = Key::Live(me.clone());
+    let value = encode(&LiveValue { version: VERSION, agent: agent.to_owned(), lease: Some(lease) });
+    let compares = vec![seen.unchanged(), as_seen(key.clone(), live)];
+    let unfence = Write::Delete(Key::Fenced(me.clone()));
+    Transaction { compares, writes: vec![unfence, Write::PutLeased { key, value, lease }] }
 }
 
 /// FENCE: `boot` is to be dead for good, given what its fence key holds.

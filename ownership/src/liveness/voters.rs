@@ -12,6 +12,17 @@ pub struct Voter {
     pub addresses: BTreeSet<String>,
 }
 
+/// A member of the store whose version has a fault that breaks what the pool relies on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OldMember {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// What it has to be at least.
+    pub least: String,
+}
+
 impl Voter {
     /// A member with these URLs. What is no URL tells nothing.
     pub fn new<'a>(name: impl Into<String>, urls: impl IntoIterator<Item = &'a str>) -> Self {

@@ -7,7 +7,7 @@ use kubexen_mutants::Mutant;
 use tokio::time::Instant;
 
 use crate::drive::RequestError;
-use crate::liveness::Voter;
+use crate::liveness::{OldMember, Voter};
 use crate::names::{HostBoot, LeaseId, Phase, VmUid};
 use crate::protocol::{Compare, Outcome, Transaction, Write};
 use crate::record::{Entry, Key, decode};
@@ -62,6 +62,7 @@ pub(super) struct State {
     /// How often each fault had its effect.
     pub(super) effects: BTreeMap<&'static str, u64>,
     pub(super) voters: Vec<Voter>,
+    pub(super) old_members: Vec<OldMember>,
 }
 
 impl Default for State {
@@ -83,6 +84,7 @@ impl Default for State {
             under_way: Vec::new(),
             effects: BTreeMap::new(),
             voters: Vec::new(),
+            old_members: Vec::new(),
         }
     }
 }
@@ -263,7 +265,6 @@ impl State {
         self.leases.clone_from(&backup.leases);
         self.leased.clone_from(&backup.leased);
         self.revision += 1_000_000_000;
-        self.cluster += 1;
         self.under_way.clear();
         self.promote();
     }

@@ -129,6 +129,35 @@ async fn a_restored_store_is_frozen_for_all_clients_until_its_epoch_begins() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn each_freeze_of_a_store_that_keeps_its_identity_has_a_number_that_it_never_had() {
+    let store = MemoryStore::new();
+    let seen = store.standing().await.unwrap();
+    assert!(store.begin_epoch(seen.seen_as().next(), &seen).await.unwrap());
+    let normal = store.standing().await.unwrap();
+    assert!(normal.is_current());
+    let mut said = vec![normal.seen_as()];
+    let backup = store.backup();
+    let mut in_freeze = backup.clone();
+    for of_the_freeze in [false, false, true, false] {
+        store.restore_as_it_was_called(if of_the_freeze { &in_freeze } else { &backup });
+        let seen = store.standing().await.unwrap();
+        assert!(seen.broken, "{seen:?}");
+        assert!(store.begin_epoch(seen.nowhere(), &seen).await.unwrap());
+        let frozen = store.standing().await.unwrap();
+        assert!(!frozen.is_current() && !frozen.broken, "{frozen:?}");
+        assert!(!store.client().standing().await.unwrap().is_current(), "for all");
+        assert!(said.iter().all(|before| *before != frozen.seen_as()), "{frozen:?} after {said:?}");
+        said.push(frozen.seen_as());
+        in_freeze = store.backup();
+    }
+    let frozen = store.standing().await.unwrap();
+    assert!(store.begin_epoch(frozen.seen_as().next(), &frozen).await.unwrap());
+    assert!(store.standing().await.unwrap().is_current());
+    store.restore_as_it_was_called(&in_freeze);
+    assert!(store.standing().await.unwrap().broken, "hosts have said this of the freeze before");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_worked_with_a_store_does_not_work_with_one_that_took_its_place_without_a_word() {
     let (store, vm, me) = (MemoryStore::new(), vm("a"), host("xen-1", "boot-1"));
     let backup = store.backup();

@@ -51,8 +51,7 @@ impl Verb for ReclaimVerb<'_> {
     }
 
     fn refused(&self, found: &std::collections::BTreeMap<Key, crate::record::Entry>) -> Option<Reclaim> {
-        let written = found.get(&Key::Epoch).map_or(0, |entry| entry.mod_revision);
-        (written != self.seen.written).then_some(Reclaim::Over)
+        (!self.seen.is_as_found(found)).then_some(Reclaim::Over)
     }
 }
 
@@ -72,7 +71,16 @@ mod tests {
     #[test]
     fn what_runs_here_is_this_hosts_whatever_the_old_record_says_and_what_does_not_only_if_nobody_elses() {
         let me = at("xen-1", "boot-1");
-        let seen = Standing { cluster: 2, epoch: None, broken: true, written: 5 };
+        let seen = Standing {
+            cluster: 2,
+            epoch: None,
+            broken: true,
+            instead_of: None,
+            after: None,
+            written: 5,
+            newest: 1,
+            known: None,
+        };
         let verb = |runs| ReclaimVerb { vm: VM, me: &me, runs, guarded: true, seen: &seen };
         let put = |condition| {
             let epoch = Compare::Unchanged { key: Key::Epoch, mod_revision: 5 };

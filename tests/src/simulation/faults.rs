@@ -163,7 +163,7 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
         36..39 => match dice.below(5) {
             0 => Action::StoreBackup {},
             1 | 2 => Action::ConfirmRestore {},
-            _ => Action::StoreRestore {},
+            _ => Action::StoreRestore { same_cluster: dice.below(3) == 0 },
         },
         39..42 => {
             let most = *dice.pick(&[10, 60]);

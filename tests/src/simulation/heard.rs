@@ -4,7 +4,9 @@ use super::{judge::Judge, silence::shorter};
 use async_trait::async_trait;
 use kubexen_ownership::{
     HostBoot, LeaseId, MemoryStore, StoreError, VmUid,
-    liveness::{Epoch, Fence, FenceRecord, Join, Liveness, Roll, Standing, Timing, Unfence, Voter},
+    liveness::{
+        Epoch, Fence, FenceRecord, Join, Liveness, OldMember, Roll, Standing, Timing, Unfence, Voter,
+    },
 };
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -30,6 +32,22 @@ impl Heard {
         Self { host: host.to_owned(), inner, judge, timing }
     }
 
+    /// A lease is asked for: a shorter one counts from now on.
+    fn asks_for(&self, lease: Duration) -> Timing {
+        let asked = if lease == Timing::FAST.lease { Timing::FAST } else { Timing::DEFAULT };
+        {
+            let timing = &mut *self.timing.lock().unwrap_or_else(PoisonError::into_inner);
+            *timing = shorter(*timing, asked);
+        }
+        self.judge.asks_for(&self.host, asked);
+        asked
+    }
+
+    fn joined(&self, timing: Timing, sent: Instant) {
+        *self.timing.lock().unwrap_or_else(PoisonError::into_inner) = timing;
+        self.heard(sent);
+    }
+
     fn heard(&self, sent: Instant) {
         let timing = *self.timing.lock().unwrap_or_else(PoisonError::into_inner);
         let is_guarded = |guest: Uuid| {
@@ -44,16 +62,10 @@ impl Heard {
 impl Liveness for Heard {
     async fn join(&self, me: &HostBoot, agent: &str, lease: Duration) -> Result<Join, StoreError> {
         let sent = Instant::now();
-        let joined = if lease == Timing::FAST.lease { Timing::FAST } else { Timing::DEFAULT };
-        {
-            let timing = &mut *self.timing.lock().unwrap_or_else(PoisonError::into_inner);
-            *timing = shorter(*timing, joined);
-        }
-        self.judge.asks_for(&self.host, joined);
+        let asked = self.asks_for(lease);
         let answer = self.inner.join(me, agent, lease).await?;
         if let Join::Joined(_) = answer {
-            *self.timing.lock().unwrap_or_else(PoisonError::into_inner) = joined;
-            self.heard(sent);
+            self.joined(asked, sent);
         }
         Ok(answer)
     }
@@ -69,6 +81,22 @@ impl Liveness for Heard {
 
     async fn is_live_by(&self, me: &HostBoot, lease: LeaseId) -> Result<bool, StoreError> {
         self.inner.is_live_by(me, lease).await
+    }
+
+    async fn rejoin(
+        &self,
+        me: &HostBoot,
+        agent: &str,
+        lease: Duration,
+        seen: &Standing,
+    ) -> Result<Option<LeaseId>, StoreError> {
+        let sent = Instant::now();
+        let asked = self.asks_for(lease);
+        let answer = self.inner.rejoin(me, agent, lease, seen).await?;
+        if answer.is_some() {
+            self.joined(asked, sent);
+        }
+        Ok(answer)
     }
 
     async fn leave(&self, lease: LeaseId) -> Result<(), StoreError> {
@@ -87,12 +115,20 @@ impl Liveness for Heard {
         self.inner.unfence(boot, record).await
     }
 
+    fn recall(&self, seen_as: Epoch) {
+        self.inner.recall(seen_as);
+    }
+
     async fn standing(&self) -> Result<Standing, StoreError> {
         self.inner.standing().await
     }
 
     async fn begin_epoch(&self, epoch: Epoch, seen: &Standing) -> Result<bool, StoreError> {
         self.inner.begin_epoch(epoch, seen).await
+    }
+
+    async fn old_members(&self) -> Result<Vec<OldMember>, StoreError> {
+        self.inner.old_members().await
     }
 
     async fn voters(&self) -> Result<Vec<Voter>, StoreError> {

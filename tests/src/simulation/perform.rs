@@ -186,11 +186,14 @@ impl World {
                 self.until(r#for.duration(), End::LateRequests);
             }
             Action::StoreBackup {} => self.backup = Some(self.pool_store.backup()),
-            Action::StoreRestore {} => {
+            Action::StoreRestore { same_cluster } => {
                 if let Some(backup) = &self.backup {
                     self.is_restored = true;
                     self.effects.had("store-restore");
-                    self.pool_store.restore(backup);
+                    match same_cluster {
+                        false => self.pool_store.restore(backup),
+                        true => self.pool_store.restore_as_it_was_called(backup),
+                    }
                 }
             }
             Action::ConfirmRestore {} => {

@@ -87,7 +87,7 @@ impl World {
                     | Action::StoreOutageAfterWrite { .. }
                     | Action::StoreLoses { .. }
                     | Action::StoreClock { .. }
-                    | Action::StoreRestore {}
+                    | Action::StoreRestore { .. }
                     | Action::SetClock { .. }
             )
         };

@@ -196,8 +196,11 @@ pub enum Action {
     },
     /// The pool's store is copied.
     StoreBackup {},
-    /// The pool's store is replaced by what its last copy holds.
-    StoreRestore {},
+    /// The pool's store is replaced by what its last copy holds, in a cluster of its own or in one that is called as the one before.
+    StoreRestore {
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        same_cluster: bool,
+    },
     /// Somebody confirms the restored store, if all hosts have put their guests on record in it.
     ConfirmRestore {},
     /// The wall clock of a process is so many seconds ahead of the others', or behind.

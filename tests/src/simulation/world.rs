@@ -306,6 +306,7 @@ impl World {
             return;
         }
         process.runs += 1;
+        process.store.forget();
         let identity = format!("{}-{}", process.name, process.runs);
         self.judge.note(format_args!("{identity} starts"));
         let store = process.store.clone();
@@ -330,6 +331,7 @@ impl World {
             return;
         }
         side.agent.runs += 1;
+        side.agent.store.forget();
         let (judge, name) = (Arc::clone(&self.judge), side.name);
         judge.note(format_args!("{} starts", side.agent.name));
         let host = match HostName::new(name) {
