@@ -8,7 +8,7 @@ use crate::{
 };
 use kubexen_crds::{Domain, FeatureSets, Host, ProtectionState};
 use kubexen_runtime::Key;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
 
 /// What disks use of each host's locations, in bytes, by host and location.
 pub(super) type Used = BTreeMap<String, BTreeMap<String, u64>>;
@@ -36,16 +36,22 @@ pub(super) fn with_guests<'a>(
 pub(super) fn used(view: &View) -> Used {
     let mut used = Used::new();
     let volumes = view.volumes.list();
-    let mut counted = BTreeSet::new();
-    for volume in &volumes {
-        let host = volume.metadata.namespace.as_deref().and_then(host_of_namespace);
+    let mut counted = HashSet::with_capacity(volumes.len());
+    // The list is sorted by namespace.
+    for there in volumes.chunk_by(|one, next| one.metadata.namespace == next.metadata.namespace) {
+        let host = there[0].metadata.namespace.as_deref().and_then(host_of_namespace);
         let Some(host) = host.filter(|host| view.hosts.get(&Key::cluster(*host)).is_some()) else { continue };
-        // While a disk goes into another host's hands it has two Volumes, and takes room once.
-        if volume.spec.shared && !counted.insert(&volume.spec.virtual_disk.uid) {
-            continue;
+        let mut sums = BTreeMap::<&str, u64>::new();
+        for volume in there {
+            // While a disk goes into another host's hands it has two Volumes, and takes room once.
+            if volume.spec.shared && !counted.insert(volume.spec.virtual_disk.uid.as_str()) {
+                continue;
+            }
+            let sum = sums.entry(&volume.spec.location).or_default();
+            *sum = sum.saturating_add(volume.spec.size.bytes().unwrap_or(u64::MAX));
         }
-        let size = volume.spec.size.bytes().unwrap_or(u64::MAX);
-        add_volume(&mut used, host, &volume.spec.location, size);
+        let sums = sums.into_iter().map(|(location, sum)| (location.to_owned(), sum)).collect();
+        used.insert(host.to_owned(), sums);
     }
     used
 }

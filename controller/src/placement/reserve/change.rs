@@ -256,14 +256,18 @@ impl Reserve {
     }
 
     fn host_changed(&mut self, host: usize, view: HostView, journal: &mut Journal) {
-        let better =
-            is_better(&self.facts.hosts[host], &self.facts.views[host], &view, self.facts.overcommit);
+        let before = (self.facts.hosts[host].clone(), self.facts.views[host].groups.clone());
         self.facts.set_view(host, view);
+        let now = (self.facts.hosts[host].clone(), self.facts.views[host].groups.clone());
+        let (better, worse) = (is_better(&before, &now), is_better(&now, &before));
+        if !better && !worse {
+            return;
+        }
         for (position, case) in self.cases.iter_mut().enumerate() {
             if case.dead.contains(&host) {
                 continue;
             }
-            if !case.holds_at(&self.facts, host) {
+            if worse && !case.holds_at(&self.facts, host) {
                 journal.note(position, case);
                 case.repair(&self.facts, host);
             }
@@ -305,16 +309,17 @@ impl Reserve {
     }
 }
 
-/// Whether a change of a host may help plans that have no place for a guest.
-fn is_better(facts: &HostFacts, before: &HostView, after: &HostView, overcommit: u64) -> bool {
-    let now = super::facts::host_facts(after, overcommit);
-    let fewer = |(group, members): (&String, &u32)| {
-        *members > 0 && after.groups.get(group).copied().unwrap_or(0) == 0
-    };
-    now.free.memory > facts.free.memory
-        || now.free.vcpus > facts.free.vcpus
-        || (now.open && !facts.open)
-        || before.groups.iter().any(fewer)
+/// What plans heed of a host: what it is, and how many of each group are on it.
+type Heeded = (HostFacts, BTreeMap<String, u32>);
+
+/// Whether a host that was like `before` may take in some respect what it could not.
+fn is_better((before, groups_before): &Heeded, (now, groups_now): &Heeded) -> bool {
+    let fewer =
+        |(group, members): (&String, &u32)| *members > 0 && groups_now.get(group).copied().unwrap_or(0) == 0;
+    now.free.memory > before.free.memory
+        || now.free.vcpus > before.free.vcpus
+        || (now.open && !before.open)
+        || groups_before.iter().any(fewer)
 }
 
 /// Whether two views are of a host that differs at most in what is used of it and in whether guests may come.
