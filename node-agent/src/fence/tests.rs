@@ -15,7 +15,10 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
-use tokio::time::{sleep, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{sleep, sleep_until},
+};
 
 const GUEST: Uuid = Uuid::from_u128(7);
 
@@ -28,6 +31,8 @@ struct Bed {
     me: HostBoot,
     /// What the pool asks for.
     policy: Arc<Mutex<(Profile, Option<String>)>>,
+    /// What the pool says of its store, once it is heard.
+    epoch: watch::Sender<Option<Option<Epoch>>>,
 }
 
 impl Bed {
@@ -38,7 +43,8 @@ impl Bed {
         let boot = SimulatedHypervisor::new(host.clone()).facts().await.unwrap().boot_id;
         let me = HostBoot { host: HostName::new("xen-1").unwrap(), boot_id: BootId::new(boot).unwrap() };
         let policy = Arc::new(Mutex::new((Profile::Default, None)));
-        Self { store: outside.client(), outside, host, me, policy }
+        let epoch = watch::Sender::new(Some(None));
+        Self { store: outside.client(), outside, host, me, policy, epoch }
     }
 
     /// An agent that keeps the promise until it is dropped.
@@ -58,7 +64,13 @@ impl Bed {
             watchdog,
         ));
         let (runs, policy) = (Arc::clone(&fence), Arc::clone(&self.policy));
-        let task = tokio::spawn(async move { runs.run(|| policy.lock().unwrap().clone()).await });
+        let (told, mut word) = (self.epoch.subscribe(), self.epoch.subscribe());
+        let policy = move || {
+            let ((profile, refusal), epoch) = (policy.lock().unwrap().clone(), *told.borrow());
+            Policy { profile, refusal, is_heard: epoch.is_some(), epoch: epoch.flatten() }
+        };
+        let heard = async move { drop(word.wait_for(Option::is_some).await) };
+        let task = tokio::spawn(async move { runs.run(policy, heard).await });
         (fence, tokio_util::task::AbortOnDropHandle::new(task))
     }
 

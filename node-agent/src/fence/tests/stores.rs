@@ -122,3 +122,68 @@ async fn an_agent_follows_another_store_once_that_says_that_it_took_the_place_of
     until(|| fence.protection().state == ProtectionState::Ready).await;
     assert_eq!(fence.protection().epoch, Some(frozen.seen_as().next().to_string()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_of_a_host_that_was_just_booted_works_with_no_store_that_is_not_the_pools() {
+    let mut bed = Bed::new().await;
+    let right = bed.outside.standing().await.unwrap().seen_as().next();
+    let wrong = another_store(Some(9)).await;
+    bed.store = wrong.client();
+    bed.epoch.send_replace(None);
+    let (fence, _agent) = bed.agent();
+    sleep(seconds(10.0)).await;
+    fence.may_work().expect_err("whose the store is cannot be known before the pool is heard");
+    bed.epoch.send_replace(Some(Some(right)));
+    until(|| fence.protection().message.contains("does not say that it follows")).await;
+    fence.may_work().unwrap_err();
+    let seen = wrong.standing().await.unwrap();
+    let adopted = Epoch { number: 10, cluster: None };
+    assert!(wrong.begin_epoch(adopted, &seen.following(right.cluster.unwrap())).await.unwrap());
+    until(|| fence.protection().message.contains("restored from a backup")).await;
+    let frozen = fence.frozen().unwrap();
+    assert!(wrong.begin_epoch(frozen.seen_as().next(), &frozen).await.unwrap());
+    until(|| fence.may_work().is_ok()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_nothing_was_left_to_hears_the_pool_before_it_joins_a_store() {
+    let mut bed = Bed::new().await;
+    let right = bed.outside.standing().await.unwrap().seen_as().next();
+    let wrong = another_store(Some(9)).await;
+    let untouched = (wrong.revision(), wrong.refusals());
+    bed.store = wrong.client();
+    bed.epoch.send_replace(None);
+    let (fence, _agent) = bed.agent();
+    sleep(seconds(1.5)).await;
+    bed.epoch.send_replace(Some(Some(right)));
+    until(|| fence.protection().message.contains("does not say that it follows")).await;
+    sleep(seconds(20.0)).await;
+    assert_eq!((wrong.revision(), wrong.refusals()), untouched, "nothing was written there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_joined_while_the_pool_was_not_heard_may_work_a_second_after_it_is() {
+    let bed = Bed::new().await;
+    bed.epoch.send_replace(None);
+    let (fence, _agent) = bed.agent();
+    sleep(seconds(2.5)).await;
+    assert!(bed.outside.roll().await.unwrap().live.contains_key(&bed.me));
+    fence.may_work().expect_err("whose the store is is not known");
+    fence.protection_changed().await;
+    bed.epoch.send_replace(Some(None));
+    tokio::time::timeout(seconds(1.1), fence.protection_changed()).await.expect("what waits for it is told");
+    fence.may_work().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_another_has_left_its_lease_to_goes_on_with_it_before_the_pool_is_heard() {
+    let bed = Bed::new().await;
+    let (fence, agent) = bed.agent();
+    bed.guarded(&fence).await;
+    drop((fence, agent));
+    bed.epoch.send_replace(None);
+    let (fence, _agent) = bed.agent();
+    sleep(seconds(0.2)).await;
+    fence.may_work().unwrap();
+    assert_eq!(fence.protection().state, ProtectionState::Ready);
+}
