@@ -94,6 +94,7 @@ pub(crate) fn disk_of(volume: &Volume) -> BTreeSet<Key> {
     BTreeSet::from([Key::new(&disk.namespace, &disk.name)])
 }
 
+/// What these disks' machines need may be something else now.
 fn touch_users(view: &View, disks: BTreeSet<Key>) {
     for disk in disks {
         view.touched.machines(view.machines_of_disk.to(&disk));

@@ -152,6 +152,11 @@ pub struct HostAvailability {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub refused: Option<String>,
+    /// `status.availability.epoch` of the Pool: an agent that was not at work before on this boot believes no store that does not
+    /// say that it follows that one. Default: none, as long as none has begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub epoch: Option<String>,
 }
 
 /// Whether a host can keep the promise to stop protected guests in time. Written by its agent.

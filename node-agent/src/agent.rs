@@ -13,7 +13,7 @@
 use crate::{
     config::Catalogue,
     domain::{Domains, Guests, Shutdowns, reclaim::Reclaimed},
-    fence::{Fence, Watchdog},
+    fence::{Fence, Policy, Watchdog},
     host::{self, Publisher},
     hypervisor::{DomainInfo, DomainUsage, Hypervisor, HypervisorError},
     metrics::{GuestSample, Metrics},
@@ -181,10 +181,12 @@ async fn run_one_boot(
     let (facts_changed, thawed) = (Notify::new(), Notify::new());
     let own_host = Key::cluster(me.host.to_string());
     let policy = || {
-        let status = mirrors.hosts.get(&own_host).and_then(|host| host.status.clone());
-        let told = status.and_then(|status| status.availability).unwrap_or_default();
+        let host = mirrors.hosts.get(&own_host);
+        let is_heard = host.is_some();
+        let told = host.and_then(|host| host.status.as_ref()?.availability.clone()).unwrap_or_default();
         let disarmed = told.disarmed.then(|| "the pool is disarmed".to_owned());
-        (told.profile, disarmed.or(told.refused))
+        let epoch = told.epoch.as_deref().and_then(Epoch::parse);
+        Policy { profile: told.profile, refusal: disarmed.or(told.refused), is_heard, epoch }
     };
     let say_protection = async {
         loop {
@@ -195,7 +197,7 @@ async fn run_one_boot(
         }
     };
     let work = run_all([
-        fence.run(policy).boxed(),
+        fence.run(policy, mirrors.hosts.synced()).boxed(),
         say_protection.boxed(),
         watch(&world.client, &me.host, &mirrors, &queue, &facts_changed).boxed(),
         work(&domains, &queue, &metrics).boxed(),
@@ -279,10 +281,12 @@ fn queue_users(mirrors: &Mirrors, queue: &WorkQueue<Task>, namespace: &str, volu
     }
 }
 
-/// Works the queue off, once both kinds are known whole: a Domain that is not listed yet must not look unknown.
+/// Works the queue off, once both kinds are known whole, since a Domain that is not listed yet must not look unknown, and an
+/// agent that has just begun knows whether it may start any.
 async fn work(domains: &Domains, queue: &WorkQueue<Task>, metrics: &Metrics) {
     domains.mirrors.domains.synced().await;
     domains.mirrors.volumes.synced().await;
+    domains.fence.judged().await;
     queue
         .run(CONCURRENCY, |task| async move {
             match task {
@@ -465,10 +469,11 @@ async fn keep_on_record(domains: &Domains, queue: &WorkQueue<Task>, thawed: &Not
     }
 }
 
-/// Publishes the host's facts at first, after changes, and from time to time.
+/// Publishes the host's facts at first, once it is known whether guests are protected here, after changes, and from time to time.
 async fn publish(publisher: &Publisher, facts_changed: &Notify) {
     publisher.mirrors.hosts.synced().await;
     publisher.mirrors.domains.synced().await;
+    publisher.fence.judged().await;
     loop {
         if !publisher.publish().await {
             sleep(FACTS_PAUSE).await;

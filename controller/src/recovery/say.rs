@@ -15,7 +15,7 @@ use kubexen_runtime::Key;
 use super::{
     board::{Board, Given},
     decide::Halt,
-    epoch::Freeze,
+    epoch::{self, Freeze},
     followers::Follower,
     votes,
 };
@@ -121,8 +121,10 @@ pub(crate) fn fencing_of_host(context: &Context, host: &Host) -> Option<HostFenc
 pub(crate) fn availability_of_host(context: &Context) -> Option<HostAvailability> {
     context.recovery.store()?;
     let pool = context.view.pools.list().into_iter().next();
+    let epoch = epoch::written(pool.as_deref()).map(|epoch| epoch.to_string());
     let spec = pool.map(|pool| pool.spec.availability.clone()).unwrap_or_default();
     Some(HostAvailability {
+        epoch,
         profile: spec.profile,
         disarmed: spec.disarmed,
         refused: votes::refusal(context),

@@ -155,8 +155,10 @@ impl Watched for Pool {
             context.scheduler.wake();
             migration::wake_next(context);
         }
-        // Agents hear of the policy from their Hosts.
-        if differs(change, |pool| pool.spec.availability.clone()) {
+        // Agents hear of the policy, and of the store's epoch, from their Hosts.
+        let epoch =
+            |pool: &Self| pool.status.as_ref().and_then(|status| status.availability.as_ref()?.epoch.clone());
+        if differs(change, |pool| (pool.spec.availability.clone(), epoch(pool))) {
             context.queues.add_all(&context.queues.hosts, context.view.hosts.keys());
         }
         let disarmed = |pool: &Self| pool.spec.availability.disarmed;

@@ -89,8 +89,6 @@ impl Watched for Volume {
     }
 }
 
-/// What these disks' machines need may be something else now.
-
 impl Watched for Network {
     fn mirror(view: &View) -> &Mirror<Self> {
         &view.networks

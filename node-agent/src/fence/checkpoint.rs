@@ -15,6 +15,7 @@ impl Fence {
         let now = Instant::now();
         let kept = self.watchdog.kept().filter(|kept| kept.boot_id == self.me.boot_id);
         let Some(kept) = kept else { return };
+        self.lock().inherited = true;
         if let Some(store) = kept.store.as_deref().and_then(Epoch::parse) {
             self.liveness.recall(store);
             let mut state = self.lock();

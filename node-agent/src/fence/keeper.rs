@@ -1,14 +1,13 @@
 //! Joins, renews, and moves the watchdog's deadline.
 
-use super::{Fence, WatchdogError, timing};
-use kubexen_crds::Profile;
+use super::{FIRST_WORD, Fence, Policy, WatchdogError, timing};
 use kubexen_mutants::Mutant;
 use kubexen_ownership::{
     LeaseId, Owner, Phase, StoreError, VmUid,
     liveness::{FenceRecord, Join, Standing, Timing},
 };
-use std::{collections::BTreeSet, time::Duration};
-use tokio::time::{Instant, sleep, sleep_until};
+use std::{collections::BTreeSet, future::Future, time::Duration};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{info, warn};
 use uuid::Uuid;
 
@@ -18,6 +17,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const FENCED_RETRY: Duration = Duration::from_secs(5);
 /// How often it is looked again whether the watchdog could be used, and a profile that could not be kept.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// How soon an agent looks again that does not know which store is the pool's.
+const HEAR_AGAIN: Duration = Duration::from_secs(1);
 
 /// What came of one request.
 enum Beat {
@@ -62,14 +63,19 @@ impl Times {
 
 impl Fence {
     /// Keeps the host live, for ever.
-    pub(super) async fn keep(&self, policy: impl Fn() -> (Profile, Option<String>)) {
+    pub(super) async fn keep(&self, policy: impl Fn() -> Policy, heard: impl Future<Output = ()>) {
         let (mut times, mut joined, mut watchdog) = (Times::default(), None, None);
+        if !self.lock().inherited {
+            // Nothing was promised, so nothing is late, and only the pool knows which store is its own.
+            let _ = timeout(FIRST_WORD, heard).await;
+        }
         loop {
-            let (profile, refusal) = policy();
+            let policy = policy();
+            let (profile, refusal) = (policy.profile, policy.refusal.clone());
             let wanted = timing(profile);
             let sent = Instant::now();
             // Before all else: what a store answers counts only when it is known which one it is, and none is written to before.
-            match self.look().await {
+            match self.look(&policy).await {
                 Ok(standing) => {
                     if let Some(obstacle) = elsewhere(&standing) {
                         // What was promised was promised elsewhere: no answer of this one gives more time.
@@ -116,7 +122,8 @@ impl Fence {
                         Some(standing) => self.set_obstacle(Some(self.freeze(&standing))),
                         None => self.set_obstacle(refusal.or(broken).or(too_old).or(trouble).or(watchdog)),
                     }
-                    sleep_until(sent + timing.renewal).await;
+                    let pause = if self.knows_store(&policy) { timing.renewal } else { HEAR_AGAIN };
+                    sleep_until(sent + pause).await;
                 }
                 Ok(Beat::Ended) => {}
                 Ok(Beat::Fenced(record)) => {
@@ -136,6 +143,11 @@ impl Fence {
         }
     }
 
+    /// Whether there is a word on which store is the pool's.
+    fn knows_store(&self, policy: &Policy) -> bool {
+        policy.is_heard || self.lock().promised_in.is_some()
+    }
+
     /// It came to nothing.
     async fn try_again(&self) {
         self.tried.notify_one();
@@ -143,12 +155,15 @@ impl Fence {
     }
 
     /// Reads how the store stands. One that is not what it was, and does not say so itself, is made to say so, for all others.
-    async fn look(&self) -> Result<Standing, StoreError> {
-        let standing = self.liveness.standing().await?;
-        if standing.broken {
+    async fn look(&self, policy: &Policy) -> Result<Standing, StoreError> {
+        let mut standing = self.liveness.standing().await?;
+        if self.lock().promised_in.is_none() {
+            standing.instead_of = standing.instead_of.or(strange(&standing, policy));
+        }
+        if standing.broken && standing.instead_of.is_none() {
             self.liveness.begin_epoch(standing.nowhere(), &standing).await?;
         }
-        self.stands(standing);
+        self.stands(standing, policy.is_heard);
         Ok(standing)
     }
 
@@ -320,11 +335,17 @@ impl Fence {
     }
 }
 
-/// What is said while another store answers than that in which something was promised.
+/// The cluster that the pool works with, if the store that answers does not say that it is that one or follows it.
+fn strange(standing: &Standing, policy: &Policy) -> Option<u64> {
+    let pools = policy.epoch?.cluster?;
+    (pools != standing.cluster && standing.after != Some(pools)).then_some(pools)
+}
+
+/// What is said while another store answers than that of the pool, or than that in which something was promised.
 fn elsewhere(standing: &Standing) -> Option<String> {
     let promised = standing.instead_of?;
     Some(format!(
-        "the agents of this boot have worked with the etcd cluster {promised:x}, and {:x} answers, which does not say that it follows \
+        "this host or its pool has worked with the etcd cluster {promised:x}, and {:x} answers, which does not say that it follows \
          that one: correct `poolStore.endpoints`; if the pool is frozen and is to go on with this one, set \
          `spec.availability.confirmedEpoch` of the Pool; if it works with this one by now, boot the host",
         standing.cluster

@@ -44,11 +44,32 @@ use kubexen_ownership::{
 };
 use std::{
     collections::BTreeMap,
+    future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, SetOnce},
+    time::{Instant, timeout},
+};
 use tracing::{info, warn};
 use uuid::Uuid;
+
+/// How long an agent that nothing was left to waits for a first word, of the pool and then of its store: either may be away.
+const FIRST_WORD: Duration = Duration::from_secs(2);
+
+/// What the pool tells its hosts.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    /// The pool's profile.
+    pub profile: Profile,
+    /// Why no guest is to be guarded, if none is: what was promised holds all the same until it is taken back from the store.
+    pub refusal: Option<String>,
+    /// Whether the pool was heard at all.
+    pub is_heard: bool,
+    /// The epoch of the store that the pool works with, if it says so.
+    pub epoch: Option<Epoch>,
+}
 
 /// The promise of one host at one boot.
 #[derive(Debug)]
@@ -67,15 +88,17 @@ pub struct Fence {
     turned: Notify,
     /// Told when it was tried for the first time to renew a lease, or to get one.
     tried: Notify,
+    /// Set when this process has found out whether guests can be guarded.
+    judged: SetOnce<()>,
 }
 
 #[derive(Debug)]
 struct State {
     vitals: Vitals,
+    /// Whether an agent before this one has left anything at this boot.
+    inherited: bool,
     /// Why no guest can be guarded; none if it can.
     obstacle: Option<String>,
-    /// Whether that was found out by this process.
-    judged: bool,
     /// The guests that are guarded, or may be; none before that is known.
     guarded: Option<BTreeMap<Uuid, Guarded>>,
     /// Whether it was read from the store which guests are guarded.
@@ -118,8 +141,8 @@ impl Fence {
     ) -> Self {
         let state = State {
             vitals: Vitals::new(timing(Profile::Default)),
+            inherited: false,
             obstacle: Some("the pool's store has not answered yet".to_owned()),
-            judged: false,
             guarded: None,
             is_read: false,
             may_be_armed: true,
@@ -132,17 +155,36 @@ impl Fence {
             contested: None,
         };
         let (state, changed, news) = (Mutex::new(state), Notify::new(), Notify::new());
-        let (turned, tried) = (Notify::new(), Notify::new());
-        let fence =
-            Self { me, liveness, ownership, hypervisor, watchdog, state, changed, news, turned, tried };
+        let (turned, tried, judged) = (Notify::new(), Notify::new(), SetOnce::new());
+        let fence = Self {
+            me,
+            liveness,
+            ownership,
+            hypervisor,
+            watchdog,
+            state,
+            changed,
+            news,
+            turned,
+            tried,
+            judged,
+        };
         fence.adopt();
         fence
     }
 
-    /// Keeps the promise, for ever. `policy` tells the pool's profile, and why no guest is to be guarded, if none is: what was
-    /// promised holds all the same until it is taken back from the store.
-    pub async fn run(&self, policy: impl Fn() -> (Profile, Option<String>)) {
-        tokio::join!(self.keep(policy), self.climb(), self.look_at_versions());
+    /// Keeps the promise, for ever. Where no agent before this one has left anything, `heard` is awaited first, for two seconds at
+    /// most: it is over once `policy` tells what the pool says.
+    pub async fn run(&self, policy: impl Fn() -> Policy, heard: impl Future<Output = ()>) {
+        tokio::join!(self.keep(policy, heard), self.climb(), self.look_at_versions());
+    }
+
+    /// Waits, where no agent before this one has left anything, until it was found out whether guests can be guarded, for two
+    /// seconds at most: nothing can be started before.
+    pub async fn judged(&self) {
+        if !self.lock().inherited {
+            let _ = timeout(FIRST_WORD, self.judged.wait()).await;
+        }
     }
 
     /// Whether guests may be started here, or come here.
@@ -158,7 +200,14 @@ impl Fence {
         let state = self.lock();
         match state.vitals.rung(Instant::now()) {
             // What an agent before this one has heard says nothing of the store that answers now.
-            Rung::Healthy if state.standing.is_some_and(|standing| standing.is_current()) => Ok(()),
+            Rung::Healthy if state.standing.is_some_and(|standing| standing.is_current()) => {
+                match state.promised_in {
+                    Some(_) => Ok(()),
+                    None => Err(ReconcileError::Unheard(
+                        "the pool was not heard on which store is its own".to_owned(),
+                    )),
+                }
+            }
             Rung::Healthy | Rung::Refuse | Rung::Pause | Rung::Stop | Rung::Reset => {
                 let why = state.obstacle.clone();
                 Err(ReconcileError::Unheard(
@@ -195,18 +244,23 @@ impl Fence {
         self.turned.notified().await;
     }
 
-    /// The store stands like this.
-    fn stands(&self, standing: Standing) {
+    /// The store stands like this. Whether it is the pool's is known once the pool `is_heard`, or by what an agent before has left.
+    fn stands(&self, standing: Standing, is_heard: bool) {
         let mut state = self.lock();
         let before = state.standing.replace(standing);
         let known = before.map(|before| before.seen_as()).or(state.promised_in);
         state.lease_in_doubt |= known.is_some_and(|known| known != standing.seen_as());
+        let was_known = state.promised_in.is_some();
+        let is_known = was_known || is_heard && standing.is_current();
         if standing.is_current() {
             state.on_record = Some(standing.seen_as());
-            state.promised_in = Some(standing.seen_as());
+            if is_known {
+                state.promised_in = Some(standing.seen_as());
+            }
         }
-        if before.map(|before| (before.is_current(), before.seen_as()))
-            != Some((standing.is_current(), standing.seen_as()))
+        if is_known != was_known
+            || before.map(|before| (before.is_current(), before.seen_as()))
+                != Some((standing.is_current(), standing.seen_as()))
         {
             if standing.instead_of.is_some() {
                 warn!(?standing, "another store answers than that of the pool");
@@ -240,7 +294,7 @@ impl Fence {
     /// have guarded some.
     #[must_use]
     pub fn has_judged(&self) -> bool {
-        self.lock().judged
+        self.judged.initialized()
     }
 
     /// What is said of the host.
@@ -265,7 +319,7 @@ impl Fence {
 
     fn set_obstacle(&self, obstacle: Option<String>) {
         let mut state = self.lock();
-        if !std::mem::replace(&mut state.judged, true) || state.obstacle != obstacle {
+        if self.judged.set(()).is_ok() || state.obstacle != obstacle {
             if let Some(obstacle) = &obstacle {
                 warn!(obstacle, "no guest can be protected here");
             }

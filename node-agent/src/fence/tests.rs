@@ -1,5 +1,7 @@
 //! The promise under faults of the store, in virtual time.
 
+mod stores;
+
 use super::*;
 use crate::hypervisor::simulated::{Profile as HostModel, SimulatedHost, SimulatedHypervisor};
 use crate::hypervisor::{DomainInfo, DomainState};
@@ -13,7 +15,10 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
-use tokio::time::{sleep, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{sleep, sleep_until},
+};
 
 const GUEST: Uuid = Uuid::from_u128(7);
 
@@ -26,6 +31,8 @@ struct Bed {
     me: HostBoot,
     /// What the pool asks for.
     policy: Arc<Mutex<(Profile, Option<String>)>>,
+    /// What the pool says of its store, once it is heard.
+    epoch: watch::Sender<Option<Option<Epoch>>>,
 }
 
 impl Bed {
@@ -36,7 +43,8 @@ impl Bed {
         let boot = SimulatedHypervisor::new(host.clone()).facts().await.unwrap().boot_id;
         let me = HostBoot { host: HostName::new("xen-1").unwrap(), boot_id: BootId::new(boot).unwrap() };
         let policy = Arc::new(Mutex::new((Profile::Default, None)));
-        Self { store: outside.client(), outside, host, me, policy }
+        let epoch = watch::Sender::new(Some(None));
+        Self { store: outside.client(), outside, host, me, policy, epoch }
     }
 
     /// An agent that keeps the promise until it is dropped.
@@ -56,7 +64,13 @@ impl Bed {
             watchdog,
         ));
         let (runs, policy) = (Arc::clone(&fence), Arc::clone(&self.policy));
-        let task = tokio::spawn(async move { runs.run(|| policy.lock().unwrap().clone()).await });
+        let (told, mut word) = (self.epoch.subscribe(), self.epoch.subscribe());
+        let policy = move || {
+            let ((profile, refusal), epoch) = (policy.lock().unwrap().clone(), *told.borrow());
+            Policy { profile, refusal, is_heard: epoch.is_some(), epoch: epoch.flatten() }
+        };
+        let heard = async move { drop(word.wait_for(Option::is_some).await) };
+        let task = tokio::spawn(async move { runs.run(policy, heard).await });
         (fence, tokio_util::task::AbortOnDropHandle::new(task))
     }
 
@@ -426,127 +440,6 @@ async fn a_host_says_within_half_a_minute_that_another_program_took_its_watchdog
         assert_eq!(protection.state, state);
         assert_eq!(protection.message.contains("another program uses it"), taken, "{}", protection.message);
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_fence_record_that_a_restored_store_still_has_stops_nothing() {
-    let bed = Bed::new().await;
-    let seen = bed.outside.standing().await.unwrap();
-    assert!(bed.outside.begin_epoch(seen.seen_as().next(), &seen).await.unwrap());
-    let record = FenceRecord { by: "controller-1".to_owned(), proof: Proof::LeaseEnded, revision: 1 };
-    bed.outside.fence(&bed.me, &record).await.unwrap();
-    let backup = bed.outside.backup();
-    bed.outside.unfence(&bed.me, &record).await.unwrap();
-    let (fence, _agent) = bed.agent();
-    bed.guarded(&fence).await;
-    bed.outside.restore(&backup);
-    sleep(seconds(60.0)).await;
-    assert_eq!(bed.guest(), Some(DomainState::Running));
-    assert_eq!(bed.boot_id().await, bed.me.boot_id.as_str(), "the host was not reset");
-    assert!(fence.protection().message.contains("restored from a backup"), "{:?}", fence.protection());
-    let roll = bed.outside.roll().await.unwrap();
-    assert!(roll.live.contains_key(&bed.me) && roll.fenced.is_empty(), "{roll:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_a_host_said_before_a_restore_is_no_word_on_a_store_that_is_called_as_before() {
-    let bed = Bed::new().await;
-    let seen = bed.outside.standing().await.unwrap();
-    assert!(bed.outside.begin_epoch(seen.seen_as().next(), &seen).await.unwrap());
-    let backup = bed.outside.backup();
-    let (fence, _agent) = bed.agent();
-    until(|| fence.protection().state == ProtectionState::Ready).await;
-    let before = fence.protection().epoch.expect("an epoch");
-    bed.outside.restore_as_it_was_called(&backup);
-    until(|| fence.frozen().is_some_and(|seen| !seen.broken)).await;
-    let frozen = fence.frozen().expect("frozen");
-    assert_ne!(frozen.seen_as().to_string(), before);
-    fence.set_on_record(&frozen, None);
-    assert_eq!(fence.protection().epoch, Some(frozen.seen_as().to_string()));
-}
-
-/// Another etcd, of which this pool knows nothing, at this epoch, if it has one.
-async fn another_store(number: Option<u64>) -> MemoryStore {
-    let wrong = MemoryStore::new();
-    wrong.restore(&MemoryStore::new().backup());
-    if let Some(number) = number {
-        let seen = wrong.standing().await.unwrap();
-        let epoch = Epoch { number, cluster: Some(seen.cluster) };
-        assert!(wrong.begin_epoch(epoch, &seen).await.unwrap());
-    }
-    wrong
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_agent_that_is_started_with_another_store_takes_nothing_back_that_was_promised() {
-    for number in [None, Some(1), Some(9)] {
-        let mut bed = Bed::new().await;
-        let (fence, agent) = bed.agent();
-        let token = bed.guarded(&fence).await;
-        drop((fence, agent));
-        let wrong = another_store(number).await;
-        let untouched = (wrong.revision(), wrong.refusals());
-        let right = std::mem::replace(&mut bed.store, wrong.client());
-        let (fence, agent) = bed.agent();
-        until(|| fence.protection().message.contains("does not say that it follows")).await;
-        fence.may_work().unwrap_err();
-        assert_eq!(fence.guard(GUEST, token).await.unwrap(), None);
-        fence.unguard(GUEST, token).await.unwrap_err();
-        assert!(fence.guards(GUEST));
-        assert!(bed.host.watchdog().unwrap().is_some(), "the host is reset unless the right one is found");
-        assert!(wrong.roll().await.unwrap().live.is_empty(), "it is not live there");
-        drop((fence, agent));
-        bed.store = right.client();
-        let (fence, _agent) = bed.agent();
-        until(|| fence.protection().state == ProtectionState::Ready).await;
-        assert!(fence.guards(GUEST));
-        sleep(seconds(60.0)).await;
-        assert_eq!(bed.guest(), Some(DomainState::Running));
-        let owner = bed.outside.owner(VmUid(GUEST)).await.unwrap();
-        assert_eq!(owner.map(|owner| owner.token), Some(token));
-        assert_eq!((wrong.revision(), wrong.refusals()), untouched, "nothing was written there");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_agent_that_is_started_with_another_store_stops_its_guests_in_time_as_without_one() {
-    let mut bed = Bed::new().await;
-    let (fence, agent) = bed.agent();
-    bed.guarded(&fence).await;
-    let last = fence.lock().vitals.deadline().unwrap() - Timing::DEFAULT.deadline;
-    drop((fence, agent));
-    bed.store = another_store(Some(9)).await.client();
-    let (_fence, _agent) = bed.agent();
-    sleep_until(last + seconds(12.5)).await;
-    assert_eq!(bed.guest(), Some(DomainState::Paused));
-    sleep_until(last + seconds(60.0)).await;
-    assert_eq!(bed.guest(), None);
-    assert_eq!(bed.boot_id().await, bed.me.boot_id.as_str(), "the host was not reset");
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_agent_follows_another_store_once_that_says_that_it_took_the_place_of_its_own() {
-    let mut bed = Bed::new().await;
-    let (fence, agent) = bed.agent();
-    bed.guarded(&fence).await;
-    let right = bed.outside.standing().await.unwrap().cluster;
-    drop((fence, agent));
-    let new = another_store(None).await;
-    bed.store = new.client();
-    let (fence, agent) = bed.agent();
-    until(|| fence.protection().message.contains("does not say that it follows")).await;
-    let seen = new.standing().await.unwrap();
-    assert!(new.begin_epoch(Epoch { number: 2, cluster: None }, &seen.following(right)).await.unwrap());
-    until(|| fence.protection().message.contains("restored from a backup")).await;
-    assert!(new.roll().await.unwrap().live.contains_key(&bed.me));
-    let frozen = fence.frozen().unwrap();
-    fence.set_on_record(&frozen, None);
-    assert!(new.begin_epoch(frozen.seen_as().next(), &frozen).await.unwrap());
-    until(|| fence.may_work().is_ok()).await;
-    drop((fence, agent));
-    let (fence, _agent) = bed.agent();
-    until(|| fence.protection().state == ProtectionState::Ready).await;
-    assert_eq!(fence.protection().epoch, Some(frozen.seen_as().next().to_string()));
 }
 
 #[tokio::test(start_paused = true)]
