@@ -14,12 +14,17 @@ use uuid::Uuid;
 /// What a host has more than its deadline: its watchdog counts in whole seconds.
 const ROUNDING: Duration = Duration::from_secs(1);
 
-/// When a host sent its last two requests to the pool's store that were answered with a lease, and when the last answer came.
+/// How long what a silent host has begun may take when it has heard of the store again.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
+
+/// When a host sent its last two requests to the pool's store that were answered with a lease, and what was answered lately.
 #[derive(Clone, Debug)]
 pub(super) struct Heard {
     pub(super) before: Option<Instant>,
     pub(super) last: Instant,
-    pub(super) told: Instant,
+    /// Answers, the oldest first: when the request was sent and when the answer came. All since [`ENDS_WITHIN`], and the last one
+    /// before.
+    pub(super) answers: Vec<(Instant, Instant)>,
     /// When the host is to have stopped what it guards; none once that was judged.
     pub(super) due: Option<Instant>,
     /// What it guarded then, as far as the store said. It may not be told that the store has taken that back.
@@ -36,12 +41,11 @@ pub(super) fn shorter(one: Timing, other: Timing) -> Timing {
 }
 
 impl Heard {
-    /// Whether the host was silent for so long that it stops what it guards. What it has begun then it may end within a
-    /// second after it has heard of the store again.
+    /// Whether the host was silent for so long that it stops what it guards. What it has begun then it may end within
+    /// [`ENDS_WITHIN`] after it has heard of the store again.
     pub(super) fn is_silent(&self) -> bool {
-        let counts =
-            if self.told.elapsed() <= Duration::from_secs(1) { self.before } else { Some(self.last) };
-        counts.is_none_or(|counts| counts.elapsed() >= self.shortest.stop())
+        let known = self.answers.iter().rfind(|(_, told)| told.elapsed() > ENDS_WITHIN);
+        known.is_none_or(|(sent, _)| sent.elapsed() >= self.shortest.stop())
     }
 
     /// Whether the host's watchdog may have reset it by now: its deadline has passed, counted from the last request but one, for
@@ -60,7 +64,11 @@ impl Judge {
         let before = heard.map(|heard| heard.last);
         let shortest = heard.map_or(timing, |heard| shorter(heard.timing, timing));
         let due = Some(sent + timing.deadline + ROUNDING);
-        let heard = Heard { before, last: sent, told: Instant::now(), due, promised, timing, shortest };
+        let mut answers = heard.map(|heard| heard.answers.clone()).unwrap_or_default();
+        let old = answers.iter().filter(|(_, told)| told.elapsed() > ENDS_WITHIN).count();
+        answers.drain(..old.saturating_sub(1));
+        answers.push((sent, Instant::now()));
+        let heard = Heard { before, last: sent, answers, due, promised, timing, shortest };
         state.heard.insert(host.to_owned(), heard);
     }
 
@@ -129,9 +137,9 @@ mod tests {
     use tokio::time::advance;
 
     fn heard(before: Option<Instant>, timing: Timing) -> Heard {
-        let now = Instant::now();
-        let promised = BTreeSet::new();
-        Heard { before, last: now, told: now, due: None, promised, timing, shortest: timing }
+        let (now, promised) = (Instant::now(), BTreeSet::new());
+        let answers = before.map(|before| (before, before)).into_iter().chain([(now, now)]).collect();
+        Heard { before, last: now, answers, due: None, promised, timing, shortest: timing }
     }
 
     #[tokio::test(start_paused = true)]
@@ -154,8 +162,11 @@ mod tests {
     async fn what_was_begun_in_silence_may_end_a_moment_later() {
         let silent_since = Instant::now();
         advance(Duration::from_secs(17)).await;
-        let heard = heard(Some(silent_since), Timing::DEFAULT);
+        let mut heard = heard(Some(silent_since), Timing::DEFAULT);
         assert!(heard.is_silent());
+        let now = Instant::now();
+        heard.answers.push((now, now));
+        assert!(heard.is_silent(), "several requests may be answered at once");
         advance(Duration::from_secs(2)).await;
         assert!(!heard.is_silent());
     }
