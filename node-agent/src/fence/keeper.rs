@@ -207,10 +207,9 @@ impl Fence {
     async fn beat(&self, timing: Timing, made_for_it: bool, may_join: bool) -> Result<Beat, StoreError> {
         let held = self.lock().vitals.lease();
         if let Some(held) = held {
+            let is_live = self.is_live_by(held).await?;
             let sent = Instant::now();
-            if !self.is_live_by(held).await?
-                || !self.liveness.renew(held).await? && !Mutant::EndedLeaseIgnored.is_active()
-            {
+            if !is_live || !self.liveness.renew(held).await? && !Mutant::EndedLeaseIgnored.is_active() {
                 warn!("the lease has ended");
                 self.lock().vitals.ended(held);
                 return Ok(Beat::Ended);

@@ -299,7 +299,7 @@ impl Judge {
             let state = self.lock();
             let heard = state.heard.get(host);
             let is_silent = heard.is_some_and(Heard::is_silent);
-            let was_guarded = heard.is_some_and(|heard| heard.promised.contains(&uuid));
+            let was_guarded = heard.is_some_and(|heard| heard.promised.contains_key(&uuid));
             let record = state.domains.get(&(host_namespace(host), uuid.to_string())).cloned();
             let runs = |domain: &DomainInfo| domain.uuid == uuid && may_run(domain.state);
             // A restored store may say otherwise.

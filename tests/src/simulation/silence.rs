@@ -7,7 +7,7 @@ use kubexen_node_agent::hypervisor::{
     simulated::{StartEvent, StartRecord},
 };
 use kubexen_ownership::liveness::Timing;
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -16,6 +16,9 @@ const ROUNDING: Duration = Duration::from_secs(1);
 
 /// How long what a silent host has begun may take when it has heard of the store again.
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long it may take a host whose promise was taken back by a request that came late to try again, and so to learn of it.
+const TOLD_WITHIN: Duration = Duration::from_mins(2);
 
 /// When a host sent its last two requests to the pool's store that were answered with a lease, and what was answered lately.
 #[derive(Clone, Debug)]
@@ -27,8 +30,8 @@ pub(super) struct Heard {
     pub(super) answers: Vec<(Instant, Instant)>,
     /// When the host is to have stopped what it guards; none once that was judged.
     pub(super) due: Option<Instant>,
-    /// What it guarded then, as far as the store said. It may not be told that the store has taken that back.
-    pub(super) promised: BTreeSet<Uuid>,
+    /// What it guarded then or within [`TOLD_WITHIN`] before, as far as the store said, and when the store said so last.
+    pub(super) promised: BTreeMap<Uuid, Instant>,
     /// The times that it goes by.
     pub(super) timing: Timing,
     /// The shorter of these and of those before.
@@ -59,8 +62,12 @@ impl Judge {
     /// A host sent a request at this moment that made it live for longer, and is to have stopped what it guards a deadline later.
     pub(super) fn heard(&self, host: &str, sent: Instant, timing: Timing, is_guarded: impl Fn(Uuid) -> bool) {
         let mut state = self.lock();
-        let promised = state.machines.iter().copied().filter(|guest| is_guarded(*guest)).collect();
+        let guarded = state.machines.iter().copied().filter(|guest| is_guarded(*guest));
+        let guarded: Vec<Uuid> = guarded.collect();
         let heard = state.heard.get(host);
+        let mut promised = heard.map(|heard| heard.promised.clone()).unwrap_or_default();
+        promised.retain(|_, said| said.elapsed() < TOLD_WITHIN);
+        promised.extend(guarded.into_iter().map(|guest| (guest, Instant::now())));
         let before = heard.map(|heard| heard.last);
         let shortest = heard.map_or(timing, |heard| shorter(heard.timing, timing));
         let due = Some(sent + timing.deadline + ROUNDING);
@@ -137,7 +144,7 @@ mod tests {
     use tokio::time::advance;
 
     fn heard(before: Option<Instant>, timing: Timing) -> Heard {
-        let (now, promised) = (Instant::now(), BTreeSet::new());
+        let (now, promised) = (Instant::now(), BTreeMap::new());
         let answers = before.map(|before| (before, before)).into_iter().chain([(now, now)]).collect();
         Heard { before, last: now, answers, due: None, promised, timing, shortest: timing }
     }
