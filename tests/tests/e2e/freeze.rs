@@ -1,7 +1,7 @@
 //! The pool's etcd is restored from a snapshot: the pool holds still until an operator confirms it.
 
 use crate::{
-    recovery::{cut_power, protected, protecting, until_back},
+    recovery::{cut_power, protected, protecting, until_back, until_guarded, until_protects},
     scene::{PATIENCE, Scene, host},
     world::World,
 };
@@ -113,7 +113,9 @@ async fn a_pool_whose_etcd_was_restored_holds_still_until_an_operator_confirms_i
     })
     .await?;
     nothing_ran_twice(&world.pool)?;
-    // Everything works as before.
+    // Everything works as before, once the host has heard of it.
+    until_protects(&world, &scene, &moved_on).await?;
+    until_guarded(&world, &scene, "moved").await?;
     cut_power(&mut world, &moved_on)?;
     until_back(&scene, "moved", &moved_on).await?;
     nothing_ran_twice(&world.pool).map(drop)
