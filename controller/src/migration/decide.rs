@@ -24,6 +24,9 @@ const PREPARATION: Duration = Duration::from_secs(300);
 /// How long a destination may take before that is worth a write.
 const QUIET: Duration = Duration::from_secs(3);
 
+/// Clocks that differ by no more than this are taken as they are.
+const CLOCKS_DIFFER: Duration = Duration::from_mins(5);
+
 /// How long a destination may take to say that the guest came, once the source has said that it left. After a restore of the pool's
 /// store it may have come, and be gone since, and its host knows nothing of it.
 const ARRIVAL: Duration = Duration::from_secs(30);
@@ -309,8 +312,11 @@ fn left_for(source: &Domain, now: Timestamp) -> Duration {
     since(find(conditions.unwrap_or_default(), "Ready").map(|ready| &ready.last_transition_time), now)
 }
 
+/// How long ago that was. What a clock that ran ahead dated far into the future counts as long ago: nobody waits for that day.
 fn since(then: Option<&Time>, now: Timestamp) -> Duration {
-    then.and_then(|then| Duration::try_from(now.duration_since(then.0)).ok()).unwrap_or_default()
+    let Some(passed) = then.map(|then| now.duration_since(then.0)) else { return Duration::ZERO };
+    let far_ahead = passed.is_negative() && passed.unsigned_abs() > CLOCKS_DIFFER;
+    if far_ahead { Duration::MAX } else { Duration::try_from(passed).unwrap_or_default() }
 }
 
 /// The record is complete: what is left of it goes.
@@ -341,5 +347,20 @@ fn call_off(observed: &Observed) -> Plan {
             Plan::default().and(source.and_then(cancellation)).and(destination.and_then(cancellation))
         }
         Some(Ended::Yes | Ended::NeverBegan | Ended::Left(_)) | None => clean_up(observed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_fast_clock_dated_far_into_the_future_counts_as_long_ago() {
+        let now: Timestamp = "2026-11-01T12:00:00Z".parse().unwrap();
+        let at = |seconds: i64| Time(now + jiff::SignedDuration::from_secs(seconds));
+        assert_eq!(since(Some(&at(-7)), now), Duration::from_secs(7));
+        assert_eq!(since(Some(&at(7)), now), Duration::ZERO, "clocks differ");
+        assert_eq!(since(Some(&at(86_400)), now), Duration::MAX);
+        assert_eq!(since(None, now), Duration::ZERO);
     }
 }

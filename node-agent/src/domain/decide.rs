@@ -184,13 +184,10 @@ fn bring_up(seen: &Observed, now: Timestamp) -> Plan {
         )
         | None => {}
     }
-    if let Some(Stop { reason: StopReason::Crash, at }) = &seen.status.last_stop {
-        let wait = backoff(seen.status.crashes.unwrap_or(0)) - at.0.duration_until(now);
-        if let Ok(wait) = Duration::try_from(wait)
-            && !wait.is_zero()
-        {
-            return Plan::Wait(Waiting::Backoff, wait);
-        }
+    if let Some(Stop { reason: StopReason::Crash, at }) = &seen.status.last_stop
+        && let Some(left) = left(backoff(seen.status.crashes.unwrap_or(0)), at.0, now)
+    {
+        return Plan::Wait(Waiting::Backoff, left);
     }
     match &seen.unmet {
         Some(unmet) => Plan::Wait(Waiting::Needs(unmet.clone()), unmet.look_again()),
@@ -248,14 +245,17 @@ fn after_stop(seen: &Observed, present: &DomainInfo, reason: StopReason) -> Plan
     }
 }
 
+/// What is left of a wait that began at this moment; nothing if that is to come, as a clock that ran ahead has dated it.
+fn left(wait: SignedDuration, began: Timestamp, now: Timestamp) -> Option<Duration> {
+    let passed = Some(began.duration_until(now)).filter(|passed| !passed.is_negative())?;
+    Duration::try_from(wait - passed).ok().filter(|left| !left.is_zero())
+}
+
 fn forget_crashes(seen: &Observed, now: Timestamp) -> Plan {
     match (&seen.status.last_stop, seen.status.crashes) {
         (Some(stop), Some(crashes)) if crashes > 0 => {
-            let left = backoff(crashes) + STABLE_AFTER - stop.at.0.duration_until(now);
-            match Duration::try_from(left) {
-                Ok(left) if !left.is_zero() => Plan::Wait(Waiting::Stability, left),
-                Ok(_) | Err(_) => Plan::Settled,
-            }
+            let left = left(backoff(crashes) + STABLE_AFTER, stop.at.0, now);
+            left.map_or(Plan::Settled, |left| Plan::Wait(Waiting::Stability, left))
         }
         (Some(_) | None, Some(_) | None) => Plan::Settled,
     }

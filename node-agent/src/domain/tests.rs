@@ -227,6 +227,15 @@ fn a_crashing_guest_waits_for_its_back_off() {
 }
 
 #[test]
+fn a_crash_that_a_fast_clock_dated_into_the_future_delays_no_start() {
+    let seen = with_phase(observed(None), DomainPhase::Pending);
+    for crashes in [1, 3] {
+        let seen = stopped_before(seen.clone(), StopReason::Crash, crashes, SignedDuration::from_hours(-24));
+        assert_eq!(decide(&seen, now()), Plan::Start);
+    }
+}
+
+#[test]
 fn crashes_are_forgotten_after_a_long_run() {
     let seen = with_phase(observed(Some(DomainState::Running)), DomainPhase::Running);
     let seen = stopped_before(seen, StopReason::Crash, 1, SignedDuration::from_mins(1));
