@@ -165,6 +165,9 @@ fn bring_up(seen: &Observed, now: Timestamp) -> Plan {
         return Plan::RecordRestart;
     }
     match seen.status.phase {
+        // It was to be saved when it was lost with its host, so nothing was left to save. By now it is to run, and nobody who uses it
+        // has ended it.
+        Some(DomainPhase::Halted) if seen.has_vanished() => {}
         Some(DomainPhase::Halted | DomainPhase::Preserved) if seen.disks_attached => {
             return Plan::DetachDisks;
         }
@@ -270,6 +273,11 @@ impl Observed {
             Some((MigrationRole::Source, MigrationStage::Aborted | MigrationStage::Awaiting)) => false,
             Some((MigrationRole::Destination, MigrationStage::Committed)) | None => false,
         }
+    }
+
+    /// Whether it ended last because its domain was lost.
+    fn has_vanished(&self) -> bool {
+        self.status.last_stop.as_ref().is_some_and(|stop| stop.reason == StopReason::Vanished)
     }
 
     /// What the owner's policy makes of a stop.

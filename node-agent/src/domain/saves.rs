@@ -210,6 +210,8 @@ mod tests {
         migration::Report,
     };
     use jiff::Timestamp;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use kubexen_crds::domain::Stop;
 
     const HERE: Keeper = Keeper::RunsHere(Token(7));
     const RESUMES: Keeper = Keeper::ResumesHere(Token(8));
@@ -369,5 +371,17 @@ mod tests {
         assert_eq!(decide_all(&stopped, Timestamp::UNIX_EPOCH), recorded);
         stopped.status.phase = Some(DomainPhase::Halted);
         assert_eq!(decide_all(&stopped, Timestamp::UNIX_EPOCH), Plan::Settled);
+    }
+
+    #[test]
+    fn a_guest_that_was_lost_before_it_was_saved_starts_when_it_is_to_run() {
+        let mut lost = seen(None, DomainPowerState::Suspended, HERE, Standing::None);
+        lost.status.phase = Some(DomainPhase::Halted);
+        lost.saved = None;
+        let stop = |reason| Some(Stop { reason, at: Time(Timestamp::UNIX_EPOCH) });
+        lost.status.last_stop = stop(StopReason::Poweroff);
+        assert_eq!(decide_all(&lost, Timestamp::UNIX_EPOCH), Plan::Settled);
+        lost.status.last_stop = stop(StopReason::Vanished);
+        assert_eq!(decide_all(&lost, Timestamp::UNIX_EPOCH), Plan::Start);
     }
 }
