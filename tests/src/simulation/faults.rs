@@ -163,7 +163,11 @@ pub(super) fn choose(world: &World) -> Vec<Action> {
         36..39 => match dice.below(5) {
             0 => Action::StoreBackup {},
             1 | 2 => Action::ConfirmRestore {},
-            _ => Action::StoreRestore { same_cluster: dice.below(3) == 0 },
+            _ => match (world.is_restored, dice.below(3) == 0) {
+                (false, same_cluster) => Action::StoreRestore { same_cluster },
+                // Who was away through two restores waits for people to boot the host, and none do here.
+                (true, _) => Action::ConfirmRestore {},
+            },
         },
         39..42 => {
             let most = *dice.pick(&[10, 60]);
