@@ -37,7 +37,8 @@ impl Seconds {
 
 impl From<Duration> for Seconds {
     fn from(duration: Duration) -> Self {
-        Self(duration.as_secs_f64())
+        // One exact division gives the number that is nearest to the decimal one, which is written and read back as it is.
+        Self(duration.as_nanos() as f64 / 1e9)
     }
 }
 
