@@ -45,6 +45,11 @@ impl Relation {
         self.lock().sources.get(target).map(|sources| sources.iter().cloned().collect()).unwrap_or_default()
     }
 
+    /// How many refer to `target`.
+    pub(crate) fn count_to(&self, target: &Key) -> usize {
+        self.lock().sources.get(target).map_or(0, BTreeSet::len)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Edges> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -78,6 +78,12 @@ impl View {
         self.volumes_of_disk.to(disk).iter().filter_map(|key| self.volumes.get(key)).collect()
     }
 
+    /// The Volumes on this host.
+    pub(crate) fn volumes_of_host(&self, host: &str) -> Vec<Arc<Volume>> {
+        let namespace = Key::cluster(host_namespace(host));
+        self.volumes_of_host.to(&namespace).iter().filter_map(|key| self.volumes.get(key)).collect()
+    }
+
     /// The Domains that have the disk of this name attached.
     pub(crate) fn domains_of_disk(&self, disk: &Key) -> Vec<Arc<Domain>> {
         self.domains_of_disk.to(disk).iter().filter_map(|key| self.domains.get(key)).collect()

@@ -47,9 +47,9 @@ impl Books {
         self.claims = claims;
         if !self.begun || marks.all {
             self.begun = true;
-            marks.volumes = true;
             marks.hosts = view.hosts.keys().into_iter().map(|key| key.name).collect();
             marks.hosts.extend(self.pool.hosts.drain(..).map(|host| host.name));
+            marks.volumes = marks.hosts.clone();
             marks.machines = view.machines.keys().into_iter().chain(self.guests.keys().cloned()).collect();
         }
         // The schema allows for one Pool, named default.
@@ -88,10 +88,13 @@ impl Books {
                 (Err(_), None) => {}
             }
         }
-        if marks.volumes {
-            self.used = snapshot::used(view);
+        for name in &marks.volumes {
+            match view.hosts.get(&Key::cluster(name.as_str())) {
+                Some(_) => self.used.insert(name.clone(), snapshot::used_on(view, name)),
+                None => self.used.remove(name),
+            };
         }
-        if marks.volumes || !marks.hosts.is_empty() {
+        if !marks.volumes.is_empty() || !marks.hosts.is_empty() {
             snapshot::fill_locations(view, &mut self.pool.hosts, &self.used, self.claims.values());
         }
     }

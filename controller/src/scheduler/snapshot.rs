@@ -6,9 +6,10 @@ use crate::{
     placement::{HostView, Room, group_key, memory_with_overhead},
     view::{View, has_finalizer, host_of_namespace, is_deleting, is_in_maintenance, is_ready, uid, user_key},
 };
-use kubexen_crds::{Domain, FeatureSets, Host, ProtectionState};
+use kube::core::ObjectMeta;
+use kubexen_crds::{Domain, FeatureSets, Host, ProtectionState, Volume};
 use kubexen_runtime::Key;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 /// What disks use of each host's locations, in bytes, by host and location.
 pub(super) type Used = BTreeMap<String, BTreeMap<String, u64>>;
@@ -32,28 +33,37 @@ pub(super) fn with_guests<'a>(
     seen
 }
 
-/// What the Volumes use, those that are being deleted included.
-pub(super) fn used(view: &View) -> Used {
-    let mut used = Used::new();
-    let volumes = view.volumes.list();
-    let mut counted = HashSet::with_capacity(volumes.len());
-    // The list is sorted by namespace.
-    for there in volumes.chunk_by(|one, next| one.metadata.namespace == next.metadata.namespace) {
-        let host = there[0].metadata.namespace.as_deref().and_then(host_of_namespace);
-        let Some(host) = host.filter(|host| view.hosts.get(&Key::cluster(*host)).is_some()) else { continue };
-        let mut sums = BTreeMap::<&str, u64>::new();
-        for volume in there {
-            // While a disk goes into another host's hands it has two Volumes, and takes room once.
-            if volume.spec.shared && !counted.insert(volume.spec.virtual_disk.uid.as_str()) {
-                continue;
-            }
-            let sum = sums.entry(&volume.spec.location).or_default();
-            *sum = sum.saturating_add(volume.spec.size.bytes().unwrap_or(u64::MAX));
+/// What the Volumes on a host use of its locations, those that are being deleted included.
+pub(super) fn used_on(view: &View, host: &str) -> BTreeMap<String, u64> {
+    let mut used = BTreeMap::<String, u64>::new();
+    let volumes = view.volumes_of_host(host);
+    for volume in volumes.iter().filter(|volume| !is_counted_before(view, volume)) {
+        let size = volume.spec.size.bytes().unwrap_or(u64::MAX);
+        match used.get_mut(&volume.spec.location) {
+            Some(sum) => *sum = sum.saturating_add(size),
+            None => _ = used.insert(volume.spec.location.clone(), size),
         }
-        let sums = sums.into_iter().map(|(location, sum)| (location.to_owned(), sum)).collect();
-        used.insert(host.to_owned(), sums);
     }
     used
+}
+
+/// Whether the disk is counted on a host that comes before: while it goes into another host's hands it has two Volumes, and takes
+/// room once.
+fn is_counted_before(view: &View, volume: &Volume) -> bool {
+    let Volume { metadata: ObjectMeta { namespace, .. }, spec, .. } = volume;
+    let is_same = |other: &Volume| other.spec.shared && other.spec.virtual_disk.uid == spec.virtual_disk.uid;
+    let on_known_host = |other: &Volume| {
+        let host = other.metadata.namespace.as_deref().and_then(host_of_namespace);
+        host.is_some_and(|host| view.hosts.get(&Key::cluster(host)).is_some())
+    };
+    let disk = Key::new(&spec.virtual_disk.namespace, &spec.virtual_disk.name);
+    if !spec.shared || view.volumes_of_disk.count_to(&disk) < 2 {
+        return false;
+    }
+    let volumes = view.volumes_of_disk(&disk);
+    // They are sorted by namespace.
+    let mut before = volumes.iter().take_while(|other| other.metadata.namespace != *namespace);
+    before.any(|other| is_same(other) && on_known_host(other))
 }
 
 fn add_volume(used: &mut Used, host: &str, location: &str, size: u64) {

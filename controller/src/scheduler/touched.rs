@@ -18,8 +18,8 @@ pub(super) struct Marks {
     pub(super) all: bool,
     /// Hosts, what they are and what is used of them.
     pub(super) hosts: BTreeSet<String>,
-    /// What disks use of all locations.
-    pub(super) volumes: bool,
+    /// Hosts, what disks use of their locations.
+    pub(super) volumes: BTreeSet<String>,
     /// Machines, what they need and where they are.
     pub(super) machines: BTreeSet<Key>,
 }
@@ -42,9 +42,10 @@ impl Touched {
         self.lock().hosts.insert(host.to_owned());
     }
 
-    /// A Volume.
-    pub(crate) fn volumes(&self) {
-        self.lock().volumes = true;
+    /// Volumes in these namespaces.
+    pub(crate) fn volumes<'a>(&self, namespaces: impl IntoIterator<Item = &'a str>) {
+        let hosts = namespaces.into_iter().filter_map(host_of_namespace).map(str::to_owned);
+        self.lock().volumes.extend(hosts);
     }
 
     /// These machines, what they refer to, or where they are.

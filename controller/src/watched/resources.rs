@@ -70,8 +70,12 @@ impl Watched for Volume {
         let host = |volume: &Self| volume.metadata.namespace.iter().map(Key::cluster).collect();
         view.volumes_of_disk.set(change.key, now(change, disk_of));
         view.volumes_of_host.set(change.key, now(change, host));
-        view.touched.volumes();
-        touch_users(view, either(change, disk_of));
+        // Of the Volumes of a disk one is counted.
+        let disks = either(change, disk_of);
+        let volumes: Vec<_> = disks.iter().flat_map(|disk| view.volumes_of_disk(disk)).collect();
+        let beside = volumes.iter().filter_map(|volume| volume.metadata.namespace.as_deref());
+        view.touched.volumes(beside.chain([change.key.namespace.as_str()]));
+        touch_users(view, disks);
     }
 
     fn wake(context: &Context, change: &Change<'_, Self>) {

@@ -91,9 +91,9 @@ pub(super) fn breach(reserve: &Reserve, failed: &Failed) -> Option<Breach> {
 /// The hosts that are left, with what the plan of the case brings to them.
 fn survivors(facts: &Facts, case: &Case) -> Vec<HostView> {
     let mut views = facts.views.clone();
-    for (guest, host) in &case.moves {
-        if let Some(guest) = facts.guest(*guest) {
-            occupy(&mut views[*host], &guest.request);
+    for one in case.plan.moves() {
+        if let Some(guest) = facts.guest(one.guest) {
+            occupy(&mut views[one.to], &guest.request);
         }
     }
     let survives = |(host, _): &(usize, HostView)| !case.dead.contains(host);
@@ -105,7 +105,7 @@ fn rejections(facts: &Facts, survivors: &[HostView], guest: &GuestFacts) -> Opti
     let cpu_overcommit = i32::try_from(facts.overcommit).unwrap_or(i32::MAX);
     let policy = PlacementPolicy { cpu_overcommit, ..PlacementPolicy::default() };
     let snapshot = Snapshot { hosts: survivors.to_vec(), policy };
-    let request = Request { protected: false, ..guest.request.clone() };
+    let request = Request { protected: false, ..Request::clone(&guest.request) };
     match place(&snapshot, std::slice::from_ref(&request)).pop() {
         Some(Verdict::Unplaced(rejections)) => Some(rejections),
         Some(Verdict::Placed { .. }) | None => None,

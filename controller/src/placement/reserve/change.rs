@@ -76,7 +76,7 @@ impl Reserve {
         for (key, now) in changed {
             let before = self.facts.number(&key).and_then(|number| self.facts.guest(number));
             let same = |now: &Protected, before: &GuestFacts| {
-                now.request == before.request && self.host_name(before) == Some(&now.host)
+                now.request == *before.request && self.host_name(before) == Some(&now.host)
             };
             match (&now, before) {
                 (Some(now), Some(before)) if same(now, before) => continue,
@@ -108,14 +108,17 @@ impl Reserve {
             self.tolerates >= self.wanted || before.tolerates < self.wanted
         } else {
             self.facts.set_view(host, view);
-            self.is_no_worse(host, &mut journal)
+            self.is_no_worse(host, false, &mut journal)
         };
         self.undo(before, journal);
         may
     }
 
     fn protected(&self, guest: &GuestFacts) -> Protected {
-        Protected { request: guest.request.clone(), host: self.host_name(guest).cloned().unwrap_or_default() }
+        Protected {
+            request: Request::clone(&guest.request),
+            host: self.host_name(guest).cloned().unwrap_or_default(),
+        }
     }
 
     /// Counts those of these guests that are protected and recover as homeless, if it does not know them: nobody runs them
@@ -159,7 +162,7 @@ impl Reserve {
     fn take_unprotected(&mut self, host: usize, request: &Request) -> bool {
         let (before, mut journal) = (self.before(host), Journal::to_undo());
         self.facts.occupy(host, request);
-        let kept = self.is_no_worse(host, &mut journal);
+        let kept = self.is_no_worse(host, request.anti_affinity.is_some(), &mut journal);
         if !kept {
             self.undo(before, journal);
         }
@@ -167,22 +170,19 @@ impl Reserve {
     }
 
     /// Mends the plans after there has become less room on a host; whether none leaves one guest more than before, and no estimate
-    /// has failed that held.
-    fn is_no_worse(&mut self, host: usize, journal: &mut Journal) -> bool {
+    /// has failed that held. `meets` says whether a group may be present there that was not.
+    fn is_no_worse(&mut self, host: usize, meets: bool, journal: &mut Journal) -> bool {
         let mut budget = TRIES;
-        for position in 0..self.cases.len() {
-            let case = &self.cases[position];
-            if case.dead.contains(&host) || case.holds_at(&self.facts, host) {
-                continue;
-            }
-            journal.note(position, case);
-            let left_before = case.left.len();
-            let case = &mut self.cases[position];
-            case.repair(&self.facts, host);
-            if case.left.len() > left_before && left_before == 0 {
-                complete(case, &self.facts, &mut budget);
-            }
-            if case.left.len() > left_before {
+        for position in self.cases.broken_at(&self.facts, host, meets) {
+            let is_worse = self.cases.change(position, journal, |case| {
+                let left_before = case.left.len();
+                case.repair(&self.facts, host);
+                if case.left.len() > left_before && left_before == 0 {
+                    complete(case, &self.facts, &mut budget);
+                }
+                case.left.len() > left_before
+            });
+            if is_worse {
                 return false;
             }
         }
@@ -245,7 +245,7 @@ impl Reserve {
     fn undo(&mut self, before: Before, journal: Journal) {
         let Before { host, view, tolerates, failed } = before;
         for (position, case) in journal.cases.into_iter().flatten().rev() {
-            self.cases[position] = case;
+            self.cases.put_back(position, case);
         }
         self.facts.set_view(host, view);
         (self.tolerates, self.failed) = (tolerates, failed);
@@ -263,19 +263,21 @@ impl Reserve {
         if !better && !worse {
             return;
         }
-        for (position, case) in self.cases.iter_mut().enumerate() {
-            if case.dead.contains(&host) {
-                continue;
+        if worse {
+            for position in self.cases.broken_at(&self.facts, host, has_group_of(&now, &before)) {
+                self.cases.change(position, journal, |case| case.repair(&self.facts, host));
             }
-            if worse && !case.holds_at(&self.facts, host) {
-                journal.note(position, case);
-                case.repair(&self.facts, host);
-            }
-            if better && !case.is_covered() {
-                case.searched = false;
-                if case.may_fill(&self.facts, host) {
-                    journal.note(position, case);
-                    case.fill(&self.facts, host);
+        }
+        if better {
+            for position in 0..self.cases.len() {
+                let case = &self.cases[position];
+                if case.is_covered() || case.dead.contains(&host) {
+                    continue;
+                }
+                let may_fill = case.may_fill(&self.facts, host);
+                self.cases.doubt(position);
+                if may_fill {
+                    self.cases.change(position, journal, |case| case.fill(&self.facts, host));
                 }
             }
         }
@@ -283,10 +285,9 @@ impl Reserve {
 
     fn guest_came(&mut self, guest: Protected, journal: &mut Journal) {
         let number = self.facts.add(guest);
-        for (position, case) in self.cases.iter_mut().enumerate() {
-            if self.facts.is_homeless(number, &case.dead) {
-                journal.note(position, case);
-                case.add(&self.facts, number);
+        for position in 0..self.cases.len() {
+            if self.facts.is_homeless(number, &self.cases[position].dead) {
+                self.cases.change(position, journal, |case| case.add(&self.facts, number));
             }
         }
     }
@@ -296,14 +297,14 @@ impl Reserve {
         let concerned: Vec<bool> =
             self.cases.iter().map(|case| self.facts.is_homeless(number, &case.dead)).collect();
         let gone = self.facts.remove(number)?;
-        for (position, case) in self.cases.iter_mut().enumerate().filter(|(position, _)| concerned[*position])
-        {
-            journal.note(position, case);
-            let freed = case.remove(number);
-            case.searched = false;
-            if let Some(host) = freed.filter(|host| case.may_fill(&self.facts, *host)) {
-                case.fill(&self.facts, host);
-            }
+        for position in (0..self.cases.len()).filter(|position| concerned[*position]) {
+            self.cases.change(position, journal, |case| {
+                let freed = case.remove(number);
+                case.searched = false;
+                if let Some(host) = freed.filter(|host| case.may_fill(&self.facts, *host)) {
+                    case.fill(&self.facts, host);
+                }
+            });
         }
         Some((number, gone))
     }
@@ -313,13 +314,17 @@ impl Reserve {
 type Heeded = (HostFacts, BTreeMap<String, u32>);
 
 /// Whether a host that was like `before` may take in some respect what it could not.
-fn is_better((before, groups_before): &Heeded, (now, groups_now): &Heeded) -> bool {
-    let fewer =
-        |(group, members): (&String, &u32)| *members > 0 && groups_now.get(group).copied().unwrap_or(0) == 0;
-    now.free.memory > before.free.memory
-        || now.free.vcpus > before.free.vcpus
-        || (now.open && !before.open)
-        || groups_before.iter().any(fewer)
+fn is_better(before: &Heeded, now: &Heeded) -> bool {
+    now.0.free.memory > before.0.free.memory
+        || now.0.free.vcpus > before.0.free.vcpus
+        || (now.0.open && !before.0.open)
+        || has_group_of(before, now)
+}
+
+/// Whether a group is on one and not on the other.
+fn has_group_of((_, one): &Heeded, (_, other): &Heeded) -> bool {
+    let absent = |group: &String| other.get(group).copied().unwrap_or(0) == 0;
+    one.iter().any(|(group, members)| *members > 0 && absent(group))
 }
 
 /// Whether two views are of a host that differs at most in what is used of it and in whether guests may come.

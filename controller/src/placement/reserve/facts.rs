@@ -76,7 +76,8 @@ pub(super) struct Group {
 /// A protected guest.
 #[derive(Clone, Debug)]
 pub(super) struct GuestFacts {
-    pub(super) request: Request,
+    /// Elsewhere, for the numbers of all guests to lie close together.
+    pub(super) request: Box<Request>,
     /// Where it runs; none if that host is not known.
     pub(super) at: Option<usize>,
     pub(super) need: Room,
@@ -98,9 +99,9 @@ pub(super) struct Facts {
     pub(super) classes: Vec<HostSet>,
     pub(super) guests: Vec<Option<GuestFacts>>,
     by_key: BTreeMap<Key, usize>,
-    /// Guests by host.
+    /// Guests by host, in the order in which they are placed.
     pub(super) on: Vec<Vec<usize>>,
-    /// Guests whose host does not report, or is not known.
+    /// Guests whose host does not report, or is not known, in that order too.
     pub(super) displaced: Vec<usize>,
     group_ids: BTreeMap<String, usize>,
     /// Number of present members by group and host.
@@ -188,12 +189,24 @@ impl Facts {
             self.guests.len() - 1
         });
         self.by_key.insert(request.key.clone(), number);
-        self.guests[number] = Some(GuestFacts { request, at, need, class, group, order });
-        match at {
-            Some(host) if self.hosts[host].alive => self.on[host].push(number),
-            Some(_) | None => self.displaced.push(number),
-        }
+        self.guests[number] = Some(GuestFacts { request: Box::new(request), at, need, class, group, order });
+        self.seat(number, at);
         number
+    }
+
+    /// Notes where a guest is.
+    fn seat(&mut self, number: usize, at: Option<usize>) {
+        let alive = at.filter(|host| self.hosts[*host].alive);
+        let there = alive.map_or(&self.displaced, |host| &self.on[host]);
+        let place = self.place_of(number);
+        let position = there.partition_point(|other| self.place_of(*other) < place);
+        let there = alive.map_or(&mut self.displaced, |host| &mut self.on[host]);
+        there.insert(position, number);
+    }
+
+    /// When a guest is placed: the lower the earlier.
+    pub(super) fn place_of(&self, number: usize) -> Option<((u32, std::cmp::Reverse<u64>), usize)> {
+        self.guest(number).map(|guest| (guest.order, number))
     }
 
     /// Takes a guest out.
@@ -237,11 +250,9 @@ impl Facts {
     /// Puts a guest back that was taken out, under the number that it had.
     pub(super) fn put_back(&mut self, number: usize, guest: GuestFacts) {
         self.by_key.insert(guest.request.key.clone(), number);
-        match guest.at {
-            Some(host) if self.hosts[host].alive => self.on[host].push(number),
-            Some(_) | None => self.displaced.push(number),
-        }
+        let at = guest.at;
         self.guests[number] = Some(guest);
+        self.seat(number, at);
     }
 
     fn read_groups(&mut self, host: usize) {

@@ -42,10 +42,12 @@
 //! - After any changes the answer is as sound as one computed from scratch, and the same where that is exact.
 
 mod breach;
+mod cases;
 mod change;
 mod estimate;
 mod facts;
 mod packing;
+mod plan;
 mod search;
 
 #[cfg(test)]
@@ -59,6 +61,7 @@ use super::{
     DiskNeed, HostView, Reason, Rejections, Request, Snapshot, condition::Conditions, filters,
     host_set::HostSet,
 };
+use cases::Cases;
 use change::Journal;
 use facts::Facts;
 use packing::Case;
@@ -98,7 +101,7 @@ pub struct Promise {
 pub struct Reserve {
     wanted: u32,
     facts: Facts,
-    cases: Vec<Case>,
+    cases: Cases,
     levels: Vec<Level>,
     tolerates: u32,
     /// What failed first above what is tolerated.
@@ -161,11 +164,13 @@ impl Reserve {
     pub fn new(snapshot: &Snapshot, guests: Vec<Protected>, wanted: u32) -> Self {
         let facts = Facts::new(snapshot.hosts.clone(), overcommit(snapshot), guests);
         let (cases, levels) = cases(&facts, wanted);
+        let cases = Cases::new(cases, facts.hosts.len());
         let mut reserve = Self { wanted, facts, cases, levels, tolerates: 0, failed: None };
-        for case in &mut reserve.cases {
-            case.pack(&reserve.facts);
+        let mut journal = Journal::default();
+        for position in 0..reserve.cases.len() {
+            reserve.cases.change(position, &mut journal, |case| case.pack(&reserve.facts));
         }
-        reserve.settle(&mut Journal::default());
+        reserve.settle(&mut journal);
         reserve
     }
 
@@ -206,14 +211,15 @@ impl Reserve {
             return Some(position);
         }
         for position in cases {
-            let case = &mut self.cases[position];
-            if case.is_covered() {
+            if self.cases[position].is_covered() {
                 continue;
             }
-            changed.note(position, case);
-            complete(case, &self.facts, budget);
-            if !case.is_covered() {
-                case.searched = true;
+            let covered = self.cases.change(position, changed, |case| {
+                complete(case, &self.facts, budget);
+                case.searched = !case.is_covered();
+                case.is_covered()
+            });
+            if !covered {
                 return Some(position);
             }
         }
@@ -223,13 +229,13 @@ impl Reserve {
 
 /// Looks for a plan in every way there is.
 fn complete(case: &mut Case, facts: &Facts, budget: &mut u64) {
-    let before = (case.moves.clone(), case.left.clone());
+    let before = (case.plan.clone(), case.left.clone());
     case.pack(facts);
     if !case.is_covered() {
         search::search(case, facts, budget);
     }
     if case.left.len() > before.1.len() {
-        (case.moves, case.left) = before;
+        (case.plan, case.left) = before;
     }
 }
 

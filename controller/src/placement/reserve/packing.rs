@@ -1,6 +1,9 @@
 //! Hosts that die at once, and where their protected guests go then.
 
-use super::facts::{Facts, GuestFacts, Room};
+use super::{
+    facts::{Facts, Group, GuestFacts, Room},
+    plan::{Move, Plan},
+};
 
 /// Some hosts that die at once, and a plan for the protected guests that are homeless then. Those of hosts that do not
 /// report are homeless already.
@@ -8,8 +11,7 @@ use super::facts::{Facts, GuestFacts, Room};
 pub(super) struct Case {
     /// The hosts, ascending.
     pub(super) dead: Vec<usize>,
-    /// Guests, and where each goes.
-    pub(super) moves: Vec<(usize, usize)>,
+    pub(super) plan: Plan,
     /// Guests that the plan has no place for.
     pub(super) left: Vec<usize>,
     /// Whether it is known that no other plan was found, since the pool last changed for the better.
@@ -18,7 +20,7 @@ pub(super) struct Case {
 
 impl Case {
     pub(super) fn new(dead: Vec<usize>) -> Self {
-        Self { dead, moves: Vec::new(), left: Vec::new(), searched: false }
+        Self { dead, plan: Plan::default(), left: Vec::new(), searched: false }
     }
 
     pub(super) fn is_covered(&self) -> bool {
@@ -36,44 +38,28 @@ impl Case {
     /// Makes the plan from scratch, by rules of thumb.
     pub(super) fn pack(&mut self, facts: &Facts) {
         let guests = self.homeless(facts);
-        (self.moves, self.left) = (Vec::new(), Vec::new());
+        self.left = Vec::new();
         let mut packing = Packing::new(facts, &self.dead);
         if guests.iter().all(|guest| packing.place(*guest, Rule::NextFit)) {
-            self.moves = packing.moves;
+            self.plan = packing.plan;
             return;
         }
         let mut packing = Packing::new(facts, &self.dead);
         self.left = guests.into_iter().filter(|guest| !packing.place(*guest, Rule::BestFit)).collect();
-        self.moves = packing.moves;
+        self.plan = packing.plan;
     }
 
-    /// What the plan takes of a host.
-    fn taken(&self, facts: &Facts, host: usize) -> Room {
-        let there = self.moves.iter().filter(|(_, to)| *to == host);
-        there
-            .filter_map(|(guest, _)| facts.guest(*guest))
-            .fold(Room::default(), |sum, guest| sum.plus(guest.need))
-    }
-
-    /// Whether what the plan does to a host can be done as the host is now.
-    pub(super) fn holds_at(&self, facts: &Facts, host: usize) -> bool {
-        let (mut sum, mut any) = (Room::default(), false);
-        for (guest, _) in self.moves.iter().filter(|(_, to)| *to == host) {
-            let Some(guest) = facts.guest(*guest) else { continue };
-            if guest.group.is_some_and(|group| group.required && facts.is_present(group.id, host)) {
-                return false;
-            }
-            (sum, any) = (sum.plus(guest.need), true);
-        }
-        !any || (facts.hosts[host].open && facts.hosts[host].free.holds(sum))
+    /// Whether the plan brings a guest to a host that is required to meet nobody of its group, and would.
+    pub(super) fn meets_present(&self, facts: &Facts, host: usize) -> bool {
+        let guests = self.plan.to(host).iter().filter_map(|one| facts.guest(one.guest));
+        let mut groups = guests.filter_map(|guest| guest.group);
+        groups.any(|group| group.required && facts.is_present(group.id, host))
     }
 
     /// Finds other places for what the plan brings to a host, which can no longer take it, but leaves the rest as it is: what
     /// is left then is [completed](super::complete) where that decides something.
     pub(super) fn repair(&mut self, facts: &Facts, host: usize) {
-        let mut lifted: Vec<usize> =
-            self.moves.iter().filter(|(_, to)| *to == host).map(|(guest, _)| *guest).collect();
-        self.moves.retain(|(_, to)| *to != host);
+        let mut lifted = self.plan.clear(host);
         in_order(facts, &mut lifted);
         self.place_all(facts, lifted);
     }
@@ -86,8 +72,7 @@ impl Case {
     /// Takes a guest out that is not homeless any more; says where it was to go.
     pub(super) fn remove(&mut self, guest: usize) -> Option<usize> {
         self.left.retain(|other| *other != guest);
-        let position = self.moves.iter().position(|(other, _)| *other == guest)?;
-        Some(self.moves.swap_remove(position).1)
+        self.plan.remove(guest)
     }
 
     /// Whether a guest that is left may have a place on a host, on which there is more room.
@@ -95,31 +80,57 @@ impl Case {
         let left = || self.left.iter().filter_map(|guest| facts.guest(*guest));
         let free = facts.hosts[host].free;
         facts.hosts[host].open && left().any(|guest| free.holds(guest.need)) && {
-            let free = free.less(self.taken(facts, host));
+            let free = free.less(self.plan.taken(host));
             left().any(|guest| free.holds(guest.need))
         }
     }
 
     /// Finds places on a host for those that are left.
     pub(super) fn fill(&mut self, facts: &Facts, host: usize) {
-        let mut packing = Packing::resume(facts, &self.dead, std::mem::take(&mut self.moves));
-        self.left.retain(|guest| !packing.place_on(*guest, host));
-        self.moves = packing.moves;
+        let plan = &mut self.plan;
+        let mut free = facts.free[host].less(plan.taken(host));
+        self.left.retain(|number| {
+            let Some(guest) = facts.guest(*number) else { return false };
+            let fits = fits(facts, plan, free, guest, host);
+            if fits {
+                free = free.less(guest.need);
+                plan.add(Move { guest: *number, to: host, need: guest.need });
+            }
+            !fits
+        });
     }
 
     /// Finds places for guests that have none.
     fn place_all(&mut self, facts: &Facts, guests: Vec<usize>) {
         // What could not be covered before cannot be covered now.
         self.searched &= !self.is_covered();
-        let mut packing = Packing::resume(facts, &self.dead, std::mem::take(&mut self.moves));
+        let mut packing = Packing::resume(facts, &self.dead, std::mem::take(&mut self.plan));
         let failed = guests.into_iter().filter(|guest| !packing.place(*guest, Rule::NextFit));
         self.left.extend(failed);
-        self.moves = packing.moves;
+        self.plan = packing.plan;
     }
 }
 
 fn in_order(facts: &Facts, guests: &mut [usize]) {
-    guests.sort_unstable_by_key(|guest| (facts.guest(*guest).map(|guest| guest.order), *guest));
+    // Those of each host are in order already, which this sort makes use of.
+    guests.sort_by_key(|guest| facts.place_of(*guest));
+}
+
+/// Whether a guest can go to a host that has so much left beside the plan.
+fn fits(facts: &Facts, plan: &Plan, free: Room, guest: &GuestFacts, host: usize) -> bool {
+    free.holds(guest.need)
+        && facts.classes[guest.class].contains(host)
+        && guest.group.is_none_or(|group| is_apart(facts, plan, group, host))
+}
+
+/// No guest that is required to be alone in its group gets company of it, and none comes to company.
+fn is_apart(facts: &Facts, plan: &Plan, group: Group, host: usize) -> bool {
+    let of_group = |one: &Move| {
+        let other = facts.guest(one.guest).and_then(|other| other.group);
+        other.is_some_and(|other| other.id == group.id && (other.required || group.required))
+    };
+    let meets_present = group.required && facts.is_present(group.id, host);
+    !meets_present && !plan.to(host).iter().any(of_group)
 }
 
 /// Which of the hosts that fit is taken.
@@ -137,7 +148,7 @@ pub(super) struct Packing<'a> {
     facts: &'a Facts,
     /// By host; nothing where no guest may come.
     pub(super) free: Vec<Room>,
-    pub(super) moves: Vec<(usize, usize)>,
+    pub(super) plan: Plan,
     next: usize,
 }
 
@@ -149,38 +160,22 @@ impl<'a> Packing<'a> {
         }
         // Another beginning for each case, for the same reason as the rule.
         let next = dead.iter().fold(0, |sum, host| sum * 31 + host * 7) % facts.hosts.len().max(1);
-        Self { facts, free, moves: Vec::new(), next }
+        Self { facts, free, plan: Plan::default(), next }
     }
 
-    fn resume(facts: &'a Facts, dead: &[usize], moves: Vec<(usize, usize)>) -> Self {
+    fn resume(facts: &'a Facts, dead: &[usize], plan: Plan) -> Self {
         let mut packing = Self::new(facts, dead);
-        for (guest, host) in &moves {
-            if let Some(guest) = facts.guest(*guest) {
-                packing.free[*host] = packing.free[*host].less(guest.need);
-            }
+        for one in plan.moves() {
+            packing.free[one.to] = packing.free[one.to].less(one.need);
         }
-        packing.next = (packing.next + moves.len()) % facts.hosts.len().max(1);
-        packing.moves = moves;
+        packing.next = (packing.next + plan.moves().len()) % facts.hosts.len().max(1);
+        packing.plan = plan;
         packing
     }
 
     /// Whether a guest can go to a host.
     pub(super) fn fits(&self, guest: &GuestFacts, host: usize) -> bool {
-        self.free[host].holds(guest.need)
-            && self.facts.classes[guest.class].contains(host)
-            && (guest.group.is_none() || self.is_apart(guest, host))
-    }
-
-    /// No guest that is required to be alone in its group gets company of it, and none comes to company.
-    fn is_apart(&self, guest: &GuestFacts, host: usize) -> bool {
-        let Some(group) = guest.group else { return true };
-        let of_group = |(other, to): &(usize, usize)| {
-            let other = self.facts.guest(*other).and_then(|other| other.group);
-            *to == host
-                && other.is_some_and(|other| other.id == group.id && (other.required || group.required))
-        };
-        let meets_present = group.required && self.facts.is_present(group.id, host);
-        !meets_present && !self.moves.iter().any(of_group)
+        fits(self.facts, &self.plan, self.free[host], guest, host)
     }
 
     fn place(&mut self, number: usize, rule: Rule) -> bool {
@@ -197,17 +192,8 @@ impl<'a> Packing<'a> {
         true
     }
 
-    fn place_on(&mut self, number: usize, host: usize) -> bool {
-        let Some(guest) = self.facts.guest(number) else { return true };
-        let fits = self.fits(guest, host);
-        if fits {
-            self.take(number, guest.need, host);
-        }
-        fits
-    }
-
     pub(super) fn take(&mut self, number: usize, need: Room, host: usize) {
         self.free[host] = self.free[host].less(need);
-        self.moves.push((number, host));
+        self.plan.add(Move { guest: number, to: host, need });
     }
 }

@@ -5,6 +5,7 @@ use super::{
         AntiAffinityMode, Request, Room, Verdict, memory_with_overhead, place_keeping,
         tests::{guest, host, network, selector},
     },
+    plan::Move,
     *,
 };
 use kubexen_crds::pool::PlacementPolicy;
@@ -397,17 +398,19 @@ fn differences(before: &World, after: &World) -> Vec<(Key, Option<Protected>)> {
 
 /// Every plan has a place for each guest that is homeless then, and all of it can be carried out.
 fn plans_hold(world: &World, reserve: &Reserve) -> Result<(), TestCaseError> {
-    for case in &reserve.cases {
+    prop_assert!(reserve.cases.are_counted());
+    for case in reserve.cases.iter() {
         let mut brought: BTreeMap<usize, Vec<&Request>> = BTreeMap::new();
-        for (guest, host) in &case.moves {
-            let guest = &reserve.facts.guest(*guest).expect("a guest").request;
-            let there = brought.entry(*host).or_default();
-            prop_assert!(may_go(world, guest, &world.snapshot.hosts[*host], there), "{:?}", case);
-            prop_assert!(!case.dead.contains(host));
-            there.push(guest);
+        for Move { guest, to, need } in case.plan.moves() {
+            let guest = reserve.facts.guest(*guest).expect("a guest");
+            prop_assert_eq!(*need, guest.need);
+            let there = brought.entry(*to).or_default();
+            prop_assert!(may_go(world, &guest.request, &world.snapshot.hosts[*to], there), "{:?}", case);
+            prop_assert!(!case.dead.contains(to));
+            there.push(&guest.request);
         }
         let mut planned: Vec<usize> =
-            case.moves.iter().map(|(guest, _)| *guest).chain(case.left.clone()).collect();
+            case.plan.moves().iter().map(|one| one.guest).chain(case.left.clone()).collect();
         let mut homeless = case.homeless(&reserve.facts);
         planned.sort_unstable();
         homeless.sort_unstable();

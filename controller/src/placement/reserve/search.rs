@@ -25,7 +25,7 @@ pub(super) fn search(case: &mut Case, facts: &Facts, budget: &mut u64) {
         return;
     }
     if search.from(0) {
-        case.moves = search.packing.moves;
+        case.plan = search.packing.plan;
         case.left = Vec::new();
     }
 }
@@ -76,7 +76,7 @@ impl Search<'_, '_> {
             if self.from(position + 1) {
                 return true;
             }
-            self.packing.moves.pop();
+            self.packing.plan.remove(number);
             self.packing.free[host] = before;
         }
         false
