@@ -1,5 +1,6 @@
 //! How boots become live, fenced and unfenced: the transactions of liveness, carried through a store.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::epoch::{Epoch, Standing, beginning};
@@ -8,8 +9,11 @@ use super::{Fence, FenceRecord, Join, Roll, Unfence};
 use crate::drive::{self, Backend, Leases, MAX_REFUSALS, RequestError};
 use crate::names::{HostBoot, LeaseId};
 use crate::protocol::{Outcome, Transaction};
-use crate::record::Key;
+use crate::record::{Entry, Key};
 use crate::store::StoreError;
+
+/// What a refused transaction found.
+type Found = BTreeMap<Key, Entry>;
 
 pub(crate) async fn join<B: Leases>(
     backend: &B,
@@ -17,23 +21,11 @@ pub(crate) async fn join<B: Leases>(
     agent: &str,
     lease: Duration,
 ) -> Result<Join, StoreError> {
-    let seconds = i64::try_from(lease.as_secs()).unwrap_or(i64::MAX);
-    let (live, fenced) = (Key::Live(me.clone()), Key::Fenced(me.clone()));
-    let (lease, _) = drive::retry(backend.read_attempts(), || backend.grant(seconds)).await?;
-    let mut seen = drive::read(backend, live.clone()).await?;
-    for _ in 0..MAX_REFUSALS {
-        let transaction = joining(me, agent, lease, seen.as_ref());
-        match execute(backend, "join", &fenced, &transaction).await? {
-            Outcome::Executed { .. } => return Ok(Join::Joined(lease)),
-            Outcome::Refused(mut found) => {
-                if let Some(entry) = found.get(&fenced) {
-                    return Ok(Join::Fenced(decode_fence(&fenced, entry)));
-                }
-                seen = found.remove(&live);
-            }
-        }
-    }
-    Err(StoreError::Contended { verb: "join", key: live })
+    let fenced = Key::Fenced(me.clone());
+    let transaction = |lease, live: Option<&Entry>| joining(me, agent, lease, live);
+    let refusal = |found: &Found| found.get(&fenced).map(|entry| decode_fence(&fenced, entry));
+    let joined = live(backend, backend, "join", me, lease, transaction, refusal).await?;
+    Ok(joined.map_or_else(Join::Fenced, Join::Joined))
 }
 
 pub(crate) async fn is_live_by<B: Leases>(
@@ -54,19 +46,39 @@ pub(crate) async fn rejoin<B: Leases>(
     lease: Duration,
     frozen: &Standing,
 ) -> Result<Option<LeaseId>, StoreError> {
+    let transaction = |lease, live: Option<&Entry>| rejoining(me, agent, lease, live, frozen);
+    let refusal = |found: &Found| (!frozen.is_as_found(found)).then_some(());
+    let rejoined = live(backend, unconfirmed, "rejoin", me, lease, transaction, refusal).await?;
+    Ok(rejoined.ok())
+}
+
+/// Makes a boot live on a lease of its own, by the transaction for the lease and for what the live key holds. It is refused for
+/// good where `refusal` reads a reason out of what was found; otherwise the live key had changed, and it is made anew.
+async fn live<B: Leases, R>(
+    backend: &B,
+    writer: &impl Backend,
+    verb: &'static str,
+    me: &HostBoot,
+    lease: Duration,
+    transaction: impl Fn(LeaseId, Option<&Entry>) -> Transaction,
+    refusal: impl Fn(&Found) -> Option<R>,
+) -> Result<Result<LeaseId, R>, StoreError> {
     let seconds = i64::try_from(lease.as_secs()).unwrap_or(i64::MAX);
     let live = Key::Live(me.clone());
     let (lease, _) = drive::retry(backend.read_attempts(), || backend.grant(seconds)).await?;
     let mut seen = drive::read(backend, live.clone()).await?;
     for _ in 0..MAX_REFUSALS {
-        let transaction = rejoining(me, agent, lease, seen.as_ref(), frozen);
-        match execute(unconfirmed, "rejoin", &live, &transaction).await? {
-            Outcome::Executed { .. } => return Ok(Some(lease)),
-            Outcome::Refused(found) if !frozen.is_as_found(&found) => return Ok(None),
-            Outcome::Refused(mut found) => seen = found.remove(&live),
+        match execute(writer, verb, &live, &transaction(lease, seen.as_ref())).await? {
+            Outcome::Executed { .. } => return Ok(Ok(lease)),
+            Outcome::Refused(mut found) => {
+                if let Some(reason) = refusal(&found) {
+                    return Ok(Err(reason));
+                }
+                seen = found.remove(&live);
+            }
         }
     }
-    Err(StoreError::Contended { verb: "rejoin", key: live })
+    Err(StoreError::Contended { verb, key: live })
 }
 
 pub(crate) async fn fence<B: Leases>(
