@@ -30,8 +30,8 @@
 //! search through all plans, which may try [`TRIES`] places for each change of the pool. A change leaves a plan as it is
 //! if it still holds, and otherwise finds places anew for those guests only whose place is gone.
 //!
-//! If there are more than [`CASES`] sets of up to *k* hosts, *k* failures are not judged set by set but by an
-//! estimate of the worst set: `estimate.rs` has the argument.
+//! If there are more than [`CASES`] sets of up to *k* hosts, or more than 2047 hosts, *k* failures are not judged set by set but by
+//! an estimate of the worst set: `estimate.rs` has the argument.
 //!
 //! # Guarantees
 //! - *Sound*: a number of failures that is said to be tolerated is. Either each set has a plan, which was checked
@@ -67,8 +67,10 @@ use facts::Facts;
 use packing::Case;
 use std::ops::Range;
 
-/// Sets of hosts that are judged one by one, at most: all pairs of 90 hosts, or all single ones of 4095.
+/// Sets of hosts that are judged one by one, at most: all pairs of 90 hosts.
 pub const CASES: usize = 4096;
+/// Pairs of such a set and a host, at most, for each of which is kept what a plan takes, in 64 MiB: all single ones of 2047 hosts.
+const PAIRS: usize = 1 << 22;
 /// Places that are tried at most, for each change of the pool, in search of plans that the rules of thumb did not find.
 pub const TRIES: u64 = 1 << 16;
 /// Homeless guests at most of a case in which all plans are searched: with more, a search would hardly come to an end.
@@ -247,12 +249,13 @@ fn overcommit(snapshot: &Snapshot) -> u64 {
 fn cases(facts: &Facts, wanted: u32) -> (Vec<Case>, Vec<Level>) {
     let alive: Vec<usize> = (0..facts.hosts.len()).filter(|host| facts.hosts[*host].alive).collect();
     let largest = alive.len().min(wanted as usize);
+    let may_judge = |sets: usize| sets <= CASES && sets.saturating_mul(facts.hosts.len()) <= PAIRS;
     let mut cases = vec![Case::new(Vec::new())];
     let mut levels = vec![Level::Each(0..1)];
     for size in 1..=largest {
         let begin = cases.len();
         let smaller = match levels.last() {
-            Some(Level::Each(smaller)) if sets(alive.len(), size).saturating_add(begin) <= CASES => {
+            Some(Level::Each(smaller)) if may_judge(begin.saturating_add(sets(alive.len(), size))) => {
                 smaller.clone()
             }
             // Sets are made of those of one less, so from the first estimate on all sizes are estimated.
