@@ -67,8 +67,6 @@ pub enum Mutant {
     SavedStartedAfresh,
     /// A fenced boot comes back to life.
     FencedMayJoin,
-    /// A store without a record of the epoch counts as older than the first one.
-    FirstEpochNotCounted,
     /// A guest is given user data that was copied for an earlier Domain of its name.
     OldUserDataRead,
     /// A guest runs on from any copy of it that is here, once the store says that it is this host's.
@@ -89,7 +87,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 35] = [
         Self::OwnerOnLease,
         Self::EndedLeaseIgnored,
         Self::DeadlineFromAnswer,
@@ -117,7 +115,6 @@ impl Mutant {
         Self::DiskNotClaimed,
         Self::SavedStartedAfresh,
         Self::FencedMayJoin,
-        Self::FirstEpochNotCounted,
         Self::OldUserDataRead,
         Self::ClaimOldCopy,
         Self::CopyForgotten,

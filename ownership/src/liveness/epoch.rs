@@ -164,8 +164,7 @@ impl Standing {
 
 /// The number of a store that has this on record.
 fn number(epoch: Option<Epoch>) -> u64 {
-    let first = if Mutant::FirstEpochNotCounted.is_active() { 0 } else { FIRST };
-    epoch.map_or(first, |epoch| epoch.number)
+    epoch.map_or(FIRST, |epoch| epoch.number)
 }
 
 #[derive(Serialize, Deserialize)]
