@@ -171,16 +171,19 @@ async fn until_guarded(bed: &Bed, uuid: &str) -> Result<()> {
     .await
 }
 
-/// Seconds by which the clock of a host is ahead of this machine's.
+/// Seconds by which the clock of a host is ahead of this machine's. A host that is busy is asked until it answers quickly.
 async fn ahead(host: &LabHost) -> Result<f64> {
     let seconds =
         |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map(|time| time.as_secs_f64());
-    let before = seconds(SystemTime::now())?;
-    // The clock is somewhere within the second that it shows.
-    let there = host.check("date +%s").await?.trim().parse::<f64>()? + 0.5;
-    let after = seconds(SystemTime::now())?;
-    ensure!(after - before < CLOCK_ERROR, "{} took {} s to tell its time", host.name(), after - before);
-    Ok(there - (before + after) / 2.0)
+    wait_until(&format!("{} tells its time", host.name()), PATIENCE, async || {
+        let before = seconds(SystemTime::now())?;
+        // The clock is somewhere within the second that it shows.
+        let there = host.check("date +%s").await?.trim().parse::<f64>()? + 0.5;
+        let after = seconds(SystemTime::now())?;
+        ensure!(after - before < CLOCK_ERROR, "it took {} s to", after - before);
+        Ok(there - (before + after) / 2.0)
+    })
+    .await
 }
 
 /// When the host's agent said last what holds all of these words, in seconds by its clock.
