@@ -68,7 +68,7 @@ pub(super) fn breach(reserve: &Reserve, failed: &Failed) -> Option<Breach> {
         Failed::Case(position) => (reserve.cases[*position].clone(), None),
         Failed::Doubt(doubt) => {
             // The worst set by the estimate, as it really is.
-            let mut case = Case::new(doubt.dead.clone());
+            let mut case = Case::new(doubt.dead.clone(), facts.hosts.len());
             complete(&mut case, facts, &mut TRIES.clone());
             (case, Some(doubt.guest))
         }

@@ -25,10 +25,11 @@
 //! to a reserve.
 //!
 //! # How it is computed
-//! Each set of hosts is a *case* that keeps its plan. Plans are found by rules of thumb, each guest in its turn, those
-//! first that few hosts suit, then the largest; where both rules fail and there are at most [`SEARCHED`] such guests, by a
-//! search through all plans, which may try [`TRIES`] places for each change of the pool. A change leaves a plan as it is
-//! if it still holds, and otherwise finds places anew for those guests only whose place is gone.
+//! Each set of hosts is a *case* that keeps its plan. Plans are found by a rule of thumb, each guest in its turn, those
+//! first that few hosts suit, then the largest. Where it fails and the answer depends on it, by another rule; where both fail
+//! and there are at most [`SEARCHED`] such guests, by a search through all plans, which may try [`TRIES`] places for each
+//! change of the pool. A change leaves a plan as it is if it still holds, and otherwise finds places anew for those guests
+//! only whose place is gone.
 //!
 //! If there are more than [`CASES`] sets of up to *k* hosts, or more than 2047 hosts, *k* failures are not judged set by set but by
 //! an estimate of the worst set: `estimate.rs` has the argument.
@@ -166,11 +167,11 @@ impl Reserve {
     pub fn new(snapshot: &Snapshot, guests: Vec<Protected>, wanted: u32) -> Self {
         let facts = Facts::new(snapshot.hosts.clone(), overcommit(snapshot), guests);
         let (cases, levels) = cases(&facts, wanted);
-        let cases = Cases::new(cases, facts.hosts.len());
+        let cases = Cases::new(cases);
         let mut reserve = Self { wanted, facts, cases, levels, tolerates: 0, failed: None };
         let mut journal = Journal::default();
         for position in 0..reserve.cases.len() {
-            reserve.cases.change(position, &mut journal, |case| case.pack(&reserve.facts));
+            reserve.cases.change(position, &mut journal, |case| case.begin(&reserve.facts));
         }
         reserve.settle(&mut journal);
         reserve
@@ -250,7 +251,7 @@ fn cases(facts: &Facts, wanted: u32) -> (Vec<Case>, Vec<Level>) {
     let alive: Vec<usize> = (0..facts.hosts.len()).filter(|host| facts.hosts[*host].alive).collect();
     let largest = alive.len().min(wanted as usize);
     let may_judge = |sets: usize| sets <= CASES && sets.saturating_mul(facts.hosts.len()) <= PAIRS;
-    let mut cases = vec![Case::new(Vec::new())];
+    let mut cases = vec![Case::new(Vec::new(), facts.hosts.len())];
     let mut levels = vec![Level::Each(0..1)];
     for size in 1..=largest {
         let begin = cases.len();
@@ -268,7 +269,7 @@ fn cases(facts: &Facts, wanted: u32) -> (Vec<Case>, Vec<Level>) {
         for position in smaller {
             let set = cases[position].dead.clone();
             for host in alive.iter().filter(|host| set.last().is_none_or(|last| *host > last)) {
-                cases.push(Case::new(set.iter().copied().chain([*host]).collect()));
+                cases.push(Case::new(set.iter().copied().chain([*host]).collect(), facts.hosts.len()));
             }
         }
         levels.push(Level::Each(begin..cases.len()));

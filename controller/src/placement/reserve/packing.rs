@@ -19,8 +19,9 @@ pub(super) struct Case {
 }
 
 impl Case {
-    pub(super) fn new(dead: Vec<usize>) -> Self {
-        Self { dead, plan: Plan::default(), left: Vec::new(), searched: false }
+    /// Without a plan yet, in a pool of so many hosts.
+    pub(super) fn new(dead: Vec<usize>, hosts: usize) -> Self {
+        Self { dead, plan: Plan::none(hosts), left: Vec::new(), searched: false }
     }
 
     pub(super) fn is_covered(&self) -> bool {
@@ -33,6 +34,12 @@ impl Case {
         guests.extend(self.dead.iter().flat_map(|host| &facts.on[*host]));
         in_order(facts, &mut guests);
         guests
+    }
+
+    /// Makes the first plan. What it leaves is [completed](super::complete) where that decides something.
+    pub(super) fn begin(&mut self, facts: &Facts) {
+        let guests = self.homeless(facts);
+        self.place_all(facts, guests);
     }
 
     /// Makes the plan from scratch, by rules of thumb.
@@ -51,17 +58,20 @@ impl Case {
 
     /// Whether the plan brings a guest to a host that is required to meet nobody of its group, and would.
     pub(super) fn meets_present(&self, facts: &Facts, host: usize) -> bool {
-        let guests = self.plan.to(host).iter().filter_map(|one| facts.guest(one.guest));
+        let guests = self.plan.to(host).filter_map(|one| facts.guest(one.guest));
         let mut groups = guests.filter_map(|guest| guest.group);
         groups.any(|group| group.required && facts.is_present(group.id, host))
     }
 
-    /// Finds other places for what the plan brings to a host, which can no longer take it, but leaves the rest as it is: what
+    /// Finds other places for what a host can no longer take of what the plan brings there, but leaves the rest as it is: what
     /// is left then is [completed](super::complete) where that decides something.
     pub(super) fn repair(&mut self, facts: &Facts, host: usize) {
-        let mut lifted = self.plan.clear(host);
+        let mut lifted: Vec<usize> = self.plan.clear(host).into_iter().map(|one| one.guest).collect();
         in_order(facts, &mut lifted);
-        self.place_all(facts, lifted);
+        self.bring(facts, host, &mut lifted);
+        if !lifted.is_empty() {
+            self.place_all(facts, lifted);
+        }
     }
 
     /// Adds a guest that is homeless too.
@@ -87,13 +97,18 @@ impl Case {
 
     /// Finds places on a host for those that are left.
     pub(super) fn fill(&mut self, facts: &Facts, host: usize) {
+        let mut left = std::mem::take(&mut self.left);
+        self.bring(facts, host, &mut left);
+        self.left = left;
+    }
+
+    /// Brings those of these guests to a host that find room there, and takes them out.
+    fn bring(&mut self, facts: &Facts, host: usize, guests: &mut Vec<usize>) {
         let plan = &mut self.plan;
-        let mut free = facts.free[host].less(plan.taken(host));
-        self.left.retain(|number| {
+        guests.retain(|number| {
             let Some(guest) = facts.guest(*number) else { return false };
-            let fits = fits(facts, plan, free, guest, host);
+            let fits = fits(facts, plan, facts.free[host].less(plan.taken(host)), guest, host);
             if fits {
-                free = free.less(guest.need);
                 plan.add(Move { guest: *number, to: host, need: guest.need });
             }
             !fits
@@ -104,7 +119,8 @@ impl Case {
     fn place_all(&mut self, facts: &Facts, guests: Vec<usize>) {
         // What could not be covered before cannot be covered now.
         self.searched &= !self.is_covered();
-        let mut packing = Packing::resume(facts, &self.dead, std::mem::take(&mut self.plan));
+        let plan = std::mem::replace(&mut self.plan, Plan::none(0));
+        let mut packing = Packing::resume(facts, &self.dead, plan);
         let failed = guests.into_iter().filter(|guest| !packing.place(*guest, Rule::NextFit));
         self.left.extend(failed);
         self.plan = packing.plan;
@@ -130,7 +146,7 @@ fn is_apart(facts: &Facts, plan: &Plan, group: Group, host: usize) -> bool {
         other.is_some_and(|other| other.id == group.id && (other.required || group.required))
     };
     let meets_present = group.required && facts.is_present(group.id, host);
-    !meets_present && !plan.to(host).iter().any(of_group)
+    !meets_present && !plan.to(host).any(of_group)
 }
 
 /// Which of the hosts that fit is taken.
@@ -154,23 +170,19 @@ pub(super) struct Packing<'a> {
 
 impl<'a> Packing<'a> {
     pub(super) fn new(facts: &'a Facts, dead: &[usize]) -> Self {
-        let mut free = facts.free.clone();
+        Self::resume(facts, dead, Plan::none(facts.hosts.len()))
+    }
+
+    /// Goes on with a plan.
+    fn resume(facts: &'a Facts, dead: &[usize], plan: Plan) -> Self {
+        let mut free: Vec<Room> =
+            facts.free.iter().enumerate().map(|(host, free)| free.less(plan.taken(host))).collect();
         for host in dead {
             free[*host] = Room::default();
         }
         // Another beginning for each case, for the same reason as the rule.
-        let next = dead.iter().fold(0, |sum, host| sum * 31 + host * 7) % facts.hosts.len().max(1);
-        Self { facts, free, plan: Plan::default(), next }
-    }
-
-    fn resume(facts: &'a Facts, dead: &[usize], plan: Plan) -> Self {
-        let mut packing = Self::new(facts, dead);
-        for one in plan.moves() {
-            packing.free[one.to] = packing.free[one.to].less(one.need);
-        }
-        packing.next = (packing.next + plan.moves().len()) % facts.hosts.len().max(1);
-        packing.plan = plan;
-        packing
+        let next = dead.iter().fold(0, |sum, host| sum * 31 + host * 7) + plan.moves().len();
+        Self { facts, free, plan, next: next % facts.hosts.len().max(1) }
     }
 
     /// Whether a guest can go to a host.
