@@ -42,7 +42,13 @@ impl Relation {
 
     /// What refers to `target`, sorted.
     pub(crate) fn to(&self, target: &Key) -> Vec<Key> {
-        self.lock().sources.get(target).map(|sources| sources.iter().cloned().collect()).unwrap_or_default()
+        self.read(target, |source| Some(source.clone()))
+    }
+
+    /// What `read` makes of each that refers to `target`, in their order; without what it makes nothing of. It must not ask this
+    /// relation.
+    pub(crate) fn read<T>(&self, target: &Key, read: impl FnMut(&Key) -> Option<T>) -> Vec<T> {
+        self.lock().sources.get(target).into_iter().flatten().filter_map(read).collect()
     }
 
     /// How many refer to `target`.

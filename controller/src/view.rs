@@ -70,35 +70,34 @@ impl View {
 
     /// The Domains of the machine of this name, whatever their uid, sorted by host.
     pub(crate) fn domains_of_machine(&self, machine: &Key) -> Vec<Arc<Domain>> {
-        self.domains_of_machine.to(machine).iter().filter_map(|key| self.domains.get(key)).collect()
+        self.domains_of_machine.read(machine, |key| self.domains.get(key))
     }
 
     /// The Volumes of the disk of this name, whatever their uid, sorted by host.
     pub(crate) fn volumes_of_disk(&self, disk: &Key) -> Vec<Arc<Volume>> {
-        self.volumes_of_disk.to(disk).iter().filter_map(|key| self.volumes.get(key)).collect()
+        self.volumes_of_disk.read(disk, |key| self.volumes.get(key))
     }
 
     /// The Volumes on this host.
     pub(crate) fn volumes_of_host(&self, host: &str) -> Vec<Arc<Volume>> {
         let namespace = Key::cluster(host_namespace(host));
-        self.volumes_of_host.to(&namespace).iter().filter_map(|key| self.volumes.get(key)).collect()
+        self.volumes_of_host.read(&namespace, |key| self.volumes.get(key))
     }
 
     /// The Domains that have the disk of this name attached.
     pub(crate) fn domains_of_disk(&self, disk: &Key) -> Vec<Arc<Domain>> {
-        self.domains_of_disk.to(disk).iter().filter_map(|key| self.domains.get(key)).collect()
+        self.domains_of_disk.read(disk, |key| self.domains.get(key))
     }
 
     /// The Domains on this host.
     pub(crate) fn domains_of_host(&self, host: &str) -> Vec<Arc<Domain>> {
         let namespace = Key::cluster(host_namespace(host));
-        self.domains_of_host.to(&namespace).iter().filter_map(|key| self.domains.get(key)).collect()
+        self.domains_of_host.read(&namespace, |key| self.domains.get(key))
     }
 
     /// The migrations that empty this host, or have done so.
     pub(crate) fn migrations_of_evacuation(&self, host: &str) -> Vec<Arc<VirtualMachineMigration>> {
-        let keys = self.migrations_of_evacuation.to(&Key::cluster(host));
-        keys.iter().filter_map(|key| self.migrations.get(key)).collect()
+        self.migrations_of_evacuation.read(&Key::cluster(host), |key| self.migrations.get(key))
     }
 
     /// Whether this host is known to be in maintenance.
@@ -108,11 +107,8 @@ impl View {
 
     /// Whether a Domain of another machine has this hardware address.
     pub(crate) fn is_address_taken(&self, address: &str, machine_uid: &str) -> bool {
-        self.domains_of_address
-            .to(&Key::cluster(address))
-            .iter()
-            .filter_map(|key| self.domains.get(key))
-            .any(|domain| domain.spec.virtual_machine.uid != machine_uid)
+        let domains = self.domains_of_address.read(&Key::cluster(address), |key| self.domains.get(key));
+        domains.iter().any(|domain| domain.spec.virtual_machine.uid != machine_uid)
     }
 
     /// Whether this host's agent is known to be alive.

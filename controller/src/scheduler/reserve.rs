@@ -8,7 +8,7 @@ use crate::{
         reserve::{Promise, Protected, Reserve, settled},
     },
     view::{View, host_of_namespace, is_deleting, uid},
-    virtual_machine::{is_protected, references::resolve},
+    virtual_machine::{is_protected, references::resolve_without_devices},
 };
 use kubexen_crds::{VirtualMachine, virtual_machine::PowerState};
 use kubexen_runtime::Key;
@@ -82,5 +82,5 @@ fn host_of(view: &View, key: &Key, machine: &VirtualMachine) -> Option<String> {
 }
 
 fn request(view: &View, machine: &VirtualMachine) -> Option<Request> {
-    resolve(view, machine).ok().map(|resolved| request_to_start(machine, &resolved))
+    resolve_without_devices(view, machine).ok().map(|resolved| request_to_start(machine, &resolved))
 }

@@ -90,6 +90,22 @@ pub(crate) struct Network {
 
 /// Resolves what a machine refers to. A machine that has a Domain keeps what it has: disks in its use are no problem.
 pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved, Problem> {
+    let mut resolved = resolve_without_devices(view, machine)?;
+    let entries = in_boot_order(&machine.spec.disks).zip(cds::disk_targets(&machine.spec));
+    for ((entry, target), found) in entries.zip(&resolved.disks) {
+        resolved.machine.disks.push(domain_disk(machine, entry, found, target));
+    }
+    for ((interface, network), index) in machine.spec.interfaces.iter().zip(&resolved.networks).zip(0..) {
+        resolved.machine.interfaces.push(domain_interface(view, machine, interface, &network.uplink, index));
+    }
+    for drive in cds::drives(&machine.spec) {
+        resolved.machine.cds.push(drive.resolved(drive.image(view)?.as_ref()));
+    }
+    Ok(resolved)
+}
+
+/// As [`resolve`], but for the devices that the guest is to find: all that tells which hosts suit the machine.
+pub(crate) fn resolve_without_devices(view: &View, machine: &VirtualMachine) -> Result<Resolved, Problem> {
     let mut resolved = Resolved {
         machine: without_devices(view, machine)?,
         disks: Vec::with_capacity(machine.spec.disks.len()),
@@ -98,23 +114,17 @@ pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved,
         images: Vec::new(),
     };
     let mut seen = BTreeSet::new();
-    for (entry, target) in in_boot_order(&machine.spec.disks).zip(cds::disk_targets(&machine.spec)) {
+    for entry in in_boot_order(&machine.spec.disks) {
         if !seen.insert(&entry.disk) {
             return Err(Problem::DiskListedTwice { disk: entry.disk.clone() });
         }
-        let found = disk_of_spec(view, machine, entry)?;
-        resolved.machine.disks.push(domain_disk(machine, entry, &found, target));
-        resolved.disks.push(found);
+        resolved.disks.push(disk_of_spec(view, machine, entry)?);
     }
-    for (interface, index) in machine.spec.interfaces.iter().zip(0..) {
-        let network = network(view, &interface.network)?;
-        resolved.machine.interfaces.push(domain_interface(view, machine, interface, &network.uplink, index));
-        resolved.networks.push(network);
+    for interface in &machine.spec.interfaces {
+        resolved.networks.push(network(view, &interface.network)?);
     }
     for drive in cds::drives(&machine.spec) {
-        let need = drive.image(view)?;
-        resolved.machine.cds.push(drive.resolved(need.as_ref()));
-        resolved.images.extend(need);
+        resolved.images.extend(drive.image(view)?);
     }
     Ok(resolved)
 }
