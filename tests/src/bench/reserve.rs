@@ -13,7 +13,8 @@ use kubexen_controller::{
     placement::{memory_with_overhead, reserve::Promise},
 };
 use kubexen_crds::{
-    BootType, Domain, Host, Network, Pool, StorageRepository, VirtualDisk, VirtualMachine, Volume,
+    BootType, Domain, FeatureSet, FeatureSets, Host, Network, Pool, StorageRepository, VirtualDisk,
+    VirtualMachine, Volume,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rustix::time::{ClockId, Timespec, clock_gettime};
@@ -255,7 +256,9 @@ impl BenchPool {
             version: 0,
         };
         let spec = json!({"availability": {"hostFailuresToTolerate": FAILURES}});
-        let made: Pool = pool.object("Pool", None, "default", &spec, None)?;
+        // A controller writes down what all hosts have before the first machine starts.
+        let status = json!({"cpu": {"level": features()}});
+        let made: Pool = pool.object("Pool", None, "default", &spec, Some(status))?;
         pool.controller.pool(made);
         for storage in 0..2 {
             let name = format!("san-{storage}");
@@ -402,7 +405,10 @@ impl BenchPool {
             "lastTransitionTime": "2026-01-31T12:00:00Z",
         });
         let status = json!({
-            "cpu": {"count": 32, "sockets": 1, "coresPerSocket": 32, "threadsPerCore": 1, "model": "any"}, "memory": {"total": memory, "allocatable": memory},
+            "cpu": {
+                "count": 32, "sockets": 1, "coresPerSocket": 32, "threadsPerCore": 1, "model": "any", "featureSets": features(),
+            },
+            "memory": {"total": memory, "allocatable": memory},
             "locations": [{
                 "name": format!("san-{storage}"), "capacity": "1Pi", "shared": true, "id": format!("vg-{storage}"),
             }],
@@ -443,6 +449,11 @@ impl BenchPool {
         }
         serde_json::from_value(object).with_context(|| format!("{kind} {name}"))
     }
+}
+
+/// The CPU features that every host has.
+fn features() -> FeatureSets {
+    FeatureSets { hvm: Some(FeatureSet::from_names(["avx", "avx2", "sse4_2"])), pv: None }
 }
 
 fn host_name(host: usize) -> String {
