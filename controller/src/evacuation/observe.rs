@@ -148,9 +148,8 @@ fn guest(view: &View, domain: &Arc<Domain>, records: &[Arc<VirtualMachineMigrati
     let record = records.iter().find(|record| moves(record)).cloned();
     let other_move = view
         .migrations_of_machine
-        .to(&key)
-        .iter()
-        .filter_map(|migration| view.migrations.get(migration))
+        .read(&key, |migration| view.migrations.get(migration))
+        .into_iter()
         .filter(|other| record.as_ref().is_none_or(|record| uid(&**record) != uid(&**other)))
         .find(|other| {
             !other.status.as_ref().and_then(|status| status.phase).is_some_and(MigrationPhase::is_final)

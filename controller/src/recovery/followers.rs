@@ -151,6 +151,5 @@ pub(super) fn is_cleared(context: &Context, board: &Board, boot: &HostBoot) -> b
 /// All machines that have a Domain on this host.
 pub(super) fn machines_on(context: &Context, host: &str) -> Vec<Key> {
     let namespace = Key::cluster(host_namespace(host));
-    let domains = context.view.domains_of_host.to(&namespace);
-    domains.iter().filter_map(|domain| crate::view::user_key(&domain.name)).collect()
+    context.view.domains_of_host.read(&namespace, |domain| crate::view::user_key(&domain.name))
 }

@@ -50,6 +50,11 @@ impl Drive<'_> {
         &self.entry.name
     }
 
+    /// Whether there is to be an image in it.
+    pub(super) fn has_image(&self) -> bool {
+        self.entry.image.is_some()
+    }
+
     /// The image that is to be in it, if there is to be one.
     pub(super) fn image(&self, view: &View) -> Result<Option<ImageNeed>, Problem> {
         let Some(image) = &self.entry.image else { return Ok(None) };

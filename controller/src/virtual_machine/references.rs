@@ -98,8 +98,10 @@ pub(crate) fn resolve(view: &View, machine: &VirtualMachine) -> Result<Resolved,
     for ((interface, network), index) in machine.spec.interfaces.iter().zip(&resolved.networks).zip(0..) {
         resolved.machine.interfaces.push(domain_interface(view, machine, interface, &network.uplink, index));
     }
+    let mut images = resolved.images.iter();
     for drive in cds::drives(&machine.spec) {
-        resolved.machine.cds.push(drive.resolved(drive.image(view)?.as_ref()));
+        let image = if drive.has_image() { images.next() } else { None };
+        resolved.machine.cds.push(drive.resolved(image));
     }
     Ok(resolved)
 }

@@ -256,7 +256,7 @@ impl BenchPool {
             version: 0,
         };
         let spec = json!({"availability": {"hostFailuresToTolerate": FAILURES}});
-        // A controller writes down what all hosts have before the first machine starts.
+        // As a controller writes it down at its first look.
         let status = json!({"cpu": {"level": features()}});
         let made: Pool = pool.object("Pool", None, "default", &spec, Some(status))?;
         pool.controller.pool(made);

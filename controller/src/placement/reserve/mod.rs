@@ -26,8 +26,8 @@
 //!
 //! # How it is computed
 //! Each set of hosts is a *case* that keeps its plan. Plans are found by a rule of thumb, each guest in its turn, those
-//! first that few hosts suit, then the largest. Where it fails and the answer depends on it, by another rule; where both fail
-//! and there are at most [`SEARCHED`] such guests, by a search through all plans, which may try [`TRIES`] places for each
+//! first that few hosts suit, then the largest. Where it fails and the answer depends on that, another rule is tried; where both
+//! fail, and there are at most [`SEARCHED`] such guests, a search goes through all plans, which may try [`TRIES`] places for each
 //! change of the pool. A change leaves a plan as it is if it still holds, and otherwise finds places anew for those guests
 //! only whose place is gone.
 //!

@@ -44,3 +44,28 @@ fn disks_with_a_boot_order_come_first_and_the_others_stay_in_their_order() {
     let names: Vec<_> = in_boot_order(&disks).map(|disk| disk.name.as_str()).collect();
     assert_eq!(names, ["d", "b", "a", "c"]);
 }
+
+#[test]
+fn an_image_is_in_the_drive_that_names_it_whichever_drives_are_empty() {
+    let spec = serde_json::json!({"type": "Directory", "directory": {"location": "isos"}});
+    let spec = serde_json::from_value(spec).unwrap();
+    let view = View::default();
+    view.repositories.learn(StorageRepository {
+        metadata: samples::named("", "isos", "r-1"),
+        spec,
+        status: None,
+    });
+    let image = serde_json::json!({"repository": "isos", "name": "install.iso"});
+    let spec = serde_json::json!({
+        "cpu": {"count": 1}, "memory": {"size": "1Gi"}, "boot": {"type": "HVM"},
+        "cds": [{"name": "empty"}, {"name": "full", "image": image}],
+    });
+    let spec = serde_json::from_value(spec).unwrap();
+    let machine = VirtualMachine { metadata: samples::named("shop", "web", "m-1"), spec, status: None };
+    let resolved = resolve(&view, &machine).unwrap();
+    let image_in = |name: &str| {
+        let cd = resolved.machine.cds.iter().find(|cd| cd.name == name).unwrap();
+        cd.image.as_ref().map(|image| (image.location.as_str(), image.name.as_str()))
+    };
+    assert_eq!((image_in("empty"), image_in("full")), (None, Some(("isos", "install.iso"))));
+}
