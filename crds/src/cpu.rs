@@ -153,7 +153,7 @@ impl FeatureSet {
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         let mut names = Vec::new();
-        for ((leaf, word), known) in self.words().zip(NAMES) {
+        for ((leaf, word), known) in self.words().zip(NAMES).filter(|((_, word), _)| *word != 0) {
             let mut known = known.split_whitespace();
             for bit in 0..32 {
                 let name = known.next().filter(|name| *name != "-");

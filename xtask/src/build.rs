@@ -33,7 +33,7 @@ impl Profile {
     }
 }
 
-/// The features that build the node agent for real Xen, which makes that program GPL-3.0-only, and with the suite that the
+/// The features that build the node agent for real Xen, which makes what contains it GPL-3.0-only, and with the suite that the
 /// lab runs inside dom0.
 pub const XEN: &str = "kubexen-node-agent/xen,kubexen-node-agent/conformance";
 
@@ -43,26 +43,36 @@ pub const MUTANTS: &str = "kubexen-testbed/mutants";
 /// The node agent's program.
 const AGENT: &str = "kubexen-node-agent";
 
-/// A test program that no feature in [`XEN`] changes.
-const TEST_WITHOUT_XEN: &str = "defaults";
+/// A test program that is quick to build.
+const ANY_TEST: &str = "defaults";
 
 /// Builds all programs of the workspace, and these test programs.
-///
-/// What only tests depend on gives shared dependencies more features. Where tests are to run, programs are built together with
-/// one, or else those dependencies and most of the workspace would be built twice, with and without these features.
 pub fn programs(profile: Profile, tests: &[&str]) -> Result<()> {
-    let tests = tests.iter().flat_map(|test| ["--test", test]);
-    run(cargo()?.args(["build", "--workspace", "--bins", "--profile", profile.name()]).args(tests))
+    build(profile, &["--bins"], tests)
 }
 
-/// Builds the node agent with the feature `xen`, installs what that needs, and puts it into `target/xen`.
+/// Builds one program of the workspace and tells where it is.
+pub fn program(profile: Profile, name: &str, features: &[&str]) -> Result<PathBuf> {
+    build(profile, &[&["--bin", name], features].concat(), &[])?;
+    Ok(profile.folder().join(name))
+}
+
+/// Builds what cargo is asked for.
 ///
-/// It has a folder of its own because cargo puts both agents into the same place. To be called before [`programs`], which
-/// puts the agent without that feature there again.
-fn xen_agent(profile: Profile, tests: &[&str]) -> Result<()> {
+/// What only tests depend on gives shared dependencies more features, and parts of the workspace asked for alone would leave some
+/// out. Whatever is built is therefore built for the whole workspace and together with a test program, or else those
+/// dependencies and most of the workspace would be built anew for every verb.
+fn build(profile: Profile, what: &[&str], tests: &[&str]) -> Result<()> {
+    let tests = [ANY_TEST].iter().chain(tests).flat_map(|test| ["--test", test]);
+    run(cargo()?.args(["build", "--workspace", "--profile", profile.name()]).args(what).args(tests))
+}
+
+/// As [`programs`], with the node agent for real Xen, which is put into `target/xen` too; installs what that needs.
+///
+/// It has a folder of its own because cargo puts an agent without the feature into the same place whenever one is built.
+fn programs_for_xen(profile: Profile, tests: &[&str]) -> Result<()> {
     packages::ensure(&packages::FOR_XEN).context("the node agent's feature xen needs Debian packages")?;
-    let agent = ["build", "--workspace", "--bin", AGENT, "--features", XEN, "--profile", profile.name()];
-    run(cargo()?.args(agent).args(tests.iter().flat_map(|test| ["--test", test])))?;
+    build(profile, &["--bins", "--features", XEN], tests)?;
     let folder = target().join("xen");
     std::fs::create_dir_all(&folder)?;
     let (built, unfinished) = (profile.folder().join(AGENT), folder.join("unfinished"));
@@ -74,16 +84,12 @@ fn xen_agent(profile: Profile, tests: &[&str]) -> Result<()> {
 
 /// Builds the program that runs the mutants, and tells where it is. No other program has them in it.
 pub fn mutants() -> Result<PathBuf> {
-    const PROGRAM: &str = "kubexen-mutants";
-    run(cargo()?.args(["build", "--workspace", "--bin", PROGRAM, "--features", MUTANTS]))?;
-    Ok(Profile::Dev.folder().join(PROGRAM))
+    program(Profile::Dev, "kubexen-mutants", &["--features", MUTANTS])
 }
 
-/// Builds everything that runs against a real control plane, and these test programs.
+/// Builds everything that runs against a real control plane, with the node agent for real Xen if that is wanted, and these test
+/// programs.
 pub fn everything(profile: Profile, xen: bool, tests: &[&str]) -> Result<()> {
     tools::ensure()?;
-    if xen {
-        xen_agent(profile, if tests.is_empty() { &[] } else { &[TEST_WITHOUT_XEN] })?;
-    }
-    programs(profile, tests)
+    if xen { programs_for_xen(profile, tests) } else { programs(profile, tests) }
 }

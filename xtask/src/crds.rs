@@ -5,8 +5,8 @@ use std::process::Command;
 use anyhow::Result;
 use clap::Args;
 
-use crate::build::Profile;
-use crate::repository::{cargo, root, run as run_command};
+use crate::build::{self, Profile};
+use crate::repository::{root, run as run_command};
 
 /// Write what is generated from the API's types: manifests, the chart's templates, the reference
 #[derive(Debug, Args)]
@@ -18,9 +18,7 @@ pub struct Arguments {
 
 /// Runs the verb.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    // Asked about the whole workspace, so that dependencies are built with the features that everything else uses.
-    run_command(cargo()?.args(["build", "--quiet", "--workspace", "--bin", "crdgen"]))?;
-    let mut crdgen = Command::new(Profile::Dev.folder().join("crdgen"));
+    let mut crdgen = Command::new(build::program(Profile::Dev, "crdgen", &[])?);
     if arguments.check {
         crdgen.arg("--check");
     }

@@ -51,11 +51,6 @@ impl Part {
         Ok(match self {
             Self::Unit => {
                 let mut tests = vec!["--lib".to_owned(), "--bins".to_owned()];
-                // What is behind the feature `xen` needs Xen's headers to be built, and no Xen to be tested.
-                match packages::ensure(&packages::FOR_XEN) {
-                    Ok(()) => tests.extend(["--features", build::XEN].map(str::to_owned)),
-                    Err(error) => eprintln!("== {self}: SKIPPED: what speaks to Xen: {error:#}"),
-                }
                 tests.extend(integration_tests()?.into_iter().flat_map(|name| ["--test".to_owned(), name]));
                 vec![tests, vec!["--doc".to_owned()]]
             }
@@ -84,10 +79,10 @@ impl Part {
 
     /// Builds the programs that the part runs, and the test programs where a build that came later would take the CPUs from
     /// tests that run by then.
-    fn prepare(self) -> Result<()> {
+    fn prepare(self, xen: bool) -> Result<()> {
         match self {
             Self::Unit | Self::Api => tools::ensure(),
-            Self::E2e => build::everything(build::Profile::Dev, false, &["e2e", "simulation"]),
+            Self::E2e => build::everything(build::Profile::Dev, xen, &["e2e", "simulation"]),
             Self::Lab => build::everything(build::Profile::Dev, true, &["lab"]),
         }
     }
@@ -102,6 +97,15 @@ impl fmt::Display for Part {
             Self::Lab => "lab",
         })
     }
+}
+
+/// How all parts are built and which of their tests run.
+#[derive(Clone, Copy, Debug)]
+struct Choice<'a> {
+    /// With what speaks to Xen. It needs Xen's headers to be built, and no Xen to be tested, but in the lab. All parts are
+    /// built alike, or else most of the workspace would be built twice.
+    xen: bool,
+    filter: &'a [String],
 }
 
 /// How many tests ended how.
@@ -132,11 +136,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         [] => Part::value_variants().iter().copied().collect::<BTreeSet<_>>(),
         named => named.iter().copied().collect(),
     };
+    let packages = packages::ensure(&packages::FOR_XEN);
+    if let Err(error) = &packages {
+        eprintln!("== SKIPPED: what speaks to Xen: {error:#}");
+    }
+    let choice = Choice { xen: packages.is_ok(), filter: &arguments.filter };
     let mut total = Counts::default();
     for part in parts {
         let started = Instant::now();
         eprintln!("== {part}");
-        let counts = run_part(part, &arguments.filter);
+        let counts = run_part(part, choice);
         eprintln!("== {part}: {counts}, {} s", started.elapsed().as_secs());
         total += counts;
     }
@@ -147,13 +156,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Runs one part. What keeps its tests from running at all counts as one failure, so that it shows in the sum.
-fn run_part(part: Part, filter: &[String]) -> Counts {
+fn run_part(part: Part, choice: Choice<'_>) -> Counts {
     let mut counts = Counts::default();
     let broken = |error: anyhow::Error| {
         eprintln!("{part}: {error:#}");
         Counts { failed: 1, ..Counts::default() }
     };
-    if let Err(error) = part.prepare() {
+    if let Err(error) = part.prepare(choice.xen) {
         return broken(error);
     }
     let selections = match part.selections() {
@@ -162,14 +171,14 @@ fn run_part(part: Part, filter: &[String]) -> Counts {
     };
     let Some(beside) = part.beside() else {
         for selection in selections {
-            counts += run_selection(part, &selection, filter).unwrap_or_else(broken);
+            counts += run_selection(part, &selection, choice).unwrap_or_else(broken);
         }
         return counts;
     };
     std::thread::scope(|scope| {
-        let beside = scope.spawn(|| run_beside(part, &beside, filter));
+        let beside = scope.spawn(|| run_beside(part, &beside, choice));
         for selection in selections {
-            counts += run_selection(part, &selection, filter).unwrap_or_else(broken);
+            counts += run_selection(part, &selection, choice).unwrap_or_else(broken);
         }
         eprintln!("== {part}: what ran beside this");
         let ended = beside.join().unwrap_or_else(|_| Err(anyhow!("a thread died")));
@@ -179,12 +188,12 @@ fn run_part(part: Part, filter: &[String]) -> Counts {
 }
 
 /// Runs a selection at the lowest priority, and shows its output when it has ended.
-fn run_beside(part: Part, selection: &[String], filter: &[String]) -> Result<Counts> {
+fn run_beside(part: Part, selection: &[String], choice: Choice<'_>) -> Result<Counts> {
     let mut tests = cargo()?;
     tests.args(["--config", r#"target."cfg(unix)".runner = ["nice", "-n", "19"]"#]);
     let mut shown = Vec::new();
     let (status, counts, _) =
-        count_while_showing(test_selection(&mut tests, part, selection, filter), &mut shown)?;
+        count_while_showing(test_selection(&mut tests, part, selection, choice), &mut shown)?;
     std::io::stdout().lock().write_all(&shown)?;
     checked(selection, status, counts)
 }
@@ -216,14 +225,15 @@ fn integration_tests_in(metadata: &Value) -> Result<BTreeSet<String>> {
 /// `xl dmesg` then shows the guest with an instruction pointer of Xen's own. That is neither KubeXen's nor Xen's doing, and a
 /// test that watches the guest cannot tell. What fails twice is a failure. Tests of recovery have no second try: a guest that ran in
 /// two places once is one too many.
-fn run_selection(part: Part, selection: &[String], filter: &[String]) -> Result<Counts> {
-    let (counts, failed) = run_tests(part, selection, filter)?;
+fn run_selection(part: Part, selection: &[String], choice: Choice<'_>) -> Result<Counts> {
+    let (counts, failed) = run_tests(part, selection, choice)?;
     let final_at_once = |name: &String| name.starts_with("recovery::");
     if part != Part::Lab || failed.is_empty() || failed.iter().any(final_at_once) {
         return Ok(counts);
     }
     eprintln!("== {part}: once more, in case the emulator reset a guest: {}", failed.join(", "));
-    let (again, _) = run_tests(part, selection, &exactly(filter, &failed))?;
+    let filter = &exactly(choice.filter, &failed);
+    let (again, _) = run_tests(part, selection, Choice { filter, ..choice })?;
     Ok(after_second_try(counts, again))
 }
 
@@ -241,9 +251,9 @@ fn after_second_try(first: Counts, again: Counts) -> Counts {
 }
 
 /// Runs `cargo test` on a selection, shows its output as it comes, and counts; with the names of the tests that failed.
-fn run_tests(part: Part, selection: &[String], filter: &[String]) -> Result<(Counts, Vec<String>)> {
+fn run_tests(part: Part, selection: &[String], choice: Choice<'_>) -> Result<(Counts, Vec<String>)> {
     let mut tests = cargo()?;
-    let tests = test_selection(&mut tests, part, selection, filter);
+    let tests = test_selection(&mut tests, part, selection, choice);
     let (status, counts, failed) = count_while_showing(tests, &mut std::io::stdout())?;
     Ok((checked(selection, status, counts)?, failed))
 }
@@ -252,9 +262,13 @@ fn test_selection<'a>(
     command: &'a mut Command,
     part: Part,
     selection: &[String],
-    filter: &[String],
+    choice: Choice<'_>,
 ) -> &'a mut Command {
-    command.args(["test", "--no-fail-fast", "--workspace"]).args(selection).arg("--");
+    command.args(["test", "--no-fail-fast", "--workspace"]).args(selection);
+    if choice.xen {
+        command.args(["--features", build::XEN]);
+    }
+    command.arg("--");
     if std::io::stdout().is_terminal() {
         // libtest sees a pipe.
         command.arg("--color=always");
@@ -262,7 +276,7 @@ fn test_selection<'a>(
     if let Some(threads) = part.threads() {
         command.arg(format!("--test-threads={threads}"));
     }
-    command.args(filter)
+    command.args(choice.filter)
 }
 
 fn checked(selection: &[String], status: ExitStatus, counts: Counts) -> Result<Counts> {
