@@ -18,12 +18,14 @@
 //! Uids, versions and answers follow from the requests and their order alone.
 
 pub mod link;
+mod object;
 mod request;
 mod resources;
 mod store;
 mod watch;
 
 pub use link::{Delivery, Fate, Link, Passage, Passing, Perfect};
+pub use object::Object;
 
 use futures::{
     StreamExt,
@@ -51,9 +53,9 @@ pub struct Write<'a> {
     /// The kind of the object.
     pub kind: &'a str,
     /// The object before; none if it is new.
-    pub before: Option<&'a Value>,
+    pub before: Option<&'a Arc<Object>>,
     /// The object now; for a deletion as it was last.
-    pub object: &'a Value,
+    pub object: &'a Arc<Object>,
     /// Whether the object is gone.
     pub deleted: bool,
 }
@@ -141,14 +143,14 @@ impl MemoryApi {
 
     /// The object of one of KubeXen's kinds, by plural, namespace (empty for cluster-scoped kinds) and name.
     #[must_use]
-    pub fn object(&self, plural: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
+    pub fn object(&self, plural: &str, namespace: &str, name: &str) -> Option<Arc<Object>> {
         let resource = resources::Resource::find(kubexen_crds::names::GROUP, "v1alpha1", plural)?;
         self.lock().find(resource, namespace, name).cloned()
     }
 
     /// All objects of one of KubeXen's kinds, or of a core one, by plural; sorted by namespace and name.
     #[must_use]
-    pub fn objects(&self, plural: &str) -> Vec<Arc<Value>> {
+    pub fn objects(&self, plural: &str) -> Vec<Arc<Object>> {
         resources::Resource::find(kubexen_crds::names::GROUP, "v1alpha1", plural)
             .or_else(|| resources::Resource::find("", "v1", plural))
             .map(|resource| self.lock().list(resource, &Selection::default()))
@@ -241,25 +243,23 @@ impl MemoryApi {
                 if let Some(observer) = &self.observer {
                     observer.read(client, &found);
                 }
-                return Ok(whole(StatusCode::OK, &found));
+                return Ok(text(StatusCode::OK, found.text().to_owned()));
             }
             ("GET", false) => {
                 let listed = store.list(place.resource, selection);
-                let items: Vec<&Value> = listed.iter().map(|object| &**object).collect();
-                return Ok(whole(
-                    StatusCode::OK,
-                    &json!({
-                        "apiVersion": place.resource.api_version(),
-                        "kind": format!("{}List", place.resource.kind),
-                        "metadata": {"resourceVersion": store.revision().to_string()},
-                        "items": items,
-                    }),
-                ));
+                let items = listed.iter().map(|object| object.text()).collect::<Vec<_>>().join(",");
+                let (version, kind) = (place.resource.api_version(), &place.resource.kind);
+                let list = format!(
+                    r#"{{"apiVersion":"{version}","kind":"{kind}List","metadata":{{"resourceVersion":"{}"}},"items":[{items}]}}"#,
+                    store.revision()
+                );
+                return Ok(text(StatusCode::OK, list));
             }
             ("POST", false) if place.resource.kind == "Event" => {
                 drop(store);
-                self.tell(client, "Event", None, &body, false);
-                return Ok(whole(StatusCode::CREATED, &body));
+                let event = Arc::new(Object::new(body));
+                self.tell(client, "Event", None, &event, false);
+                return Ok(text(StatusCode::CREATED, event.text().to_owned()));
             }
             ("POST", false) => Written::Changed(store.create(place, body, now)?),
             ("PUT", true) => store.update(place, body)?,
@@ -272,12 +272,12 @@ impl MemoryApi {
         };
         drop(store);
         let (change, answer) = match written {
-            Written::Same(object) => return Ok(whole(StatusCode::OK, &object)),
+            Written::Same(object) => return Ok(text(StatusCode::OK, object.text().to_owned())),
             Written::Changed(change) => (change, None),
             Written::Ended(change, answer) => (change, Some(answer)),
         };
         let Change { resource, before, object, deleted, .. } = &change;
-        self.tell(client, &resource.kind, before.as_deref(), object, *deleted);
+        self.tell(client, &resource.kind, before.as_ref(), object, *deleted);
         self.written[resource.index].notify_waiters();
         let code = if method == Method::POST { StatusCode::CREATED } else { StatusCode::OK };
         if method == Method::DELETE && *deleted && resource.kind != "Namespace" {
@@ -288,10 +288,17 @@ impl MemoryApi {
             });
             return Ok(whole(code, &done));
         }
-        Ok(answer.map_or_else(|| text(code, change.text().to_owned()), |answer| whole(code, &answer)))
+        Ok(answer.map_or_else(|| text(code, object.text().to_owned()), |answer| whole(code, &answer)))
     }
 
-    fn tell(&self, client: &str, kind: &str, before: Option<&Value>, object: &Value, deleted: bool) {
+    fn tell(
+        &self,
+        client: &str,
+        kind: &str,
+        before: Option<&Arc<Object>>,
+        object: &Arc<Object>,
+        deleted: bool,
+    ) {
         if let Some(observer) = &self.observer {
             observer.wrote(Write { client, kind, before, object, deleted });
         }

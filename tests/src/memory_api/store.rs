@@ -1,16 +1,14 @@
 //! The objects, and the log of their changes.
 
 use super::{
+    object::Object,
     request::{Place, Refusal, Selection},
     resources::Resource,
 };
 use http::StatusCode;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, OnceLock},
-};
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -21,28 +19,21 @@ type Name = (String, String);
 #[derive(Clone, Debug)]
 pub(super) struct Change {
     pub(super) resource: &'static Resource,
-    pub(super) before: Option<Arc<Value>>,
+    pub(super) before: Option<Arc<Object>>,
     /// For a deletion, the last state at the version of the deletion.
-    pub(super) object: Arc<Value>,
+    pub(super) object: Arc<Object>,
     pub(super) deleted: bool,
     pub(super) at: Instant,
-    /// The object as JSON, once somebody has asked for it.
-    text: Arc<OnceLock<String>>,
 }
 
 impl Change {
     fn new(
         resource: &'static Resource,
-        before: Option<Arc<Value>>,
-        object: Arc<Value>,
+        before: Option<Arc<Object>>,
+        object: Arc<Object>,
         deleted: bool,
     ) -> Self {
-        Self { resource, before, object, deleted, at: Instant::now(), text: Arc::default() }
-    }
-
-    /// The object as JSON: many watches show one change.
-    pub(super) fn text(&self) -> &str {
-        self.text.get_or_init(|| self.object.to_string())
+        Self { resource, before, object, deleted, at: Instant::now() }
     }
 }
 
@@ -70,7 +61,7 @@ pub(super) struct Store {
     forgotten: BTreeMap<usize, u64>,
     made: u64,
     /// The objects of each kind, by its index.
-    objects: BTreeMap<usize, BTreeMap<Name, Arc<Value>>>,
+    objects: BTreeMap<usize, BTreeMap<Name, Arc<Object>>>,
     log: BTreeMap<u64, Change>,
 }
 
@@ -100,19 +91,19 @@ impl Store {
         self.log.clear();
     }
 
-    pub(super) fn get(&self, place: &Place) -> Result<Arc<Value>, Refusal> {
+    pub(super) fn get(&self, place: &Place) -> Result<Arc<Object>, Refusal> {
         let name = place.name.as_deref().unwrap_or_default();
         self.find(place.resource, &place.namespace, name)
             .cloned()
             .ok_or_else(|| Refusal::not_found(place.resource, name))
     }
 
-    pub(super) fn find(&self, resource: &Resource, namespace: &str, name: &str) -> Option<&Arc<Value>> {
+    pub(super) fn find(&self, resource: &Resource, namespace: &str, name: &str) -> Option<&Arc<Object>> {
         self.objects.get(&resource.index)?.get(&(namespace.to_owned(), name.to_owned()))
     }
 
     /// The objects that `selection` shows, by namespace and name.
-    pub(super) fn list(&self, resource: &Resource, selection: &Selection) -> Vec<Arc<Value>> {
+    pub(super) fn list(&self, resource: &Resource, selection: &Selection) -> Vec<Arc<Object>> {
         let objects = self.objects.get(&resource.index).into_iter().flat_map(BTreeMap::values);
         objects.filter(|object| selection.shows(object)).cloned().collect()
     }
@@ -217,12 +208,12 @@ impl Store {
     /// Merges `patch` (RFC 7386) into what is there.
     pub(super) fn patch(&mut self, place: &Place, patch: &Value) -> Result<Written, Refusal> {
         let present = self.get(place)?;
-        let mut wanted = (*present).clone();
+        let mut wanted = Value::clone(&present);
         merge(&mut wanted, patch);
         self.change(place, &present, wanted)
     }
 
-    fn change(&mut self, place: &Place, present: &Arc<Value>, wanted: Value) -> Result<Written, Refusal> {
+    fn change(&mut self, place: &Place, present: &Arc<Object>, wanted: Value) -> Result<Written, Refusal> {
         let (resource, name) = (place.resource, place.name.as_deref().unwrap_or_default());
         let version = wanted["metadata"]["resourceVersion"].as_str().unwrap_or_default();
         if !version.is_empty() && present["metadata"]["resourceVersion"] != version {
@@ -242,7 +233,7 @@ impl Store {
             let why = "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted";
             return Err(Refusal::invalid(resource, name, why));
         }
-        if next == **present {
+        if next == ***present {
             return Ok(Written::Same(Arc::clone(present)));
         }
         if resource.custom && !place.status && wanted_differs(present, &next) {
@@ -251,7 +242,7 @@ impl Store {
         }
         if deleting && finalizers(&next).is_empty() {
             // Watches show the object as it was stored last; the answer shows what was asked for, at that version.
-            let last = (**present).clone();
+            let last = Value::clone(present);
             return Ok(Written::Ended(self.remove(resource, present, last), next));
         }
         Ok(Written::Changed(self.put(resource, Some(Arc::clone(present)), next)))
@@ -273,13 +264,13 @@ impl Store {
             }
         }
         if finalizers(&present).is_empty() {
-            let last = (*present).clone();
+            let last = Value::clone(&present);
             return Ok(Written::Changed(self.remove(resource, &present, last)));
         }
         if !present["metadata"]["deletionTimestamp"].is_null() {
             return Ok(Written::Same(present));
         }
-        let mut marked = (*present).clone();
+        let mut marked = Value::clone(&present);
         marked["metadata"]["deletionTimestamp"] = seconds(now);
         marked["metadata"]["deletionGracePeriodSeconds"] = 0.into();
         if let Some(generation) = marked["metadata"]["generation"].as_u64() {
@@ -288,14 +279,14 @@ impl Store {
         Ok(Written::Changed(self.put(resource, Some(present), marked)))
     }
 
-    fn put(&mut self, resource: &'static Resource, before: Option<Arc<Value>>, mut object: Value) -> Change {
+    fn put(&mut self, resource: &'static Resource, before: Option<Arc<Object>>, mut object: Value) -> Change {
         let object = self.stamped(&mut object);
         let name = name_of(&object);
         self.objects.entry(resource.index).or_default().insert(name, Arc::clone(&object));
         self.noted(Change::new(resource, before, object, false))
     }
 
-    fn remove(&mut self, resource: &'static Resource, before: &Arc<Value>, mut last: Value) -> Change {
+    fn remove(&mut self, resource: &'static Resource, before: &Arc<Object>, mut last: Value) -> Change {
         let object = self.stamped(&mut last);
         if let Some(objects) = self.objects.get_mut(&resource.index) {
             objects.remove(&name_of(&object));
@@ -304,10 +295,10 @@ impl Store {
         self.noted(Change::new(resource, before, object, true))
     }
 
-    fn stamped(&mut self, object: &mut Value) -> Arc<Value> {
+    fn stamped(&mut self, object: &mut Value) -> Arc<Object> {
         self.revision += 1;
         object["metadata"]["resourceVersion"] = self.revision.to_string().into();
-        Arc::new(object.take())
+        Arc::new(Object::new(object.take()))
     }
 
     fn noted(&mut self, change: Change) -> Change {
@@ -321,7 +312,7 @@ impl Store {
 #[derive(Debug)]
 pub(super) enum Written {
     /// Nothing: the object was so already.
-    Same(Arc<Value>),
+    Same(Arc<Object>),
     /// This.
     Changed(Change),
     /// The last finalizer went, and the object with it; with what is answered.
@@ -377,13 +368,11 @@ fn settled(place: &Place, present: &Value, mut wanted: Value) -> Result<Value, R
 
 /// Whether something other than metadata and status differs.
 fn wanted_differs(before: &Value, after: &Value) -> bool {
-    let wanted = |object: &Value| {
-        let mut fields = object.as_object().cloned().unwrap_or_default();
-        fields.remove("metadata");
-        fields.remove("status");
-        fields
-    };
-    wanted(before) != wanted(after)
+    fn wanted(object: &Value) -> impl Iterator<Item = (&String, &Value)> {
+        let fields = object.as_object().into_iter().flatten();
+        fields.filter(|(name, _)| *name != "metadata" && *name != "status")
+    }
+    wanted(before).ne(wanted(after))
 }
 
 fn finalizers(object: &Value) -> Vec<&str> {

@@ -133,7 +133,7 @@ impl Watch {
             (true, true) => "MODIFIED",
             (true, false) => "DELETED",
         };
-        line(word, change.text())
+        line(word, change.object.text())
     }
 }
 

@@ -1,7 +1,7 @@
 //! The pool's store is restored from a backup: the pool holds still until an operator confirms it, and nothing runs twice.
 
 use super::{
-    recovery_tests::{Stage, condition, object, protected},
+    stage::{Stage, condition, object, play, protected},
     world::USERS,
 };
 use kube::{
@@ -12,7 +12,7 @@ use kubexen_crds::VirtualMachineMigration;
 use kubexen_ownership::{MemoryStore, OwnershipStore, VmUid, liveness::Liveness};
 use serde_json::{Value, json};
 use std::time::Duration;
-use tokio::{task::LocalSet, time::sleep};
+use tokio::time::sleep;
 
 /// Longer than a lease, its grace and a start take.
 const LONG: Duration = Duration::from_mins(3);
@@ -91,20 +91,19 @@ async fn recorded(stage: &Stage, name: &str) -> Option<String> {
 
 #[tokio::test(start_paused = true)]
 async fn nothing_is_started_stopped_or_stolen_before_an_operator_confirms_the_restored_store() {
-    let test = async {
-        let mut stage = Stage::set(json!({})).await;
+    play(json!({}), async |stage| {
         stage.machines_on("host-a", &[("moved", protected()), ("gone", json!({}))]).await;
         let backup = stage.world.pool_store.backup();
-        move_to(&mut stage, "moved", "host-b").await;
+        move_to(stage, "moved", "host-b").await;
         stage.until_guarded("moved").await;
         stage.machines_on("host-b", &[("made", json!({}))]).await;
         stage.machines.delete("gone", &DeleteParams::default()).await.unwrap();
         stage.until("it is gone", |stage| stage.machine("gone").is_null()).await;
 
         stage.world.pool_store.restore(&backup);
-        let epoch = until_frozen_and_on_record(&mut stage).await;
+        let epoch = until_frozen_and_on_record(stage).await;
         assert!(epoch.starts_with("2-"), "{epoch}");
-        change(&stage, "made", json!({"spec": {"powerState": "Halted"}})).await;
+        change(stage, "made", json!({"spec": {"powerState": "Halted"}})).await;
         let spec = json!({"memory": {"size": "256Mi"}, "boot": {"type": "PVH", "kernel": {"name": "linux", "commandLine": ""}}});
         let later = json!({"metadata": {"name": "later"}, "spec": spec});
         stage.machines.create(&PostParams::default(), &object(later)).await.unwrap();
@@ -112,23 +111,23 @@ async fn nothing_is_started_stopped_or_stolen_before_an_operator_confirms_the_re
         let agent = &mut stage.world.hosts[1].agent;
         agent.crash(&stage.world.judge).await;
         stage.world.start_agent(1);
-        confirm(&stage, "1-1").await;
+        confirm(stage, "1-1").await;
         sleep(LONG).await;
-        assert!(freeze(&stage).is_some(), "another epoch confirms nothing");
-        assert_eq!(domains(&stage, "moved"), ["host-b"]);
-        assert_eq!(domains(&stage, "made"), ["host-b"], "it is not stopped");
-        assert_eq!(domains(&stage, "later"), Vec::<&str>::new(), "it is not started");
+        assert!(freeze(stage).is_some(), "another epoch confirms nothing");
+        assert_eq!(domains(stage, "moved"), ["host-b"]);
+        assert_eq!(domains(stage, "made"), ["host-b"], "it is not stopped");
+        assert_eq!(domains(stage, "later"), Vec::<&str>::new(), "it is not started");
         assert!(stage.world.pool_store.roll().await.unwrap().fenced.is_empty());
         for name in ["moved", "made"] {
-            assert_eq!(recorded(&stage, name).await.as_deref(), Some("host-b"), "what runs is on record");
+            assert_eq!(recorded(stage, name).await.as_deref(), Some("host-b"), "what runs is on record");
         }
 
-        confirm(&stage, &epoch).await;
-        until_thawed(&mut stage).await;
+        confirm(stage, &epoch).await;
+        until_thawed(stage).await;
         stage.until("it is started", |stage| stage.is_ready_on("later").is_some()).await;
         stage.until("it is stopped", |stage| domains(stage, "made").is_empty()).await;
         stage.until_guarded("moved").await;
-        assert_eq!(domains(&stage, "moved"), ["host-b"]);
+        assert_eq!(domains(stage, "moved"), ["host-b"]);
         // What the backup said of a machine that is gone is given back.
         let began = tokio::time::Instant::now();
         while stage.world.pool_store.owners().await.unwrap().len() > 2 {
@@ -136,48 +135,46 @@ async fn nothing_is_started_stopped_or_stolen_before_an_operator_confirms_the_re
             sleep(Duration::from_secs(1)).await;
         }
         stage.cut_power("host-b").await;
-        stage.until("it is back", |stage| stage.is_ready_on("moved").is_some_and(|on| on != "host-b")).await;
+        stage.until_back("moved", "host-b").await;
         stage.nothing_is_broken();
-    };
-    LocalSet::new().run_until(test).await;
+    })
+.await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_host_that_is_off_is_waited_for_until_it_is_confirmed_dead_and_only_what_it_ran_is_started_elsewhere()
  {
-    let test = async {
-        let mut stage = Stage::set(json!({})).await;
+    play(json!({}), async |stage| {
         stage.machines_on("host-a", &[("moved", protected()), ("stays", protected())]).await;
         let backup = stage.world.pool_store.backup();
-        move_to(&mut stage, "moved", "host-b").await;
+        move_to(stage, "moved", "host-b").await;
         stage.until_guarded("moved").await;
         stage.machines_on("host-a", &[("made", protected())]).await;
         stage.world.pool_store.restore(&backup);
         stage.cut_power("host-a").await;
         stage.until("the pool is frozen", |stage| freeze(stage).is_some()).await;
-        let (epoch, _) = freeze(&stage).unwrap();
-        confirm(&stage, &epoch).await;
+        let (epoch, _) = freeze(stage).unwrap();
+        confirm(stage, &epoch).await;
         sleep(LONG).await;
-        let (_, message) = freeze(&stage).expect("it is frozen still");
+        let (_, message) = freeze(stage).expect("it is frozen still");
         assert!(message.contains("wait for host-a"), "{message}");
         for (name, on) in [("moved", "host-b"), ("stays", "host-a"), ("made", "host-a")] {
             assert_eq!(stage.machine(name)["status"]["host"], on, "{name} is left where it was");
         }
         stage.confirm_dead("host-a").await;
-        until_thawed(&mut stage).await;
+        until_thawed(stage).await;
         for name in ["stays", "made"] {
-            stage.until("it is back", |stage| stage.is_ready_on(name).is_some_and(|on| on != "host-a")).await;
+            stage.until_back(name, "host-a").await;
         }
-        assert_eq!(domains(&stage, "moved"), ["host-b"], "the old record does not count");
+        assert_eq!(domains(stage, "moved"), ["host-b"], "the old record does not count");
         stage.nothing_is_broken();
-    };
-    LocalSet::new().run_until(test).await;
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_empty_store_in_the_place_of_the_old_one_freezes_the_pool_too() {
-    let test = async {
-        let mut stage = Stage::set(json!({})).await;
+    play(json!({}), async |stage| {
         stage.machines_on("host-a", &[("one", protected())]).await;
         stage
             .until("the epoch is remembered", |stage| {
@@ -186,32 +183,31 @@ async fn an_empty_store_in_the_place_of_the_old_one_freezes_the_pool_too() {
             })
             .await;
         stage.world.pool_store.restore(&MemoryStore::new().backup());
-        let epoch = until_frozen_and_on_record(&mut stage).await;
+        let epoch = until_frozen_and_on_record(stage).await;
         sleep(LONG).await;
-        assert_eq!(domains(&stage, "one"), ["host-a"]);
-        confirm(&stage, &epoch).await;
-        until_thawed(&mut stage).await;
+        assert_eq!(domains(stage, "one"), ["host-a"]);
+        confirm(stage, &epoch).await;
+        until_thawed(stage).await;
         stage.until_guarded("one").await;
-        assert_eq!(domains(&stage, "one"), ["host-a"]);
+        assert_eq!(domains(stage, "one"), ["host-a"]);
         stage.nothing_is_broken();
-    };
-    LocalSet::new().run_until(test).await;
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_host_that_is_cut_off_from_a_frozen_store_keeps_its_promise_all_the_same() {
-    let test = async {
-        let mut stage = Stage::set(json!({})).await;
+    play(json!({}), async |stage| {
         stage.machines_on("host-a", &[("one", protected())]).await;
         let backup = stage.world.pool_store.backup();
         stage.world.pool_store.restore(&backup);
-        let epoch = until_frozen_and_on_record(&mut stage).await;
+        let epoch = until_frozen_and_on_record(stage).await;
         stage.cut_power("host-a").await;
-        confirm(&stage, &epoch).await;
+        confirm(stage, &epoch).await;
         // It was on record when it died.
-        until_thawed(&mut stage).await;
-        stage.until("it is back", |stage| stage.is_ready_on("one").is_some_and(|on| on != "host-a")).await;
+        until_thawed(stage).await;
+        stage.until_back("one", "host-a").await;
         stage.nothing_is_broken();
-    };
-    LocalSet::new().run_until(test).await;
+    })
+    .await;
 }

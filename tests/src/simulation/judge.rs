@@ -6,7 +6,7 @@ use super::{
     silence::Heard,
     stops::{Wishes, may_be_stopped, may_run},
 };
-use crate::memory_api::{Observer, Write};
+use crate::memory_api::{Object, Observer, Write};
 use jiff::Timestamp;
 use kubexen_crds::names::host_namespace;
 use kubexen_node_agent::hypervisor::{
@@ -43,7 +43,7 @@ pub(super) struct State {
     /// The boot at which each virtual machine was built last, and under which token.
     builds: BTreeMap<Uuid, (String, u64)>,
     /// Present Domain objects, by namespace and the uid of their virtual machine.
-    domains: BTreeMap<(String, String), Arc<Value>>,
+    domains: BTreeMap<(String, String), Arc<Object>>,
     pub(super) machines: BTreeSet<Uuid>,
     pub(super) hosts: BTreeMap<String, SimulatedHost>,
     disks: Disks,
@@ -384,7 +384,7 @@ impl Judge {
 
     fn token_written(&self, write: &Write<'_>) {
         let token = |object: &Value| object["status"]["ownerToken"].as_u64();
-        let before = write.before.and_then(token);
+        let before = write.before.and_then(|before| token(before));
         let after = token(write.object);
         if before.is_some() && after < before {
             let name = name_of(write.object);
@@ -469,7 +469,7 @@ impl Observer for Judge {
             if write.deleted {
                 state.domains.remove(&key);
             } else {
-                state.domains.insert(key, Arc::new(object.clone()));
+                state.domains.insert(key, Arc::clone(object));
             }
         }
         if let Some((process, left)) = &mut state.armed

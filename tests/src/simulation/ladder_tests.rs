@@ -1,7 +1,7 @@
 //! What a host does that hears nothing of the pool's store, or hears that a guest of its own is another host's.
 
 use super::{
-    recovery_tests::{Stage, object, protected},
+    stage::{Stage, object, play, protected},
     step::{Action, Seconds},
     world::{HOSTS, USERS},
 };
@@ -14,10 +14,7 @@ use kubexen_node_agent::hypervisor::DomainState;
 use kubexen_ownership::{Cut, Owner, VmUid, liveness::Timing};
 use serde_json::{Value, json};
 use std::time::Duration;
-use tokio::{
-    task::LocalSet,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 /// How the domain of a machine stands on the host that it is on.
 fn state(stage: &Stage, name: &str) -> Option<DomainState> {
@@ -65,63 +62,59 @@ fn tells_of_both(stage: &Stage, owner: &str, here: &str) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_runs_and_is_another_hosts_by_its_record_runs_on_and_that_is_said() {
-    let test = async {
-        let mut stage = Stage::set(json!({})).await;
+    play(json!({}), async |stage| {
         stage.machines_on("host-a", &[("one", protected())]).await;
-        give_to(&stage, "one", "host-b");
+        give_to(stage, "one", "host-b");
         stage.until("it is said", |stage| tells_of_both(stage, "host-b", "host-a")).await;
-        assert_eq!(state(&stage, "one"), Some(DomainState::Running));
-    };
-    LocalSet::new().run_until(test).await;
+        assert_eq!(state(stage, "one"), Some(DomainState::Running));
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_stands_still_and_is_another_hosts_by_its_record_is_never_let_run_and_that_is_said() {
-    let test = async {
-        let mut stage = Stage::set(json!({})).await;
+    play(json!({}), async |stage| {
         stage.machines_on("host-a", &[("one", protected())]).await;
         stage.world.hosts[0].agent.store.set_cut(Cut::Requests);
         stage.until("it stands still", |stage| state(stage, "one") == Some(DomainState::Paused)).await;
-        give_to(&stage, "one", "host-b");
+        give_to(stage, "one", "host-b");
         stage.world.hosts[0].agent.store.set_cut(Cut::None);
         for _ in 0..120 {
             sleep(Duration::from_secs(1)).await;
-            assert_eq!(state(&stage, "one"), Some(DomainState::Paused));
+            assert_eq!(state(stage, "one"), Some(DomainState::Paused));
         }
-        assert!(tells_of_both(&stage, "host-b", "host-a"), "{:?}", ready(&stage));
+        assert!(tells_of_both(stage, "host-b", "host-a"), "{:?}", ready(stage));
         // Nor to be asked to power itself off.
         stage.machines.delete("one", &DeleteParams::default()).await.unwrap();
-        while let Some(state) = state(&stage, "one") {
+        while let Some(state) = state(stage, "one") {
             assert_ne!(state, DomainState::Running);
             sleep(Duration::from_millis(100)).await;
         }
-    };
-    LocalSet::new().run_until(test).await;
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_the_ladder_has_paused_is_not_let_run_to_be_asked_to_power_itself_off() {
-    let test = async {
-        let mut stage = Stage::set(json!({})).await;
+    play(json!({}), async |stage| {
         stage.machines_on("host-a", &[("one", protected())]).await;
         stage.world.hosts[0].agent.store.set_cut(Cut::Requests);
         stage.until("it stands still", |stage| state(stage, "one") == Some(DomainState::Paused)).await;
         stage.machines.delete("one", &DeleteParams::default()).await.unwrap();
         let began = Instant::now();
-        while state(&stage, "one").is_some() {
-            assert_ne!(state(&stage, "one"), Some(DomainState::Running));
+        while state(stage, "one").is_some() {
+            assert_ne!(state(stage, "one"), Some(DomainState::Running));
             assert!(began.elapsed() < Timing::DEFAULT.deadline, "the ladder does not stop it");
             sleep(Duration::from_millis(20)).await;
         }
         stage.nothing_is_broken();
-    };
-    LocalSet::new().run_until(test).await;
+    })
+    .await;
 }
 
 /// Makes a protected machine whose domain is built for so long that its host stops what it guards before the end of that, once it
 /// hears nothing, and waits until it is guarded.
-async fn guarded_before_it_is_built(late: Duration) -> Stage {
-    let stage = Stage::set(json!({})).await;
+async fn guarded_before_it_is_built(stage: &Stage, late: Duration) {
     for side in &stage.world.hosts {
         *side.build_delay.lock().unwrap() = late;
     }
@@ -136,15 +129,14 @@ async fn guarded_before_it_is_built(late: Duration) -> Stage {
     }});
     stage.machines.create(&PostParams::default(), &object(machine)).await.unwrap();
     stage.until_guarded("one").await;
-    assert_eq!(state(&stage, "one"), None, "it is not built yet");
-    stage
+    assert_eq!(state(stage, "one"), None, "it is not built yet");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_is_not_to_be_protected_any_more_is_not_let_run_while_its_record_says_that_it_is() {
-    let test = async {
+    play(json!({}), async |stage| {
         let late = Timing::DEFAULT.lease;
-        let mut stage = guarded_before_it_is_built(late).await;
+        guarded_before_it_is_built(stage, late).await;
         stage.world.pool_store.set_outage(true);
         let change = json!({"spec": {"availability": {"restartPriority": "BestEffort"}}});
         stage.machines.patch("one", &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
@@ -152,9 +144,9 @@ async fn a_guest_that_is_not_to_be_protected_any_more_is_not_let_run_while_its_r
         stage.until("it is built", |stage| state(stage, "one").is_some()).await;
         let began = Instant::now();
         loop {
-            let runs = state(&stage, "one") == Some(DomainState::Running);
-            let is_guarded = record(&stage, "one").is_some_and(|owner| owner.guarded);
-            assert!(!runs || !is_guarded || has_watchdog(&stage, "one"), "it is stolen while it runs");
+            let runs = state(stage, "one") == Some(DomainState::Running);
+            let is_guarded = record(stage, "one").is_some_and(|owner| owner.guarded);
+            assert!(!runs || !is_guarded || has_watchdog(stage, "one"), "it is stolen while it runs");
             if runs {
                 break;
             }
@@ -165,21 +157,21 @@ async fn a_guest_that_is_not_to_be_protected_any_more_is_not_let_run_while_its_r
             sleep(Duration::from_millis(100)).await;
         }
         stage.nothing_is_broken();
-    };
-    LocalSet::new().run_until(test).await;
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_is_built_while_the_ladder_is_climbed_is_not_let_run_before_the_store_answers() {
-    let test = async {
+    play(json!({}), async |stage| {
         let late = Timing::DEFAULT.lease;
-        let mut stage = guarded_before_it_is_built(late).await;
+        guarded_before_it_is_built(stage, late).await;
         stage.world.pool_store.set_outage(true);
         // All that was guarded is gone, as far as the ladder sees, before the guest is there.
         sleep(late + Duration::from_secs(1)).await;
         stage.until("it is built", |stage| state(stage, "one").is_some()).await;
         for _ in 0..60 {
-            let state = state(&stage, "one");
+            let state = state(stage, "one");
             assert!(state.is_none_or(|state| state != DomainState::Running), "{state:?}");
             sleep(Duration::from_secs(1)).await;
         }
@@ -189,9 +181,9 @@ async fn a_guest_that_is_built_while_the_ladder_is_climbed_is_not_let_run_before
         }
         stage.world.pool_store.set_outage(false);
         stage.until("it runs", |stage| state(stage, "one") == Some(DomainState::Running)).await;
-        assert!(has_watchdog(&stage, "one"), "it runs, and nobody keeps what was promised of it");
+        assert!(has_watchdog(stage, "one"), "it runs, and nobody keeps what was promised of it");
         stage.until_guarded("one").await;
         stage.nothing_is_broken();
-    };
-    LocalSet::new().run_until(test).await;
+    })
+    .await;
 }

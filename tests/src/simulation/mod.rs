@@ -41,6 +41,8 @@ mod seam;
 mod settle;
 mod shrink;
 mod silence;
+#[cfg(test)]
+mod stage;
 pub mod step;
 mod stops;
 mod storage;

@@ -8,10 +8,11 @@ use super::{
     stops::may_run,
     world::{HOSTS, HostSide, USERS, World},
 };
+use crate::memory_api::Object;
 use kubexen_node_agent::hypervisor::DomainInfo;
 use kubexen_ownership::{Phase, VmUid, liveness::Timing};
 use serde_json::Value;
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -107,7 +108,7 @@ impl World {
     }
 
     /// Whether a machine is to run, is protected, and could do so on another host than its own.
-    fn has_its_place(&self, machine: &Value, machines: &[std::sync::Arc<Value>]) -> bool {
+    fn has_its_place(&self, machine: &Value, machines: &[Arc<Object>]) -> bool {
         let (metadata, spec) = (&machine["metadata"], &machine["spec"]);
         let uses = |machine: &Value, disk: &str| {
             let disks = machine["spec"]["disks"].as_array();

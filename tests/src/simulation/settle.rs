@@ -150,12 +150,12 @@ async fn quiet(world: &mut World, silence: Duration) {
 fn unmet(world: &World) -> Option<String> {
     let (machines, migrations) =
         (world.api.objects("virtualmachines"), world.api.objects("virtualmachinemigrations"));
-    let unmet = machines.iter().find_map(|machine| match VirtualMachine::deserialize(&**machine) {
+    let unmet = machines.iter().find_map(|machine| match VirtualMachine::deserialize(&***machine) {
         Ok(machine) => machine_unmet(world, &machine),
         Err(error) => Some(error.to_string()),
     });
     let endless = || {
-        migrations.iter().find_map(|migration| match VirtualMachineMigration::deserialize(&**migration) {
+        migrations.iter().find_map(|migration| match VirtualMachineMigration::deserialize(&***migration) {
             Ok(migration) => migration_unmet(&migration),
             Err(error) => Some(error.to_string()),
         })
@@ -363,7 +363,7 @@ fn is_left(secret: &Value) -> bool {
 async fn left(world: &World) -> Option<String> {
     for plural in ["virtualmachines", "virtualmachinemigrations", "virtualdisks", "domains", "volumes"] {
         if let Some(object) = world.api.objects(plural).first() {
-            return Some(format!("of {plural} is left: {object}"));
+            return Some(format!("of {plural} is left: {}", ***object));
         }
     }
     if let Some(secret) = world.api.objects("secrets").iter().find(|secret| is_left(secret)) {

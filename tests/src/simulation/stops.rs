@@ -6,7 +6,7 @@
 //! the machine just before.
 
 use super::users::PEOPLE;
-use crate::memory_api::Write;
+use crate::memory_api::{Object, Write};
 use kubexen_crds::names::{RESTART_REQUESTED_AT, host_namespace};
 use kubexen_node_agent::hypervisor::{DomainInfo, DomainState};
 use serde_json::Value;
@@ -24,11 +24,11 @@ const LEADS: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub(super) struct Wishes {
     /// The machines that there are, by uid.
-    machines: BTreeMap<String, Arc<Value>>,
+    machines: BTreeMap<String, Arc<Object>>,
     /// Hosts in maintenance, by namespace.
     in_maintenance: BTreeSet<String>,
     /// What a client has read of a machine last, and when.
-    read: BTreeMap<(String, String), (Instant, Arc<Value>)>,
+    read: BTreeMap<(String, String), (Instant, Arc<Object>)>,
 }
 
 impl Wishes {
@@ -38,7 +38,7 @@ impl Wishes {
         match write.kind {
             "VirtualMachine" if write.deleted => drop(self.machines.remove(text(&metadata["uid"]))),
             "VirtualMachine" => {
-                self.machines.insert(text(&metadata["uid"]).to_owned(), Arc::new(write.object.clone()));
+                self.machines.insert(text(&metadata["uid"]).to_owned(), Arc::clone(write.object));
             }
             "Host" => {
                 let namespace = host_namespace(text(&metadata["name"]));
@@ -122,7 +122,7 @@ pub(super) fn may_run(state: DomainState) -> bool {
 /// A copy of a guest that stands still here while the guest is elsewhere may go, and nothing else that is whole.
 pub(super) fn may_be_stopped(
     present: &DomainInfo,
-    record: Option<&Value>,
+    record: Option<&Object>,
     is_elsewhere: bool,
 ) -> Result<(), String> {
     let Some(record) = record else { return Err("it has no object on this host".to_owned()) };
@@ -155,7 +155,8 @@ mod tests {
         })
     }
 
-    fn wrote(wishes: &mut Wishes, kind: &str, object: &Value) {
+    fn wrote(wishes: &mut Wishes, kind: &str, object: Value) {
+        let object = &Arc::new(Object::new(object));
         wishes.wrote(&Write { client: PEOPLE, kind, before: None, object, deleted: false });
     }
 
@@ -168,7 +169,7 @@ mod tests {
         let mut wishes = Wishes::default();
         assert!(!is_forbidden(&wishes), "there is no such machine");
         for (state, wanted) in [("Running", true), ("Paused", true), ("Suspended", true), ("Halted", false)] {
-            wrote(&mut wishes, "VirtualMachine", &machine(state));
+            wrote(&mut wishes, "VirtualMachine", machine(state));
             assert_eq!(is_forbidden(&wishes), wanted, "{state}");
         }
     }
@@ -178,23 +179,23 @@ mod tests {
         let mut wishes = Wishes::default();
         let mut asked = machine("Running");
         asked["metadata"]["annotations"] = json!({RESTART_REQUESTED_AT: "noon"});
-        wrote(&mut wishes, "VirtualMachine", &asked);
+        wrote(&mut wishes, "VirtualMachine", asked);
         assert!(!is_forbidden(&wishes));
         let mut moves = machine("Running");
         moves["spec"]["lifecycle"] = json!({"onMaintenance": "Restart"});
-        wrote(&mut wishes, "VirtualMachine", &moves);
+        wrote(&mut wishes, "VirtualMachine", moves);
         assert!(is_forbidden(&wishes));
         let host = json!({"metadata": {"name": "host-a"}, "spec": {"maintenance": {"enabled": true}}});
-        wrote(&mut wishes, "Host", &host);
+        wrote(&mut wishes, "Host", host);
         assert!(!is_forbidden(&wishes));
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_has_just_read_that_the_guest_may_go_may_delete_its_domain_for_a_while() {
         let mut wishes = Wishes::default();
-        wrote(&mut wishes, "VirtualMachine", &machine("Halted"));
+        wrote(&mut wishes, "VirtualMachine", machine("Halted"));
         wishes.read("controller-0", &machine("Halted"));
-        wrote(&mut wishes, "VirtualMachine", &machine("Running"));
+        wrote(&mut wishes, "VirtualMachine", machine("Running"));
         assert!(!is_forbidden(&wishes));
         tokio::time::sleep(LEADS).await;
         assert!(is_forbidden(&wishes));
@@ -203,7 +204,7 @@ mod tests {
     #[test]
     fn a_restart_that_nobody_asked_for_is_not_told() {
         let mut wishes = Wishes::default();
-        wrote(&mut wishes, "VirtualMachine", &machine("Running"));
+        wrote(&mut wishes, "VirtualMachine", machine("Running"));
         let mut told = domain();
         told["spec"]["restartRequested"] = "noon".into();
         assert!(wishes.forbid_restart(&domain(), &told).is_some());

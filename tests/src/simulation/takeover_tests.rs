@@ -1,17 +1,14 @@
 //! What a controller that comes to lead makes of the deaths that another one has dealt with.
 
 use super::{
-    recovery_tests::{Stage, condition, protected},
+    stage::{Stage, condition, play, protected},
     world::CONTROLLERS,
 };
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kubexen_ownership::{Cut, liveness::Liveness};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
-use tokio::{
-    task::LocalSet,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 const MINUTE: Duration = Duration::from_mins(1);
 
@@ -58,12 +55,11 @@ fn says(stage: &Stage, reason: &str) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn a_word_to_unfence_is_followed_once_whoever_leads() {
-    let test = async {
-        let mut stage = Stage::set(json!({})).await;
+    play(json!({}), async |stage| {
         stage.machines_on("host-a", &[("one", protected())]).await;
         let number = stage.world.hosts.iter().position(|side| side.name == "host-a").unwrap();
         stage.world.hosts[number].agent.store.set_cut(Cut::Requests);
-        stage.until("it is back", |stage| stage.is_ready_on("one").is_some_and(|on| on != "host-a")).await;
+        stage.until_back("one", "host-a").await;
         stage.world.hosts[number].agent.store.set_cut(Cut::None);
         let boot = stage.boot("host-a").unwrap().boot_id.to_string();
         stage.fencing("host-a", json!({"unfenced": boot})).await;
@@ -74,21 +70,20 @@ async fn a_word_to_unfence_is_followed_once_whoever_leads() {
         // The word is forgotten, and the host dies for good.
         stage.machines_on("host-a", &[("two", protected())]).await;
         stage.cut_power("host-a").await;
-        stage.until("it is back", |stage| stage.is_ready_on("two").is_some_and(|on| on != "host-a")).await;
+        stage.until_back("two", "host-a").await;
         stage.restart_controllers().await;
         sleep(MINUTE * 2).await;
         assert!(stage.is_fenced("host-a").await, "it was followed before");
         stage.fencing("host-a", json!({"unfenced": null})).await;
         stage.until("it is forgotten", |stage| stage.status("host-a")["fencing"].is_null()).await;
         stage.nothing_is_broken();
-    };
-    LocalSet::new().run_until(test).await;
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_recovery_that_another_controller_ends_is_said_to_be_complete() {
-    let test = async {
-        let mut stage = Stage::set(json!({})).await;
+    play(json!({}), async |stage| {
         stage.machines_on("host-a", &[("one", protected())]).await;
         for side in &stage.world.hosts {
             *side.build_delay.lock().unwrap() = MINUTE;
@@ -106,21 +101,20 @@ async fn a_recovery_that_another_controller_ends_is_said_to_be_complete() {
         // So long that another controller leads, and has looked.
         sleep(MINUTE / 2).await;
         assert_eq!(stage.is_ready_on("one"), None, "it is still being started");
-        assert!(says(&stage, "Recovering"), "{:?}", stage.recovering());
+        assert!(says(stage, "Recovering"), "{:?}", stage.recovering());
         stage.until("it is complete", |stage| stage.is_complete("host-a")).await;
         assert_eq!(stage.status("host-a")["recovery"]["fenced"], fenced);
         assert_eq!(stage.machine("one")["status"]["recovery"]["fenced"], fenced);
         stage.until("the Pool says so", |stage| says(stage, "NothingToRecover")).await;
         stage.nothing_is_broken();
-    };
-    LocalSet::new().run_until(test).await;
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_recovery_is_complete_when_the_last_guest_that_is_left_is_wanted_no_more() {
     for change in [None, Some(json!({"spec": {"powerState": "Halted"}}))] {
-        let test = async {
-            let mut stage = Stage::set(json!({})).await;
+        play(json!({}), async |stage| {
             stage.machines_on("host-a", &[("one", protected())]).await;
             for host in ["host-b", "host-c"] {
                 let closed = json!({"spec": {"schedulable": false}});
@@ -142,15 +136,14 @@ async fn a_recovery_is_complete_when_the_last_guest_that_is_left_is_wanted_no_mo
             }
             stage.until("it is complete", |stage| stage.is_complete("host-a")).await;
             stage.until("the Pool says so", |stage| says(stage, "NothingToRecover")).await;
-        };
-        LocalSet::new().run_until(test).await;
+        })
+        .await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_has_not_answered_since_a_term_began_is_said_to_be_unreachable() {
-    let test = async {
-        let mut stage = Stage::set(json!({})).await;
+    play(json!({}), async |stage| {
         stage.until("the Pool is quiet", |stage| says(stage, "NothingToRecover")).await;
         stage.world.pool_store.set_outage(true);
         stage.restart_controllers().await;
@@ -158,17 +151,16 @@ async fn a_store_that_has_not_answered_since_a_term_began_is_said_to_be_unreacha
         stage.world.pool_store.set_outage(false);
         stage.until("and when it is over", |stage| says(stage, "NothingToRecover")).await;
         stage.nothing_is_broken();
-    };
-    LocalSet::new().run_until(test).await;
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_fence_record_of_a_boot_that_is_over_is_removed() {
-    let test = async {
-        let mut stage = Stage::set(json!({})).await;
+    play(json!({}), async |stage| {
         stage.machines_on("host-a", &[("one", protected()), ("left", json!({}))]).await;
         stage.cut_power("host-a").await;
-        stage.until("it is back", |stage| stage.is_ready_on("one").is_some_and(|on| on != "host-a")).await;
+        stage.until_back("one", "host-a").await;
         sleep(MINUTE * 5).await;
         assert!(stage.is_fenced("host-a").await, "the host is still off");
         let number = stage.world.hosts.iter().position(|side| side.name == "host-a").unwrap();
@@ -179,6 +171,6 @@ async fn the_fence_record_of_a_boot_that_is_over_is_removed() {
         assert!(stage.is_fenced("host-a").await, "what is under way may still be of the dead boot");
         stage.until_fenced("host-a", false).await;
         stage.nothing_is_broken();
-    };
-    LocalSet::new().run_until(test).await;
+    })
+    .await;
 }

@@ -8,7 +8,7 @@ use super::{
     users,
     world::World,
 };
-use crate::memory_api::{Observer, Perfect, Write};
+use crate::memory_api::{Object, Observer, Perfect, Write};
 use kube::{
     Api,
     api::{Patch, PatchParams},
@@ -96,8 +96,10 @@ fn domain(deleting: bool) -> Value {
     domain
 }
 
-fn write<'a>(before: Option<&'a Value>, object: &'a Value) -> Write<'a> {
-    Write { client: "test", kind: "Domain", before, object, deleted: false }
+fn wrote(judge: &Judge, before: Option<Value>, object: Value) {
+    let (before, object) = (before.map(Object::new).map(Arc::new), Arc::new(Object::new(object)));
+    let (before, object) = (before.as_ref(), &object);
+    judge.wrote(Write { client: "test", kind: "Domain", before, object, deleted: false });
 }
 
 fn broken(judge: &Judge) -> Vec<String> {
@@ -120,7 +122,7 @@ async fn a_token_that_goes_back_breaks_a_promise() {
     judge.creating("host-a", UUID, 4);
     let (before, mut after) = (domain(false), domain(false));
     after["status"] = json!({});
-    judge.wrote(write(Some(&before), &after));
+    wrote(&judge, Some(before), after);
     assert_eq!(broken(&judge), ["I3", "I3"]);
 }
 
@@ -151,10 +153,10 @@ async fn a_running_domain_is_destroyed_only_when_its_object_says_so() {
     let judge = judge_with_a_domain_on("host-a").await;
     judge.destroying("host-a", UUID, false, false);
     assert_eq!(broken(&judge), ["I4"], "without an object");
-    judge.wrote(write(None, &domain(false)));
+    wrote(&judge, None, domain(false));
     judge.destroying("host-a", UUID, false, false);
     assert_eq!(broken(&judge), ["I4", "I4"], "with an object that is wanted");
-    judge.wrote(write(Some(&domain(false)), &domain(true)));
+    wrote(&judge, Some(domain(false)), domain(true));
     judge.destroying("host-a", UUID, false, false);
     assert_eq!(broken(&judge).len(), 2, "with an object that is being deleted");
 }
@@ -240,10 +242,10 @@ async fn a_protected_guest_that_runs_nowhere_after_its_host_died_breaks_a_promis
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_is_asked_to_power_off_without_a_reason_breaks_a_promise() {
     let judge = judge_with_a_domain_on("host-a").await;
-    judge.wrote(write(None, &domain(false)));
+    wrote(&judge, None, domain(false));
     judge.asking_to_stop("host-a", UUID);
     assert_eq!(broken(&judge), ["I4"]);
-    judge.wrote(write(Some(&domain(false)), &domain(true)));
+    wrote(&judge, Some(domain(false)), domain(true));
     judge.asking_to_stop("host-a", UUID);
     assert_eq!(broken(&judge).len(), 1, "its object is being deleted");
 }
@@ -252,6 +254,7 @@ async fn a_guest_that_is_asked_to_power_off_without_a_reason_breaks_a_promise() 
 async fn the_domain_of_a_guest_that_runs_and_is_wanted_is_not_deleted() {
     let judge = judge_with_a_domain_on("host-a").await;
     let machine = json!({"metadata": {"uid": UUID.to_string()}, "spec": {"powerState": "Running"}});
+    let machine = Arc::new(Object::new(machine));
     judge.wrote(Write {
         client: super::users::PEOPLE,
         kind: "VirtualMachine",
@@ -259,7 +262,7 @@ async fn the_domain_of_a_guest_that_runs_and_is_wanted_is_not_deleted() {
         object: &machine,
         deleted: false,
     });
-    judge.wrote(write(None, &domain(false)));
-    judge.wrote(write(Some(&domain(false)), &domain(true)));
+    wrote(&judge, None, domain(false));
+    wrote(&judge, Some(domain(false)), domain(true));
     assert_eq!(broken(&judge), ["I4"]);
 }

@@ -216,6 +216,7 @@ impl World {
         let (weather, standstill, effects) = (Weather::worse(), Standstill::default(), Effects::default());
         let san = SharedLocation::new("san-1", 1 << 40);
         let pool_store = MemoryStore::new();
+        let process = |name| Process::new(name, seed, &weather, &pool_store, &standstill, &effects, &judge);
         let hosts = HOSTS
             .into_iter()
             .map(|name| {
@@ -230,15 +231,7 @@ impl World {
                 }
                 let local = BTreeMap::from([("local".to_owned(), 1 << 40)]);
                 let storage = MemoryStorage::new(local).reaching("san", &san);
-                let agent = Process::new(
-                    format!("agent-{name}"),
-                    seed,
-                    &weather,
-                    &pool_store,
-                    &standstill,
-                    &effects,
-                    &judge,
-                );
+                let agent = process(format!("agent-{name}"));
                 HostSide {
                     name,
                     boot_id: host.boot_id().unwrap_or_default(),
@@ -253,19 +246,7 @@ impl World {
                 }
             })
             .collect();
-        let controllers = (0..CONTROLLERS)
-            .map(|number| {
-                Process::new(
-                    format!("controller-{number}"),
-                    seed,
-                    &weather,
-                    &pool_store,
-                    &standstill,
-                    &effects,
-                    &judge,
-                )
-            })
-            .collect();
+        let controllers = (0..CONTROLLERS).map(|number| process(format!("controller-{number}"))).collect();
         Self {
             api,
             judge,
