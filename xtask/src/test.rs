@@ -50,7 +50,8 @@ impl Part {
         };
         Ok(match self {
             Self::Unit => {
-                let mut tests = vec!["--lib".to_owned(), "--bins".to_owned()];
+                // Of the programs only xtask has tests: what the others do is in their libraries.
+                let mut tests = ["--lib", "--bin", "xtask"].map(str::to_owned).to_vec();
                 tests.extend(integration_tests()?.into_iter().flat_map(|name| ["--test".to_owned(), name]));
                 vec![tests, vec!["--doc".to_owned()]]
             }
