@@ -60,10 +60,14 @@ pub fn program(profile: Profile, name: &str, features: &[&str]) -> Result<PathBu
 /// Builds what cargo is asked for.
 ///
 /// What only tests depend on gives shared dependencies more features, and parts of the workspace asked for alone would leave some
-/// out. Whatever is built is therefore built for the whole workspace and together with a test program, or else those
-/// dependencies and most of the workspace would be built anew for every verb.
+/// out. Whatever is built is therefore built for the whole workspace and, in the profile that tests are built in, together with a
+/// test program, or else those dependencies and most of the workspace would be built anew for every verb.
 fn build(profile: Profile, what: &[&str], tests: &[&str]) -> Result<()> {
-    let tests = [ANY_TEST].iter().chain(tests).flat_map(|test| ["--test", test]);
+    let any_test = match profile {
+        Profile::Dev => Some(ANY_TEST),
+        Profile::Release => None,
+    };
+    let tests = any_test.iter().chain(tests).flat_map(|test| ["--test", test]);
     run(cargo()?.args(["build", "--workspace", "--profile", profile.name()]).args(what).args(tests))
 }
 

@@ -104,7 +104,8 @@ async fn nothing_is_started_stopped_or_stolen_before_an_operator_confirms_the_re
         let epoch = until_frozen_and_on_record(stage).await;
         assert!(epoch.starts_with("2-"), "{epoch}");
         change(stage, "made", json!({"spec": {"powerState": "Halted"}})).await;
-        let spec = json!({"memory": {"size": "256Mi"}, "boot": {"type": "PVH", "kernel": {"name": "linux", "commandLine": ""}}});
+        let boot = json!({"type": "PVH", "kernel": {"name": "linux", "commandLine": ""}});
+        let spec = json!({"memory": {"size": "256Mi"}, "boot": boot});
         let later = json!({"metadata": {"name": "later"}, "spec": spec});
         stage.machines.create(&PostParams::default(), &object(later)).await.unwrap();
         // An agent that is started anew knows it from the store alone.
@@ -138,7 +139,7 @@ async fn nothing_is_started_stopped_or_stolen_before_an_operator_confirms_the_re
         stage.until_back("moved", "host-b").await;
         stage.nothing_is_broken();
     })
-.await;
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
